@@ -1,0 +1,322 @@
+"""The command line: parse, call, print. ``flask-backend``, and the same commands as ``flask backend``."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .exits import ExitCode
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from .extension import Backend
+    from .supervisor import ChildContext, Pool
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
+
+
+# -- parameters ----------------------------------------------------------------------------------------------
+
+
+def parse_size(value: str) -> int:
+    """Read bytes, as ``200M`` or ``1.5G``."""
+    match = SIZE.fullmatch(value.strip())
+    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size <= 0:
+        raise click.BadParameter(f"{value!r} is no size: expected a number with K, M, G or T, as 200M or 1.5G")
+    return size
+
+
+def parse_queue(value: str) -> tuple[str, int | None]:
+    """Read a queue with a number of workers of its own, ``NAME=8``, or without, ``NAME``."""
+    name, equals, count = value.partition("=")
+    if equals and not (count.isdecimal() and int(count) > 0):
+        raise click.BadParameter(f"{value!r}: expected a number of workers from 1 after the =, got {count!r}")
+    return name, int(count) if equals else None
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use: by its affinity, and by the quota of its control group."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cpus
+    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+
+
+def drain_timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--drain-timeout",
+        type=click.FloatRange(min=0),
+        default=25.0,
+        envvar="BACKEND_DRAIN_TIMEOUT",
+        show_envvar=True,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long running tasks may go on after TERM, before they are given back to the queue.",
+    )(function)
+
+
+# -- the app -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoadedApp:
+    app: Flask
+    backend: Backend
+
+
+class AppLoadError(click.ClickException):
+    """The app cannot be used as it is; restarting will not help."""
+
+    exit_code = ExitCode.CONFIG
+
+
+def load_app(ctx: click.Context) -> LoadedApp:
+    """Load the app as Flask does; raise :exc:`AppLoadError` with what the user's own code had to say."""
+    from flask.cli import NoAppException, ScriptInfo
+
+    from .extension import EXTENSION_KEY, Backend
+    from .logs import configure
+
+    try:
+        app = ctx.ensure_object(ScriptInfo).load_app()
+    except NoAppException as error:
+        raise AppLoadError(error.format_message()) from error
+    except StopWhileLoading:
+        raise
+    except BaseException as error:
+        raise AppLoadError(f"the app cannot be imported.\n\n{_users_traceback(error)}") from error
+    configure(app)
+    backend = app.extensions.get(EXTENSION_KEY)
+    if not isinstance(backend, Backend):
+        raise AppLoadError(f"app {app.name!r} has no Backend: use Backend(app), or backend.init_app(app)")
+    return LoadedApp(app, backend)
+
+
+def check_queue(loaded: LoadedApp, queue: str) -> None:
+    queues = loaded.backend.queues
+    if queue not in queues:
+        known = "\n".join(f"  {name}" for name in sorted(queues)) or "  none"
+        raise AppLoadError(
+            f"nothing in app {loaded.app.name!r} is registered for queue {queue!r}. Its queues are:\n{known}"
+        )
+
+
+def _users_traceback(error: BaseException) -> str:
+    """Format a traceback that begins in the user's code, not in what imports it."""
+    tb = error.__traceback__
+    while tb is not None and _is_machinery(tb):
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(error), error, tb)).rstrip()
+
+
+def _is_machinery(tb: TracebackType) -> bool:
+    filename = tb.tb_frame.f_code.co_filename
+    module = tb.tb_frame.f_globals.get("__name__", "")
+    return filename.startswith("<frozen") or module in {__name__, "flask.cli"}
+
+
+class StopWhileLoading(SystemExit):  # an exit, not an error
+    """TERM or INT came while the app was being imported."""
+
+
+def exit_on_stop_signals() -> None:
+    """Exit with 0 on TERM and INT while there is nothing to drain yet; process 1 would ignore them otherwise."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise StopWhileLoading(ExitCode.OK)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+# -- commands ------------------------------------------------------------------------------------------------
+
+
+@click.group()
+def commands() -> None:
+    """Run and check the workers of Flask-Backend."""
+
+
+@commands.command()
+@click.option(
+    "--queue",
+    "-q",
+    "queues",
+    type=parse_queue,
+    metavar="NAME[=WORKERS]",
+    multiple=True,
+    envvar="BACKEND_QUEUES",
+    show_envvar=True,
+    help="A queue to serve, with its own number of workers or without. May be repeated. Default: all the app has.",
+)
+@click.option(
+    "--workers",
+    "-w",
+    type=click.IntRange(min=1),
+    envvar="BACKEND_WORKERS",
+    show_envvar=True,
+    help="Workers for each queue.  [default: the CPUs this process may use]",
+)
+@click.option(
+    "--max-memory",
+    type=parse_size,
+    metavar="SIZE",
+    envvar="BACKEND_MAX_MEMORY",
+    show_envvar=True,
+    help="Recycle a worker, after its task, whose private memory is larger: 200M, 1.5G.",
+)
+@click.option(
+    "--max-tasks",
+    type=click.IntRange(min=1),
+    envvar="BACKEND_MAX_TASKS",
+    show_envvar=True,
+    help="Recycle a worker after so many tasks.",
+)
+@drain_timeout_option
+@click.pass_context
+def supervise(  # noqa: PLR0913  # one parameter for each option
+    ctx: click.Context,
+    queues: tuple[tuple[str, int | None], ...],
+    workers: int | None,
+    max_memory: int | None,
+    max_tasks: int | None,
+    drain_timeout: float,
+) -> None:
+    """Import the app once, fork workers for each queue, and keep them running.
+
+    TERM or INT drains: no new tasks, running ones get the drain timeout, then are given back. A second one, or QUIT,
+    gives back at once. TTIN and TTOU add and remove a worker for each queue; USR1 prints every Python stack.
+
+    Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
+    4 stopped as asked, but some tasks were given back unfinished.
+    """
+    exit_on_stop_signals()
+    # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
+    # unshare the pages of every worker.
+    gc.disable()
+    loaded = load_app(ctx)
+    pools = plan_pools(loaded, queues, workers or available_cpus())
+    warn_of_threads()
+
+    from .supervisor import Options, Supervisor
+    from .worker import Limits, Worker
+
+    def work(context: ChildContext) -> int:
+        limits = Limits(drain_timeout, max_tasks=max_tasks, lifeline=context.lifeline)
+        return Worker(loaded.app, loaded.backend, context.pool, context, limits).run()
+
+    supervisor = Supervisor(pools, work, Options(drain_timeout_s=drain_timeout, max_memory_bytes=max_memory))
+    gc.freeze()
+    gc.enable()
+    sys.exit(supervisor.run())
+
+
+def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int) -> list[Pool]:
+    from .supervisor import Pool
+
+    wanted = queues or tuple((name, None) for name in loaded.backend.queues)
+    if not wanted:
+        raise AppLoadError(f"app {loaded.app.name!r} registers no task and no receiver")
+    pools = [Pool(name, count or workers) for name, count in wanted]
+    for pool in pools:
+        check_queue(loaded, pool.name)
+    if len({pool.name for pool in pools}) < len(pools):
+        raise click.UsageError("a queue is named twice: say each once, as --queue NAME=WORKERS")
+    return pools
+
+
+def warn_of_threads() -> None:
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if others:
+        click.echo(
+            f"Warning: importing the app has started threads ({', '.join(others)}); they do not run in the workers, "
+            "and what they hold locked stays locked there. Start them in a before_first_task hook.",
+            err=True,
+        )
+
+
+@commands.command()
+@click.argument("queue")
+@drain_timeout_option
+@click.pass_context
+def worker(ctx: click.Context, queue: str, drain_timeout: float) -> None:
+    """Run one worker of QUEUE in the foreground, without a supervisor.
+
+    TERM or INT finishes the running task and exits; a second one, or QUIT, gives it back and exits at once.
+    """
+    exit_on_stop_signals()
+    loaded = load_app(ctx)
+    check_queue(loaded, queue)
+
+    from .worker import Foreground, Limits, Worker
+
+    sys.exit(Worker(loaded.app, loaded.backend, queue, Foreground(queue), Limits(drain_timeout)).run())
+
+
+@commands.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def check(ctx: click.Context, *, as_json: bool) -> None:
+    """Load the app, run nothing, and say what was found. Exit code 3 if the app cannot be loaded."""
+    loaded = load_app(ctx)
+    found = {
+        "app": loaded.app.name,
+        "broker": str(loaded.backend.settings_of(loaded.app).address),
+        "queues": [
+            {
+                "queue": handlers.queue,
+                "tasks": sorted(handlers.tasks),
+                "receiver": handlers.receiver.__name__ if handlers.receiver else None,
+                "before_first_task": [hook.__name__ for hook in handlers.hooks],
+            }
+            for handlers in loaded.backend.queues.values()
+        ],
+    }
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(f"app:    {found['app']}\nbroker: {found['broker']}")
+    for handlers in loaded.backend.queues.values():
+        click.echo(f"queue:  {handlers.queue}")
+        for name in sorted(handlers.tasks):
+            click.echo(f"  task {name}")
+        if handlers.receiver:
+            click.echo(f"  receiver {handlers.receiver.__name__}")
+        for hook in handlers.hooks:
+            click.echo(f"  before first task {hook.__name__}")
+    if not loaded.backend.queues:
+        click.echo("no tasks and no receivers")
+
+
+@click.group(commands=commands.commands, help=commands.help)
+@click.option(
+    "--app",
+    "-A",
+    envvar="FLASK_APP",
+    show_envvar=True,
+    help="The Flask app or factory, as in `flask --app`: MODULE, MODULE:NAME, FILE. Default: app.py or wsgi.py.",
+)
+@click.version_option(package_name="flask-backend")
+@click.pass_context
+def main(ctx: click.Context, app: str | None) -> None:
+    from flask.cli import ScriptInfo, load_dotenv
+
+    load_dotenv()
+    ctx.obj = ScriptInfo(app_import_path=app or os.environ.get("FLASK_APP"))

@@ -1,0 +1,84 @@
+"""Every setting of the extension, once: its name, type, default and meaning."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+
+URI_KEY = "BACKEND_CONNECTION_URI"
+DEFAULT_PORT = 11300  # beanstalkd's own
+_URI = re.compile(r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?")
+_MAX_UINT32 = 2**32 - 1  # the protocol's limit of a TTR
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the broker listens."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"btq://{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, uri: object) -> Address:
+        """Read ``btq://host[:port]``; raise :exc:`ConfigError`, naming the key and the forms that are right."""
+        match = _URI.fullmatch(uri) if isinstance(uri, str) else None
+        port = int(match["port"] or DEFAULT_PORT) if match else 0
+        if match is None or not 0 < port < 2**16:
+            raise ConfigError(
+                f"{URI_KEY} is {uri!r}; expected btq://HOST or btq://HOST:PORT, "
+                "for example btq://127.0.0.1:11300 or btq://[::1]:11300"
+            )
+        return cls(match["v6"] or match["host"], port)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What ``init_app`` reads from ``app.config``.
+
+    ``BACKEND_CONNECTION_URI`` (``btq://127.0.0.1:11300``)
+        Where Beanstalkd is. Without the key the environment variable of the same name counts.
+    ``BACKEND_TTR`` (120)
+        The seconds that a worker may be silent before Beanstalkd gives its job to another. Workers touch their
+        job while it runs, so this is no limit on a task's length.
+    ``BACKEND_TIMEOUT`` (5)
+        The seconds to wait for Beanstalkd to connect or to answer.
+    """
+
+    address: Address = Address()
+    ttr_s: int = 120
+    timeout_s: float = 5.0
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        uri = config.get(URI_KEY) or os.environ.get(URI_KEY)
+        return cls(
+            address=Address.parse(uri) if uri is not None else _DEFAULTS.address,
+            ttr_s=_whole(config, "BACKEND_TTR", _DEFAULTS.ttr_s),
+            timeout_s=_positive(config, "BACKEND_TIMEOUT", _DEFAULTS.timeout_s),
+        )
+
+
+def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_UINT32:
+        raise ConfigError(f"{key} is {value!r}; expected whole seconds from 1 to {_MAX_UINT32}")
+    return value
+
+
+def _positive(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _MAX_UINT32:
+        raise ConfigError(f"{key} is {value!r}; expected seconds, more than 0")
+    return float(value)
+
+
+_DEFAULTS = Settings()

@@ -1,0 +1,142 @@
+"""The second thread of a worker: all that must go on while the first is inside a task.
+
+It touches the job, so that a task may take longer than its time to run; it shows the task in the process title;
+it notices that the supervisor is gone; and it ends the process at the deadline of a drain. It sleeps while the
+worker is idle, and looks at a task only once that has run for a while, so that short tasks cost nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .broker import Connection, ReservedJob
+from .errors import BrokerConnectionError, BrokerError
+
+logger = logging.getLogger("flask_backend.worker")
+
+# How often a running task is looked at: short enough for a TTR of one second, the server's least.
+TICK_S = 0.5
+# Touched this many times within its TTR, a job survives two touches that come late.
+TOUCHES_PER_TTR = 3
+
+
+@dataclass(slots=True)
+class Lease:
+    """The job that the worker holds now, on the connection that reserved it."""
+
+    connection: Connection
+    job: ReservedJob
+    label: str
+    started: float
+    touch_every_s: float | None = None
+    touch_at: float = 0.0
+    is_lost: bool = False
+
+
+class Keeper:
+    """Start it after the fork; then tell it of each job with :meth:`hold` and :meth:`let_go`."""
+
+    def __init__(self, *, show: Callable[[str], None], leave: Callable[[], None]) -> None:
+        """``show`` sets the process title; ``leave`` ends the process at once, whatever it is doing."""
+        self._show = show
+        self._leave = leave
+        self._lease: Lease | None = None
+        # Held for each exchange on the connection while a job is held: a touch never meets the worker's own commands.
+        self._lock = threading.Lock()
+        self._is_asleep = False
+        self._leave_at: float | None = None
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_w, False)
+        os.set_blocking(self._wake_r, False)
+
+    def watch(self, fd: int, on_end: Callable[[], None]) -> None:
+        """Call ``on_end``, once, when ``fd`` becomes readable. To be said before :meth:`start`."""
+        self._watched[fd] = on_end
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="flask-backend-keeper", daemon=True).start()
+
+    def hold(self, connection: Connection, job: ReservedJob, label: str) -> None:
+        self._lease = Lease(connection, job, label, time.monotonic())
+        if self._is_asleep:
+            self._wake()
+
+    def let_go(self) -> None:
+        """Stop caring for the job; when this returns no touch is on the way and none will come."""
+        with self._lock:
+            self._lease = None
+
+    def leave_by(self, deadline: float) -> None:
+        """End the process at ``deadline`` of the monotonic clock, unless it has ended by itself."""
+        self._leave_at = deadline
+        self._wake()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # full of wake-ups already
+            os.write(self._wake_w, b"\0")
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for fd in (self._wake_r, *self._watched):
+            poll.register(fd, select.POLLIN)
+        shown = False
+        while True:
+            for fd, _ in poll.poll(self._timeout_ms(shown=shown)):
+                if fd == self._wake_r:
+                    os.read(fd, 4096)
+                else:
+                    poll.unregister(fd)
+                    self._watched[fd]()
+            self._is_asleep = False
+            if self._leave_at is not None and time.monotonic() >= self._leave_at:
+                self._leave()
+            shown = self._tend(shown=shown)
+
+    def _timeout_ms(self, *, shown: bool) -> float | None:
+        """How long to sleep: a tick while a task runs, until the deadline of a drain, or until woken."""
+        # First say so, then look: the worker does it the other way round, and one of us sees the other.
+        self._is_asleep = True
+        timeouts = [TICK_S] if self._lease is not None or shown else []
+        if self._leave_at is not None:
+            timeouts.append(max(0.0, self._leave_at - time.monotonic()))
+        return min(timeouts) * 1000 + 1 if timeouts else None
+
+    def _tend(self, *, shown: bool) -> bool:
+        """Look at the running task; return whether the process title tells of one."""
+        lease = self._lease
+        now = time.monotonic()
+        if lease is None or now - lease.started < TICK_S:
+            if shown:
+                self._show("")
+            return False
+        self._show(f"{lease.label} {now - lease.started:.0f}s")
+        if now >= lease.touch_at and not lease.is_lost:
+            self._touch(lease, now)
+        return True
+
+    def _touch(self, lease: Lease, now: float) -> None:
+        with self._lock:
+            if self._lease is not lease:
+                return
+            try:
+                if lease.touch_every_s is None:
+                    # Producers choose the TTR, and RESERVED does not tell it.
+                    lease.touch_every_s = lease.connection.counters(lease.job).ttr_s / TOUCHES_PER_TTR
+                lease.connection.touch(lease.job)
+            except BrokerError as error:
+                lease.is_lost = True
+                logger.warning(
+                    "job %d (%s) runs on but is no longer held by this worker, and may run twice: %s",
+                    lease.job.id,
+                    lease.label,
+                    error if isinstance(error, BrokerConnectionError) else "its time to run was over",
+                )
+        lease.touch_at = now + (lease.touch_every_s or 0.0)

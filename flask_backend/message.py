@@ -1,0 +1,91 @@
+"""The JSON envelope of a task's job: encode, decode. Pure."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from .errors import MessageDecodeError, MessageEncodeError
+
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One call of a task, as it travels.
+
+    ``headers`` holds ``id``, our own name for the job (beanstalkd's ids may start again at 1), and ``at``, the
+    time of scheduling in seconds since the epoch; a message of another producer may have none.
+    """
+
+    endpoint: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def new_headers() -> dict[str, Any]:
+    return {"id": os.urandom(16).hex(), "at": round(time.time(), 3)}
+
+
+def encode_json(value: Any) -> bytes:
+    """Return compact UTF-8 JSON, or raise :exc:`MessageEncodeError` with the encoder's reason."""
+    try:
+        return _encoder.encode(value).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MessageEncodeError(str(error)) from error
+
+
+def encode(message: Message) -> bytes:
+    return encode_json(
+        {
+            "endpoint": message.endpoint,
+            "args": message.args,
+            "kwargs": message.kwargs,
+            "headers": message.headers,
+        }
+    )
+
+
+def decode_json(body: bytes) -> Any:
+    """Return the value in ``body``; raise :exc:`MessageDecodeError` if no version of any worker could read it."""
+    try:
+        return json.loads(body.decode())
+    except RecursionError as error:
+        raise MessageDecodeError("the JSON is nested too deeply to decode") from error
+    except ValueError as error:  # bad UTF-8, bad JSON, and integers too long for Python to convert
+        raise MessageDecodeError(f"the body is not JSON in UTF-8: {error}") from error
+
+
+def decode(body: bytes) -> Message:
+    """Return the task's message in ``body``; missing parts but the endpoint mean empty."""
+    value = decode_json(body)
+    if not isinstance(value, dict):
+        raise MessageDecodeError(f"expected a JSON object with an endpoint, got {_json_type(value)}")
+    fields = cast("dict[str, Any]", value)
+    if "endpoint" not in fields:
+        raise MessageDecodeError("the JSON object has no 'endpoint'")
+    for name, wanted in _PARTS.items():
+        if name in fields and not isinstance(fields[name], wanted):
+            raise MessageDecodeError(f"{name!r} is {_json_type(fields[name])}, not {_JSON_TYPES[wanted]}")
+    return Message(**{name: fields[name] for name in _PARTS if name in fields})
+
+
+_PARTS = {"endpoint": str, "args": list, "kwargs": dict, "headers": dict}
+_JSON_TYPES = {
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def _json_type(value: Any) -> str:
+    return _JSON_TYPES[type(value)]

@@ -1,0 +1,59 @@
+"""The table of living children: only keeps books."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .plan import Slot
+from .scoreboard import Row
+from .states import CHILD_TRANSITIONS, ChildEvent, ChildState, next_state
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """A child as its parent sees it."""
+
+    slot: Slot
+    pid: int
+    row: Row
+    started: float
+    state: ChildState = ChildState.STARTING
+    was_ready: bool = False
+    recycle_reason: str | None = None
+
+    def apply(self, event: ChildEvent) -> None:
+        self.state = next_state(CHILD_TRANSITIONS, self.state, event)
+        self.was_ready |= event is ChildEvent.REPORTED_READY
+
+    @property
+    def was_told_to_end(self) -> bool:
+        return self.state in (ChildState.DRAINING, ChildState.KILLED)
+
+
+class Children:
+    def __init__(self) -> None:
+        self._by_pid: dict[int, Child] = {}
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self._by_pid.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_pid)
+
+    def add(self, child: Child) -> None:
+        self._by_pid[child.pid] = child
+
+    def get(self, pid: int) -> Child | None:
+        return self._by_pid.get(pid)
+
+    def remove(self, pid: int) -> None:
+        del self._by_pid[pid]
+
+    def slots(self) -> set[Slot]:
+        return {child.slot for child in self._by_pid.values()}
+
+    def count_ready(self, pool: str | None = None) -> int:
+        return sum(
+            child.state is ChildState.READY and pool in (None, child.slot.pool) for child in self._by_pid.values()
+        )

@@ -1,0 +1,89 @@
+"""Everything that the supervisor waits for, as events: signals, and what children report.
+
+Signal handlers do nothing: the interpreter writes the signal's number to a pipe (`set_wakeup_fd`), and the loop reads
+it there. Children report through one pipe, in messages small enough to be written whole (pipe(7), PIPE_BUF).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from types import FrameType
+
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGCHLD,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR1,
+)
+_REPORT = struct.Struct("=Bi")
+_READ_BYTES = _REPORT.size * 1000  # a multiple, so that no report is read by half
+
+
+class ReportKind(IntEnum):
+    READY = 1
+    RECYCLE_DUE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a child says."""
+
+    kind: ReportKind
+    pid: int
+
+
+class Inbox:
+    """Open it before the first fork; each child must :meth:`close_in_child`."""
+
+    def __init__(self) -> None:
+        self._wakeup_r, self._wakeup_w = os.pipe()
+        self._report_r, self._report_w = os.pipe()
+        for fd in (self._wakeup_r, self._wakeup_w, self._report_r):
+            os.set_blocking(fd, False)
+        self._poll = select.poll()
+        self._poll.register(self._wakeup_r, select.POLLIN)
+        self._poll.register(self._report_r, select.POLLIN)
+
+    def install(self) -> None:
+        signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, _leave_it_to_the_loop)
+
+    def wait(self, timeout_s: float | None) -> list[signal.Signals | Report]:
+        """Return what has come, after waiting at most ``timeout_s`` seconds for the first."""
+        events: list[signal.Signals | Report] = []
+        # Rounded up to whole milliseconds: rounded down, the last of them would be a busy loop.
+        for fd, _ in self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000 + 1):
+            data = os.read(fd, _READ_BYTES)
+            if fd == self._wakeup_r:
+                events.extend(signal.Signals(number) for number in data)
+            else:
+                events.extend(Report(ReportKind(kind), pid) for kind, pid in _REPORT.iter_unpack(data))
+        return events
+
+    def report(self, kind: ReportKind) -> None:
+        """Say something to the supervisor; for use in a child."""
+        with suppress(BrokenPipeError):  # it is gone, which the lifeline tells
+            os.write(self._report_w, _REPORT.pack(kind, os.getpid()))
+
+    def close_in_child(self) -> None:
+        """Undo :meth:`install` and close what only the supervisor may read."""
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        for fd in (self._wakeup_r, self._wakeup_w, self._report_r):
+            os.close(fd)
+
+
+def _leave_it_to_the_loop(_number: int, _frame: FrameType | None) -> None:
+    pass

@@ -1,0 +1,176 @@
+"""The only place that forks, kills and waits."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from flask_backend.exits import ExitCode
+from flask_backend.titles import show_worker
+
+from .inbox import Inbox, ReportKind
+from .scoreboard import Row
+
+logger = logging.getLogger("flask_backend.supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: by its own exit status or by a signal."""
+
+    pid: int
+    status: int | None
+    signal: int | None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exited with status {self.status}"
+        hint = ", perhaps out of memory" if self.signal == signal.SIGKILL else ""
+        return f"was killed by signal {self.signal} ({signal.strsignal(self.signal)}{hint})"
+
+
+class Lifeline:
+    """A pipe to which nobody writes: children see its end when the last writer, the supervisor, is gone."""
+
+    def __init__(self) -> None:
+        self.read_end, self._write_end = os.pipe()
+
+    def close_in_child(self) -> None:
+        os.close(self._write_end)
+
+
+class ChildContext:
+    """What a child's body gets: where it belongs, and how to report."""
+
+    def __init__(self, pool: str, row: Row, inbox: Inbox, lifeline: Lifeline, mask: Iterable[int]) -> None:
+        self.pool = pool
+        self.lifeline = lifeline.read_end
+        self._row = row
+        self._inbox = inbox
+        self._mask = mask
+
+    def accept_signals(self) -> None:
+        """Let signals through, once the body has installed its handlers: one that came before is not lost."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def ready(self) -> None:
+        self.show("")
+        self._inbox.report(ReportKind.READY)
+
+    def recycle_due(self) -> None:
+        self._inbox.report(ReportKind.RECYCLE_DUE)
+
+    def busy(self, job_id: int) -> None:
+        self._row.busy_job = job_id
+
+    def idle(self) -> None:
+        self._row.busy_job = 0
+
+    def show(self, activity: str) -> None:
+        show_worker(self.pool, activity)
+
+
+Body = Callable[[ChildContext], int]
+
+
+def spawn(body: Body, pool: str, row: Row, inbox: Inbox, lifeline: Lifeline) -> int:
+    """Fork a child that runs ``body`` and exits with what it returns; return its pid.
+
+    Signals are blocked across the fork, and stay so in the child until it has handlers of its own: with the
+    parent's, an early TERM would be lost.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_child(body, ChildContext(pool, row, inbox, lifeline, mask), inbox, lifeline)
+        with suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)  # here too, so that the group exists when we want to kill it
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _be_child(body: Body, context: ChildContext, inbox: Inbox, lifeline: Lifeline) -> None:
+    """Never returns: what is on the stack below belongs to the parent."""
+    status: int = ExitCode.FAILED
+    try:
+        os.setpgid(0, 0)  # the terminal's Ctrl-C is for the supervisor alone
+        inbox.close_in_child()
+        lifeline.close_in_child()
+        faulthandler.register(signal.SIGUSR1)
+        gc.enable()
+        context.show("starting")
+        status = body(context)
+    except BaseException:  # nothing may pass into the parent's frames
+        logger.exception("a worker of %s failed", context.pool)
+    finally:
+        with suppress(Exception):
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def drain(pid: int) -> None:
+    """Ask a child to finish what it holds and to exit."""
+    os.kill(pid, signal.SIGTERM)
+
+
+def kill(pid: int) -> None:
+    """End a child and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def dump_stacks(pids: Iterator[int]) -> None:
+    """Have this process and the children write their Python stacks to stderr."""
+    faulthandler.dump_traceback()
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+
+
+def reap(is_ours: Callable[[int], bool]) -> Iterator[Exit]:
+    """Collect every dead child, and kill whatever ours left running.
+
+    Strangers are collected too: as process 1 of a container we inherit them.
+    """
+    while True:
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if info is None:
+            return
+        if is_ours(info.si_pid):
+            kill(info.si_pid)  # its group, while the dead still holds the number
+        _, status = os.waitpid(info.si_pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        yield Exit(info.si_pid, code if code >= 0 else None, -code if code < 0 else None)
+
+
+def rss_bytes(pid: int) -> int:
+    import psutil  # takes 48 ms, and only --max-memory needs it
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0  # it has just died
+
+
+def private_bytes(pid: int) -> int:
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_full_info().uss)
+    except psutil.Error:
+        return 0

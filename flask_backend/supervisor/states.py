@@ -1,0 +1,77 @@
+"""The life of a child, and of the supervisor: every transition there is, in two tables. Pure.
+
+A child is STARTING from its fork until it reports READY. To drain it is to ask it to finish what it holds; to kill
+it is SIGKILL, at a deadline or when someone asked for the end at once. Whether a READY child is busy is not a
+state here: it is in the scoreboard, where the child writes it without a word to its parent.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TypeVar
+
+
+class ChildState(Enum):
+    STARTING = auto()
+    READY = auto()
+    DRAINING = auto()
+    KILLED = auto()
+    EXITED = auto()
+
+
+class ChildEvent(Enum):
+    REPORTED_READY = auto()
+    DRAIN = auto()
+    KILL = auto()
+    EXIT = auto()
+
+
+class SupervisorState(Enum):
+    STARTING = auto()
+    RUNNING = auto()
+    DRAINING = auto()
+    STOPPED = auto()
+
+
+class SupervisorEvent(Enum):
+    ALL_POOLS_READY = auto()
+    DRAIN = auto()
+    NO_CHILDREN = auto()
+
+
+CHILD_TRANSITIONS = {
+    (ChildState.STARTING, ChildEvent.REPORTED_READY): ChildState.READY,
+    (ChildState.STARTING, ChildEvent.DRAIN): ChildState.DRAINING,
+    (ChildState.STARTING, ChildEvent.KILL): ChildState.KILLED,
+    (ChildState.STARTING, ChildEvent.EXIT): ChildState.EXITED,
+    (ChildState.READY, ChildEvent.DRAIN): ChildState.DRAINING,
+    (ChildState.READY, ChildEvent.KILL): ChildState.KILLED,
+    (ChildState.READY, ChildEvent.EXIT): ChildState.EXITED,
+    # A report that was on its way when the child was told to end.
+    (ChildState.DRAINING, ChildEvent.REPORTED_READY): ChildState.DRAINING,
+    (ChildState.DRAINING, ChildEvent.KILL): ChildState.KILLED,
+    (ChildState.DRAINING, ChildEvent.EXIT): ChildState.EXITED,
+    (ChildState.KILLED, ChildEvent.REPORTED_READY): ChildState.KILLED,
+    (ChildState.KILLED, ChildEvent.EXIT): ChildState.EXITED,
+}
+
+SUPERVISOR_TRANSITIONS = {
+    (SupervisorState.STARTING, SupervisorEvent.ALL_POOLS_READY): SupervisorState.RUNNING,
+    (SupervisorState.STARTING, SupervisorEvent.DRAIN): SupervisorState.DRAINING,
+    (SupervisorState.RUNNING, SupervisorEvent.DRAIN): SupervisorState.DRAINING,
+    (SupervisorState.DRAINING, SupervisorEvent.NO_CHILDREN): SupervisorState.STOPPED,
+}
+
+State = TypeVar("State", ChildState, SupervisorState)
+Event = TypeVar("Event", ChildEvent, SupervisorEvent)
+
+
+class UnexpectedEventError(Exception):
+    """A state was given an event that its table does not have: a mistake of ours."""
+
+
+def next_state(table: dict[tuple[State, Event], State], state: State, event: Event) -> State:
+    try:
+        return table[state, event]
+    except KeyError:
+        raise UnexpectedEventError(f"{event.name} in state {state.name}") from None

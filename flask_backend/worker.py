@@ -1,0 +1,361 @@
+"""The reserve loop: reserve, execute, settle, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+from flask import Flask
+
+from .broker import Connection, ReservedJob
+from .errors import (
+    BrokerConnectionError,
+    BrokerError,
+    JobNotFoundError,
+    MessageDecodeError,
+    UnknownEndpointError,
+)
+from .execution import read_call, run_call, run_hooks
+from .exits import ExitCode
+from .extension import Backend
+from .keeper import Keeper
+from .message import decode
+from .retry import Bury, Release, after_failure
+from .titles import show_worker
+
+logger = logging.getLogger("flask_backend.worker")
+# Kept apart, so that error trackers can tell a task's failure from ours.
+task_logger = logging.getLogger("flask_backend.task")
+
+# A reserve is finite so that a waiter whose host vanished swallows no jobs for long, and a frozen server is noticed.
+RESERVE_S = 20
+# How long to wait before the next try to reach the broker: doubling, with jitter.
+RECONNECT_MIN_S = 0.1
+RECONNECT_MAX_S = 5.0
+# A worker that is due for recycling waits this long for its turn, then works on until the turn comes.
+RECYCLE_PATIENCE_S = 5.0
+
+
+class Host(Protocol):
+    """What a worker tells whoever runs it."""
+
+    def accept_signals(self) -> None:
+        """Hear that the worker has installed its signal handlers."""
+
+    def ready(self) -> None:
+        """Hear that the hooks have run and that the worker is about to reserve."""
+
+    def busy(self, job_id: int) -> None: ...
+    def idle(self) -> None: ...
+
+    def recycle_due(self) -> None:
+        """Hear that the worker has done as many jobs as it should, and asks to be drained."""
+
+    def show(self, activity: str) -> None:
+        """Tell in the process title what the worker does; an empty text for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a worker ends by itself: after ``max_tasks`` jobs, and ``drain_timeout_s`` after it was told to drain.
+
+    A supervised worker leaves the timing of a drain to its supervisor, as long as that lives: ``lifeline`` is a
+    descriptor that becomes readable when it is gone.
+    """
+
+    drain_timeout_s: float
+    max_tasks: int | None = None
+    lifeline: int | None = None
+
+
+class Worker:
+    """One worker of one queue, in a process of its own."""
+
+    def __init__(self, app: Flask, backend: Backend, queue: str, host: Host, limits: Limits) -> None:
+        self._app = app
+        self._settings = backend.settings_of(app)
+        self._handlers = backend.queues[queue]
+        self._queue = queue
+        self._host = host
+        self._limits = limits
+        self._pid = os.getpid()
+        self._stop = StopSignals(self._on_signal, self._leave)
+        self._keeper = Keeper(show=host.show, leave=self._leave)
+        self._connection: Connection | None = None
+        self._is_holding = False
+        self._undeleted: ReservedJob | None = None
+        self._jobs_done = 0
+
+    def run(self) -> int:
+        """Work until drained; return the process's exit code."""
+        self._stop.install()
+        self._host.accept_signals()
+        if self._limits.lifeline is not None:
+            self._keeper.watch(self._limits.lifeline, self._orphaned)
+        self._keeper.start()
+        try:
+            run_hooks(self._app, self._handlers)
+        except BaseException:  # whatever a hook raises, SystemExit too, means that this worker cannot work
+            logger.exception("a before_first_task hook of %s failed", self._queue)
+            return ExitCode.CONFIG
+        self._host.ready()
+        self._serve()
+        if self._connection is not None:
+            self._connection.close()
+        return ExitCode.OK
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        backoff = Backoff()
+        while not self._stop.requested:
+            try:
+                connection = self._connected()
+                if backoff.tries:
+                    logger.info("%s: back at Beanstalkd at %s", self._queue, self._settings.address)
+                    backoff = Backoff()
+                job = self._reserve(connection)
+                if job is not None:
+                    self._work(connection, job)
+            except BrokerError as error:
+                if self._connection is not None:
+                    self._connection.close()  # which gives back the job, if it holds one
+                delay_s = backoff.next()
+                if backoff.tries == 1:  # said once for each outage
+                    logger.warning("%s: %s; trying again", self._queue, error)
+                self._stop.wait(delay_s)
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.fileno() < 0:
+            self._connection = Connection(self._settings, watch=self._queue)
+            self._delete_late(self._connection)
+        return self._connection
+
+    def _reserve(self, connection: Connection) -> ReservedJob | None:
+        """Wait for a job; None if none came, or if a stop came first.
+
+        The wait is for the socket and the signals together, since a signal does not end a blocking read. A job that
+        arrives as the connection is closed was not looked at, and goes back to its queue untouched.
+        """
+        connection.send_reserve(RESERVE_S)
+        answered = self._stop.wait(RESERVE_S + self._settings.timeout_s, connection)
+        if self._stop.requested:
+            connection.close()
+            return None
+        if not answered:
+            raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
+        return connection.read_reserved()
+
+    def _work(self, connection: Connection, job: ReservedJob) -> None:
+        self._is_holding = True
+        self._host.busy(job.id)
+        try:
+            self._execute(connection, job)
+        finally:
+            self._is_holding = False
+            self._host.idle()
+        self._jobs_done += 1
+        if self._jobs_done == self._limits.max_tasks:
+            self._host.recycle_due()
+            self._stop.wait(RECYCLE_PATIENCE_S)
+
+    def _execute(self, connection: Connection, job: ReservedJob) -> None:
+        label = "?"
+        try:
+            call = read_call(self._handlers, job.body)
+        except MessageDecodeError as error:
+            self._bury_undecodable(connection, job, error)
+            return
+        except UnknownEndpointError as error:
+            self._settle_failure(connection, job, label, error)
+            return
+        self._keeper.hold(connection, job, call.label)
+        failure: BaseException | None = None
+        try:
+            run_call(self._app, call)
+        except BaseException as error:  # anything may come out of a task, SystemExit too; it ends in a settled job
+            failure = error
+        self._leave_if_forked()
+        self._keeper.let_go()
+        if failure is None:
+            self._settle_success(connection, job, call.label)
+        else:
+            self._settle_failure(connection, job, call.label, failure)
+
+    # -- settling --------------------------------------------------------------------------------------------
+
+    def _settle_success(self, connection: Connection, job: ReservedJob, label: str) -> None:
+        try:
+            connection.delete(job.id)
+        except BrokerConnectionError:
+            self._undeleted = job
+            raise
+        except JobNotFoundError:
+            logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
+
+    def _settle_failure(self, connection: Connection, job: ReservedJob, label: str, error: BaseException) -> None:
+        attempt, then = "an attempt unknown", "the broker gives it to another worker"
+        try:
+            counters = connection.counters(job)
+            attempt = f"attempt {counters.attempts.number} of {counters.attempts.allowed}"
+            match after_failure(counters.attempts, random.random):
+                case Release(delay_s):
+                    connection.release(job, counters.priority, delay_s)
+                    then = f"next try in {delay_s} s"
+                case Bury(reason):
+                    connection.bury(job, counters.priority)
+                    then = f"buried: {reason}"
+        except JobNotFoundError:
+            then = "it was no longer held here"
+        finally:  # without a broker too, the failure is told
+            task_logger.error(
+                "task %s of %s failed (job %d, %s), %s",
+                label,
+                self._queue,
+                job.id,
+                attempt,
+                then,
+                exc_info=error,
+            )
+
+    def _bury_undecodable(self, connection: Connection, job: ReservedJob, error: MessageDecodeError) -> None:
+        task_logger.error("job %d of %s can never run and is buried as it is: %s", job.id, self._queue, error)
+        connection.bury(job, connection.counters(job).priority)
+
+    def _delete_late(self, connection: Connection) -> None:
+        """Delete the job whose task had finished when the connection broke, if it can be known for sure.
+
+        Ids may start again at 1 when the server does, so only a body with an id of its own identifies a job.
+        """
+        job, self._undeleted = self._undeleted, None
+        if job is None:
+            return
+        try:
+            if decode(job.body).headers.get("id") and connection.peek(job.id) == job.body:
+                connection.delete(job.id)
+                return
+        except BrokerConnectionError:
+            self._undeleted = job
+            raise
+        except (MessageDecodeError, JobNotFoundError):
+            pass
+        logger.warning("job %d finished as the connection broke, and may run twice", job.id)
+
+    # -- the ways out ----------------------------------------------------------------------------------------
+
+    def _on_signal(self) -> None:
+        """Drain. Only a worker that nobody supervises watches the time itself, and takes a second signal as leave."""
+        if self._limits.lifeline is None:
+            if self._stop.requested:
+                self._leave()
+            self._keeper.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+        self._stop.request()
+
+    def _orphaned(self) -> None:
+        """Drain, since the supervisor is gone. Runs in the keeper's thread."""
+        logger.warning("the supervisor is gone: draining")
+        self._keeper.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+        self._stop.request()
+
+    def _leave(self) -> None:
+        """End now: the connection closes with the process, and Beanstalkd gives the job to another worker."""
+        if os.getpgrp() == self._pid and self._limits.lifeline is not None:
+            os.killpg(self._pid, signal.SIGKILL)  # with whatever the task has started
+        os._exit(ExitCode.GAVE_BACK if self._is_holding else ExitCode.OK)
+
+    def _leave_if_forked(self) -> None:
+        if os.getpid() != self._pid:
+            os._exit(ExitCode.OK)  # a task forked and its child came back: it must not become a second worker
+
+
+class StopSignals:
+    """TERM and INT, which ask for a drain, and QUIT; together with the wait that they cut short.
+
+    The handlers never raise, so that a task is never torn in two.
+    """
+
+    def __init__(self, on_drain: Callable[[], None], on_quit: Callable[[], None]) -> None:
+        self.requested = False
+        self._on_drain = on_drain
+        self._on_quit = on_quit
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+
+    def install(self) -> None:
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._drain)
+        signal.signal(signal.SIGINT, self._drain)
+        signal.signal(signal.SIGQUIT, self._quit)
+
+    def request(self) -> None:
+        """Ask for the drain, from whatever thread."""
+        self.requested = True
+        os.write(self._wake_w, b"\0")
+
+    def wait(self, timeout_s: float, connection: Connection | None = None) -> bool:
+        """Wait until ``connection`` is readable (True), a stop is requested or the time is over (False)."""
+        deadline = time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(self._wake_r, select.POLLIN)
+        if connection is not None:
+            poll.register(connection, select.POLLIN)
+        while not self.requested and (left_s := deadline - time.monotonic()) > 0:
+            for fd, _ in poll.poll(left_s * 1000):
+                if fd != self._wake_r:
+                    return True
+                os.read(fd, 4096)  # another signal, or the one that set `requested`
+        return False
+
+    def _drain(self, _number: int, _frame: FrameType | None) -> None:
+        self._on_drain()
+
+    def _quit(self, _number: int, _frame: FrameType | None) -> None:
+        self._on_quit()
+
+
+class Backoff:
+    """Delays that double, with jitter, for one outage of the broker."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def next(self) -> float:
+        """Return the seconds to wait before the next try."""
+        delay_s = min(RECONNECT_MAX_S, RECONNECT_MIN_S * 2.0 ** min(self.tries, 16))
+        self.tries += 1
+        return delay_s * random.uniform(0.5, 1.0)
+
+
+class Foreground:
+    """The host of a worker that nobody supervises."""
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+
+    def accept_signals(self) -> None:
+        pass
+
+    def ready(self) -> None:
+        self.show("")
+        logger.info("ready: %s", self._queue)
+
+    def busy(self, job_id: int) -> None:
+        pass
+
+    def idle(self) -> None:
+        pass
+
+    def recycle_due(self) -> None:
+        pass
+
+    def show(self, activity: str) -> None:
+        show_worker(self._queue, activity)
