@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from .errors import (
-    BackendError,
-    BrokerConnectionError,
-    BrokerError,
-    ConfigError,
-    JobTooBigError,
-    MessageEncodeError,
-    QueueNameError,
-    RegistrationError,
-    TaskArgumentsError,
-)
-from .extension import Backend
-from .task import Job, Task
-
 if TYPE_CHECKING:
+    from .errors import (
+        BackendError,
+        BrokerConnectionError,
+        BrokerError,
+        ConfigError,
+        JobTooBigError,
+        MessageEncodeError,
+        QueueNameError,
+        RegistrationError,
+        TaskArgumentsError,
+    )
+    from .extension import Backend
     from .flask_script import BackendCommand
+    from .task import Job, Task
 
 __version__ = "0.1.0"
 
@@ -39,11 +39,16 @@ __all__ = [
     "TaskArgumentsError",
 ]
 
+_HOMES = {"Backend": "extension", "BackendCommand": "flask_script", "Job": "task", "Task": "task"}
+
 
 def __getattr__(name: str) -> Any:
-    # Flask-Script is an extra: only those who ask for its command need it installed.
-    if name == "BackendCommand":
-        from .flask_script import BackendCommand
+    """Import a public name when it is asked for: a command that needs no Flask shall not wait for it.
 
-        return BackendCommand
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Flask-Script is an extra, besides: only those who ask for its command need it installed.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value

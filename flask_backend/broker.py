@@ -90,6 +90,10 @@ class Connection:
             self._call(self._client.watch, check_queue_name(watch))
             self._call(self._client.ignore, greenstalk.DEFAULT_TUBE)
 
+    def __del__(self) -> None:
+        if hasattr(self, "_socket"):  # a thread has ended, and its connection with it
+            self.close()
+
     def fileno(self) -> int:
         """Return the socket's descriptor, to wait for a reply; -1 once closed."""
         return self._socket.fileno()
@@ -177,7 +181,7 @@ class Connection:
         return JobCounters(
             priority=stats["pri"],
             ttr_s=stats["ttr"],
-            attempts=Attempts(releases=stats["releases"], buries=stats["buries"], kicks=stats["kicks"]),
+            attempts=Attempts(releases=stats["releases"], buries=stats["buries"]),
         )
 
     def peek(self, job_id: int) -> bytes:

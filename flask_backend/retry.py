@@ -15,13 +15,12 @@ MAX_DELAY_S = 600
 class Attempts:
     """What the broker's own counters tell of a job that failed just now.
 
-    ``releases`` counts the failures before; a bury ends a round of them, a kick by a person starts another.
-    A worker's death counts as none of these: the connection's end gives the job back uncounted.
+    ``releases`` counts the failures before; ``buries`` the rounds of them that have ended, each with one more.
+    A worker's death counts as neither: the connection's end gives the job back uncounted.
     """
 
     releases: int
     buries: int
-    kicks: int
 
     @property
     def number(self) -> int:
@@ -30,8 +29,9 @@ class Attempts:
 
     @property
     def allowed(self) -> int:
-        # Counters are never reset, so that a kicked job would be buried again at once without this.
-        return MAX_FAILURES * (self.kicks + 1)
+        # Counters are never reset: without this a job that a person kicked would be buried again at once. Kicks
+        # themselves are not what to count, since a delayed job can be kicked too.
+        return MAX_FAILURES * (self.buries + 1)
 
 
 @dataclass(frozen=True, slots=True)

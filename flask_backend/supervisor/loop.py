@@ -104,7 +104,7 @@ class Supervisor:
                 else:
                     self._drain_all(event.name)
             case signal.SIGQUIT:
-                self._drain_all(event.name)
+                self._begin_draining(event.name)
                 self._kill_all(event.name)
             case signal.SIGTTIN:
                 self._resize(+1)
@@ -130,13 +130,15 @@ class Supervisor:
         self._not_before = {slot: at for slot, at in self._not_before.items() if self._plan.wants(slot)}
         logger.info("now %s", self._plan)
 
+    def _begin_draining(self, reason: str) -> None:
+        if not self._is_draining:
+            self._apply(SupervisorEvent.DRAIN)
+            self._notifier.send("STOPPING=1", f"STATUS=Stopping: {reason}")
+            logger.info("%s: stopping", reason)
+
     def _drain_all(self, reason: str) -> None:
-        if self._is_draining:
-            return
-        self._apply(SupervisorEvent.DRAIN)
+        self._begin_draining(reason)
         self._drain_deadline = time.monotonic() + self._options.drain_timeout_s
-        self._notifier.send("STOPPING=1", f"STATUS=Draining, at most {self._options.drain_timeout_s:g} s")
-        logger.info("%s: draining, at most %g s", reason, self._options.drain_timeout_s)
         for child in self._children:
             if not child.was_told_to_end:
                 self._drain(child)

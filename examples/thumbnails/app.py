@@ -1,0 +1,204 @@
+"""A gallery that makes the thumbnails of its photographs in the background. To be started in this folder, with
+
+    flask run
+    flask-backend supervise --workers 4
+
+Both find Beanstalkd by the environment variable BACKEND_CONNECTION_URI, or else on this machine.
+"""
+
+import hashlib
+import io
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from flask import Flask, abort, flash, redirect, render_template, request, send_file, url_for
+from PIL import Image, ImageOps
+from werkzeug.datastructures import FileStorage
+from werkzeug.utils import secure_filename
+
+from flask_backend import Backend, BrokerConnectionError
+
+QUEUE = "com.example/thumbnails"
+SHIPPED = Path(__file__).parent / "photos"
+SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # what may be uploaded; MPO: some cameras'
+
+# A file of some kilobytes can claim a size that fills the memory when it is read: refuse it, not only warn.
+Image.MAX_IMAGE_PIXELS = 40_000_000
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+app = Flask(__name__)
+app.config.from_mapping(SECRET_KEY="development", MAX_CONTENT_LENGTH=16 << 20, GALLERY_FOLDER=app.instance_path)
+app.config.from_prefixed_env()  # FLASK_SECRET_KEY, FLASK_GALLERY_FOLDER
+backend = Backend(app)
+
+GALLERY = Path(app.config["GALLERY_FOLDER"])
+UPLOADS, THUMBNAILS, WAITING = GALLERY / "uploads", GALLERY / "thumbnails", GALLERY / "waiting"
+for folder in (UPLOADS, THUMBNAILS, WAITING):
+    folder.mkdir(parents=True, exist_ok=True)
+
+VARIANTS = {
+    "wide": lambda image: ImageOps.fit(image, (128, 88), centering=(0.5, 0.2)),
+    "square": lambda image: ImageOps.fit(image, (88, 88), centering=(0.5, 0.2)),
+    "grey": lambda image: ImageOps.grayscale(ImageOps.fit(image, (88, 88), centering=(0.5, 0.2))),
+}
+
+
+# -- in the workers ------------------------------------------------------------------------------------------
+
+
+@backend.before_first_task(QUEUE)
+def load_decoders():
+    Image.init()  # Pillow would load them at the first image; now no task has to wait for that
+
+
+@backend.task(QUEUE)
+def thumbnail(name: str) -> None:
+    """Make every variant of one photograph.
+
+    Running twice does no harm, nor does being killed at any instant: the same photograph gives the same files, and
+    a file is either there and whole or not there at all.
+    """
+    started = time.perf_counter()
+    with Image.open(photos()[name]) as source:
+        image = ImageOps.exif_transpose(source).convert("RGB")
+    for variant, make in VARIANTS.items():
+        with whole_file(THUMBNAILS / f"{name}.{variant}.jpg") as part:
+            make(image).save(part, quality=85)
+    (WAITING / name).unlink(missing_ok=True)
+    app.logger.info("made the thumbnails of %s in %d ms", name, (time.perf_counter() - started) * 1000)
+
+
+# -- in the web server ---------------------------------------------------------------------------------------
+
+
+@app.get("/")
+def index():
+    names = photos()
+    waiting = {name: mark for name in names if (mark := modified(WAITING / name))}
+    made = {(name, key): modified(THUMBNAILS / f"{name}.{key}.jpg") for name in names for key in VARIANTS}
+    # The longer nothing happens, the longer the page waits before it looks again.
+    refresh_s = 1 + int(time.time() - max(waiting.values())) // 4 if waiting else None
+    return render_template("gallery.html", names=names, made=made, waiting=waiting, refresh_s=refresh_s)
+
+
+@app.post("/thumbnails")
+def make_all():
+    names = list(photos())
+    with marked_as_waiting(names):
+        thumbnail.map(names)
+    return redirect(url_for("index"))
+
+
+@app.post("/thumbnails/<name>")
+def make_one(name: str):
+    if name not in photos():
+        abort(404)
+    with marked_as_waiting([name]):
+        thumbnail(name)
+    return redirect(url_for("index"))
+
+
+@app.post("/photos")
+def upload():
+    name = keep(request.files["photo"])
+    with marked_as_waiting([name]):
+        thumbnail(name)
+    return redirect(url_for("index"))
+
+
+@app.get("/photos/<name>")
+def show_photo(name: str):
+    return send_file(photos().get(name) or abort(404))
+
+
+@app.get("/thumbnails/<name>/<variant>")
+def show_thumbnail(name: str, variant: str):
+    if name not in photos() or variant not in VARIANTS:
+        abort(404)
+    return send_file(THUMBNAILS / f"{name}.{variant}.jpg")
+
+
+class UploadError(Exception):
+    """An upload cannot be kept; the text is for the person who sent it."""
+
+
+@app.errorhandler(UploadError)
+def tell_upload_error(error: UploadError):
+    return tell(str(error))
+
+
+@app.errorhandler(413)
+def tell_upload_too_large(_error):
+    return tell(f"That file is too large: at most {app.config['MAX_CONTENT_LENGTH'] >> 20} MB.")
+
+
+@app.errorhandler(BrokerConnectionError)
+def tell_no_broker(error: BrokerConnectionError):
+    app.logger.error("nothing scheduled: %s", error)
+    return tell("Thumbnails cannot be made just now. Try again in a minute.")
+
+
+def tell(problem: str):
+    flash(problem)
+    return redirect(url_for("index"))
+
+
+# -- the files -----------------------------------------------------------------------------------------------
+
+
+def photos() -> dict[str, Path]:
+    """Return every photograph's file by its name."""
+    files = [*sorted(UPLOADS.iterdir()), *sorted(SHIPPED.iterdir())]
+    return {file.name: file for file in files if file.suffix in SUFFIXES.values()}
+
+
+def keep(upload: FileStorage) -> str:
+    """Keep an uploaded photograph, if it is one, and return its name."""
+    data = upload.read()
+    if not upload.filename or not data:
+        raise UploadError("Choose a photograph first.")
+    try:
+        with Image.open(io.BytesIO(data), formats=list(SUFFIXES)) as image:
+            image.load()  # to the end: a file may begin well and break off
+            suffix = SUFFIXES[image.format or ""]
+    except Exception as error:  # decoders raise all sorts of things at a broken file
+        raise UploadError(f"“{upload.filename}” is not a JPEG, PNG or WebP image that can be read.") from error
+    stem = Path(secure_filename(upload.filename)).stem[:50] or "photo"
+    # Its content in its name: two photographs never share one, and the same photograph sent twice is kept once.
+    name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}"
+    with whole_file(UPLOADS / name) as part:
+        part.write_bytes(data)
+    return name
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a place to write a file that appears at ``path`` only when it is complete."""
+    with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        part = Path(folder) / path.name
+        yield part
+        part.replace(path)
+
+
+@contextmanager
+def marked_as_waiting(names: list[str]) -> Iterator[None]:
+    """Mark photographs before their tasks are scheduled: a task may be done before the scheduling returns."""
+    for name in names:
+        (WAITING / name).touch()
+    try:
+        yield
+    except BrokerConnectionError:
+        for name in names:
+            (WAITING / name).unlink(missing_ok=True)
+        raise
+
+
+def modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return None

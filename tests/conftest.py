@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from support import workload
+from support.beanstalkd import Beanstalkd
+from support.supervised import Command, Supervised
+
+
+@pytest.fixture
+def broker():
+    server = Beanstalkd()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def durable_broker(tmp_path):
+    binlog = tmp_path / "binlog"
+    binlog.mkdir()
+    server = Beanstalkd(binlog)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def supervise(broker, tmp_path):
+    """Start supervisors that do not outlive the test."""
+    started: list[Supervised] = []
+
+    def start(*args: str, **options) -> Supervised:
+        supervised = Supervised(options.pop("broker", broker), tmp_path, *args, **options)
+        started.append(supervised)
+        return supervised
+
+    yield start
+    for supervised in started:
+        supervised.end()
+
+
+@pytest.fixture
+def command(broker, tmp_path):
+    """Start any command of ours, likewise."""
+    started: list[Command] = []
+
+    def start(*args: str, **options) -> Command:
+        running = Command(options.pop("broker", broker), tmp_path, *args, **options)
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        running.end()
+
+
+@pytest.fixture
+def tasks(broker, monkeypatch):
+    """The workload's tasks, scheduled on this test's broker."""
+    app = Flask("producer")
+    app.config["BACKEND_CONNECTION_URI"] = broker.uri
+    workload.backend.init_app(app)
+    with app.app_context():
+        yield workload

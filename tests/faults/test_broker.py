@@ -1,0 +1,152 @@
+"""The broker, hurt: no worker is lost, and no job."""
+
+from __future__ import annotations
+
+import random
+import signal
+
+import pytest
+from flask import Flask
+from support import workload
+from support.proxy import Proxy
+from support.waiting import wait_until
+from support.workload import QUEUE
+
+
+@pytest.fixture
+def durable_tasks(durable_broker):
+    app = Flask("producer")
+    app.config["BACKEND_CONNECTION_URI"] = durable_broker.uri
+    workload.backend.init_app(app)
+    with app.app_context():
+        yield workload
+
+
+def test_a_broker_killed_and_restarted_on_its_binlog_loses_no_job_and_no_worker(
+    supervise, durable_broker, durable_tasks, tmp_path
+):
+    supervised = supervise(broker=durable_broker, workers=2)
+    supervised.wait_ready()
+    workers = supervised.workers()
+    job = durable_tasks.wait_for(str(tmp_path / "go"))
+    durable_tasks.note.map(range(300))
+    supervised.wait_for_line("note 100")
+    durable_broker.kill()
+    (tmp_path / "go").touch()
+    supervised.wait_for_line("waited")  # its delete finds no broker
+    durable_broker.start()
+    for n in range(300):
+        supervised.wait_for_line(f"note {n}")
+    wait_until(lambda: durable_broker.is_empty(QUEUE), "the queue is empty")
+    supervised.wait_for_log("back at Beanstalkd")
+    assert supervised.workers() == workers
+    assert durable_broker.job(job.id) is None
+    assert sum(supervised.ledger.count(f"note {n}") for n in range(300)) <= 300 + 2  # one that ran in each worker
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_a_task_that_finished_as_the_broker_was_restarted_is_deleted_late(
+    supervise, durable_broker, durable_tasks, tmp_path
+):
+    supervised = supervise(broker=durable_broker, workers=1)
+    supervised.wait_ready()
+    durable_tasks.wait_for(str(tmp_path / "go"))
+    supervised.wait_for_line("begin waited")
+    durable_broker.kill()
+    durable_broker.start()
+    (tmp_path / "go").touch()
+    wait_until(lambda: durable_broker.is_empty(QUEUE), "the job is deleted")
+    assert supervised.ledger.count("begin waited") == 1
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_a_restarted_broker_without_binlog_keeps_another_job_of_the_same_id(supervise, broker, tasks, tmp_path):
+    """Ids start again at 1: what looks like the finished job is a stranger, and must not be deleted."""
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    tasks.wait_for(str(tmp_path / "go"))
+    supervised.wait_for_line("begin waited")
+    broker.kill()
+    broker.start()
+    stranger = broker.put("another", b"stranger")
+    assert stranger == 1
+    (tmp_path / "go").touch()
+    supervised.wait_for_log("finished as the connection broke")
+    supervised.wait_reserving(1)
+    assert broker.peek(stranger) == b"stranger"
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+@pytest.mark.timeout(120)
+def test_a_broker_frozen_for_longer_than_every_timeout_costs_nothing(supervise, broker, tasks, tmp_path):
+    supervised = supervise(workers=2, FLASK_BACKEND_TIMEOUT="0.5")
+    supervised.wait_ready()
+    workers = supervised.workers()
+    tasks.wait_for(str(tmp_path / "go"))
+    supervised.wait_for_line("begin waited")
+    supervised.wait_reserving(1)
+    broker.freeze()
+    (tmp_path / "go").touch()
+    supervised.wait_for_line("waited")
+    # One worker finds out as it deletes, the other when its reserve gets no answer.
+    wait_until(lambda: supervised.log.count("trying again") >= 2, "both workers have noticed", 40)
+    broker.thaw()
+    supervised.wait_reserving(2)
+    tasks.note("still here")
+    supervised.wait_for_line("note still here")
+    wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty")
+    assert supervised.workers() == workers
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_a_frozen_broker_does_not_hinder_a_drain(supervise, broker):
+    supervised = supervise(workers=2)
+    supervised.wait_ready()
+    supervised.workers()
+    broker.freeze()
+    supervised.send(signal.SIGTERM)
+    assert supervised.wait(5) == 0
+    broker.thaw()
+    supervised.assert_clean_exit(0)
+
+
+def test_connections_cut_anywhere_in_a_reply_lose_no_job(supervise, broker, tasks):
+    rng = random.Random(1)
+    proxy = Proxy(broker.port, lambda: rng.randrange(1, 300))
+    try:
+        supervised = supervise(workers=3, BACKEND_CONNECTION_URI=proxy.uri)
+        supervised.wait_for_log("ready: ")
+        workers = supervised.workers()
+        tasks.note.map(range(800))
+        for n in range(800):
+            supervised.wait_for_line(f"note {n}")
+        wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty")
+        assert proxy.cuts > 20
+        assert supervised.workers() == workers
+        assert "Traceback" not in supervised.log
+        supervised.send(signal.SIGTERM)
+        supervised.assert_clean_exit(0)
+    finally:
+        supervised.end()
+        proxy.close()
+
+
+def test_a_broker_that_dies_at_random_loses_no_job(supervise, durable_broker, durable_tasks):
+    rng = random.Random(2)
+    supervised = supervise(broker=durable_broker, workers=3)
+    supervised.wait_ready()
+    workers = supervised.workers()
+    durable_tasks.note.map(range(2000))
+    for goal in sorted(rng.sample(range(1, 1900), 8)):
+        wait_until(lambda goal=goal: len(set(supervised.ledger)) > goal, f"{goal} lines")
+        durable_broker.kill()
+        durable_broker.start()
+    wait_until(lambda: durable_broker.is_empty(QUEUE), "the queue is empty")
+    assert {line for line in supervised.ledger if line.startswith("note")} == {f"note {n}" for n in range(2000)}
+    assert supervised.workers() == workers
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)

@@ -1,0 +1,110 @@
+"""A real beanstalkd of one's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import greenstalk
+
+from support.waiting import wait_until
+
+
+class Beanstalkd:
+    """A server on a free port of the loopback interface; with ``binlog`` its jobs survive a restart."""
+
+    def __init__(self, binlog: Path | None = None, max_job_size: int = 65535) -> None:
+        program = shutil.which("beanstalkd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
+        assert program, "beanstalkd is not installed: ./run test sees to it"
+        self.port = _free_port()
+        self._command = [program, "-l", "127.0.0.1", "-p", str(self.port), "-z", str(max_job_size)]
+        if binlog is not None:
+            self._command += ["-b", str(binlog), "-f0"]
+        self.start()
+
+    @property
+    def uri(self) -> str:
+        return f"btq://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stderr=subprocess.PIPE)
+        wait_until(self._answers, "beanstalkd answers")
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def client(self, queue: str = "default"):
+        with greenstalk.Client(("127.0.0.1", self.port), encoding=None, use=queue, watch=queue) as client:
+            yield client
+
+    def put(self, queue: str, body: bytes, **options: int) -> int:
+        with self.client(queue) as client:
+            return client.put(body, **options)
+
+    def tube(self, queue: str) -> dict:
+        with self.client() as client:
+            try:
+                return dict(client.stats_tube(queue))
+            except greenstalk.NotFoundError:  # a tube is gone when nobody uses it and it has no job
+                states = ("ready", "reserved", "delayed", "buried")
+                return {f"current-jobs-{state}": 0 for state in states} | {"current-waiting": 0}
+
+    def count(self, queue: str, state: str) -> int:
+        return self.tube(queue)[f"current-jobs-{state}"]
+
+    def waiting(self, queue: str) -> int:
+        """How many workers wait in a reserve."""
+        return self.tube(queue)["current-waiting"]
+
+    def is_empty(self, queue: str) -> bool:
+        stats = self.tube(queue)
+        return not any(stats[f"current-jobs-{state}"] for state in ("ready", "reserved", "delayed", "buried"))
+
+    def job(self, job_id: int) -> dict | None:
+        with self.client() as client:
+            try:
+                return dict(client.stats_job(job_id))
+            except greenstalk.NotFoundError:
+                return None
+
+    def peek(self, job_id: int) -> bytes:
+        with self.client() as client:
+            return client.peek(job_id).body
+
+    def _answers(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"beanstalkd ended: {self.process.stderr.read()!r}")
+        try:
+            with self.client() as client:
+                client.stats()
+        except OSError:
+            return False
+        return True
+
+    def _end(self, number: int) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(number)
+        self.process.wait()
+        self.process.stderr.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

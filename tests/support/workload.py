@@ -1,0 +1,191 @@
+"""The app that the tests' workers run: its tasks write down what they do, or misbehave as they are told."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from flask import Flask, current_app, g
+
+from flask_backend import Backend
+
+QUEUE = "com.example/default"
+INBOX = "com.example/inbox"
+
+app = Flask(__name__)
+app.config.from_prefixed_env()
+backend = Backend(app)
+ledger = Path(os.environ.get("LEDGER", os.devnull))
+
+# A preloaded app of the size of a real one: pages that the workers share as long as nobody writes to them.
+ballast = bytearray(os.urandom(1 << 20) * int(os.environ.get("BALLAST_MB", "0")))
+
+if "SLOW_IMPORT" in os.environ:
+    note_path = Path(os.environ["SLOW_IMPORT"])
+    note_path.touch()
+    time.sleep(60)
+
+
+def write_down(text: str) -> None:
+    """Append a line to the ledger, whole, whoever else writes."""
+    fd = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{text}\n".encode())
+    os.close(fd)
+
+
+@app.teardown_appcontext
+def after_context(_error):
+    if "witness" in g:
+        write_down(f"teardown {g.witness}")
+
+
+@backend.before_first_task(QUEUE)
+def hook():
+    write_down(f"hook {os.getpid()}")
+    assert current_app.name == app.name
+    if wait := os.environ.get("HOOK_WAITS_FOR"):
+        while not Path(wait).exists():
+            time.sleep(0.01)
+    if os.environ.get("HOOK_FAILS"):
+        raise RuntimeError("the hook has no database")
+
+
+@backend.before_first_task(INBOX)
+def inbox_hook():
+    write_down(f"inbox_hook {os.getpid()}")
+
+
+@backend.receiver(INBOX)
+def inbox(message):
+    if message == "fail":
+        raise ValueError("no such message")
+    write_down(f"inbox {message!r}")
+
+
+@backend.task(QUEUE)
+def note(text):
+    write_down(f"note {text}")
+
+
+@backend.task(QUEUE)
+def pid():
+    write_down(f"pid {os.getpid()}")
+
+
+@backend.task(QUEUE)
+def context(text):
+    assert "witness" not in g
+    g.witness = text
+    write_down(f"{current_app.name} {text}")
+
+
+@backend.task(QUEUE)
+def sleep(seconds, text="slept"):
+    write_down(f"begin {text}")
+    time.sleep(seconds)
+    write_down(text)
+
+
+@backend.task(QUEUE)
+def wait_for(path, text="waited"):
+    write_down(f"begin {text}")
+    while not Path(path).exists():
+        time.sleep(0.005)
+    write_down(text)
+
+
+@backend.task(QUEUE)
+def hold_gil(seconds):
+    write_down("begin hold_gil")
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+@backend.task(QUEUE)
+def hog():
+    """Compute, for minutes, in one call that neither gives up the interpreter nor looks for signals."""
+    write_down("begin hog")
+    sum(range(10**11))
+
+
+@backend.task(QUEUE)
+def fail(text="no luck"):
+    write_down("fail")
+    raise ValueError(text)
+
+
+@backend.task(QUEUE)
+def leave(how):
+    write_down(f"leave {how}")
+    if how == "sys.exit":
+        sys.exit(0)
+    elif how == "interrupt":
+        raise KeyboardInterrupt
+    elif how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "generator":
+        raise GeneratorExit
+    elif how == "recursion":
+        leave.function.__globals__["recurse"]()
+
+
+def recurse():
+    recurse()
+
+
+@backend.task(QUEUE)
+def die_once(how, marker):
+    """Take the worker along the first time."""
+    write_down(f"die_once {os.getpid()}")
+    if not Path(marker).exists():
+        Path(marker).touch()
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        os._exit(int(how))
+    write_down("survived")
+
+
+@backend.task(QUEUE)
+def grow(megabytes):
+    """Keep memory for as long as the process lives."""
+    app.extensions.setdefault("hoard", []).append(os.urandom(1 << 20) * megabytes)
+    write_down(f"grow {os.getpid()}")
+
+
+@backend.task(QUEUE)
+def touch_ballast():
+    """Read what was preloaded."""
+    write_down(f"sum {sum(ballast[::4096]) >= 0}")
+
+
+@backend.task(QUEUE)
+def start_process(path):
+    """Start a process that outlives its task, and say its pid."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    write_down(f"started {process.pid}")
+    while not Path(path).exists():
+        time.sleep(0.005)
+
+
+@backend.task(QUEUE)
+def fork_and_return():
+    if os.fork() == 0:
+        write_down(f"forked {os.getpid()}")
+        return
+    os.wait()
+
+
+@backend.task(QUEUE)
+def chain(text):
+    note(text)
+
+
+@backend.task(QUEUE)
+async def asynchronous(text):
+    write_down(f"async {text}")

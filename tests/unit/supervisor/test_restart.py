@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from flask_backend.supervisor.restart import AT_ONCE, FORGIVEN_AFTER_S, MAX_DELAY_S, ExitKind, RestartPolicy
+
+ABNORMAL = [kind for kind in ExitKind if kind is not ExitKind.PLANNED]
+
+
+def _policy() -> RestartPolicy:
+    return RestartPolicy(random=lambda: 1.0)
+
+
+def test_a_planned_exit_is_replaced_at_once_however_often():
+    policy = _policy()
+    assert [policy.delay_s(ExitKind.PLANNED, 0.0) for _ in range(1000)] == [0.0] * 1000
+
+
+@pytest.mark.parametrize("kind", ABNORMAL)
+def test_the_first_ones_are_replaced_at_once_then_delays_grow_up_to_the_maximum(kind):
+    policy = _policy()
+    delays = [policy.delay_s(kind, 0.0) for _ in range(AT_ONCE[kind] + 20)]
+    assert delays[: AT_ONCE[kind]] == [0.0] * AT_ONCE[kind]
+    growing = delays[AT_ONCE[kind] :]
+    assert growing == sorted(growing)
+    assert growing[0] == pytest.approx(0.1)
+    assert growing[-1] == MAX_DELAY_S
+
+
+@pytest.mark.parametrize("kind", ABNORMAL)
+def test_a_quiet_time_clears_the_record(kind):
+    policy = _policy()
+    first = policy.delay_s(kind, 0.0)
+    for _ in range(AT_ONCE[kind] + 10):
+        policy.delay_s(kind, 0.0)
+    assert policy.delay_s(kind, FORGIVEN_AFTER_S + 1) == first
+
+
+def test_a_pool_that_cannot_work_never_restarts_fast_again():
+    policy, now, restarts = _policy(), 0.0, 0
+    while now < 600:
+        now += policy.delay_s(ExitKind.CANNOT_WORK, now)
+        restarts += 1
+    assert restarts < 40
+
+
+def test_jitter_takes_at_most_half():
+    lazy = RestartPolicy(random=lambda: 0.0)
+    assert lazy.delay_s(ExitKind.CANNOT_WORK, 0.0) == pytest.approx(0.05)

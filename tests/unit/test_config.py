@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+
+from flask_backend import Backend, ConfigError
+from flask_backend.config import Address, Settings
+
+
+@pytest.mark.parametrize(
+    ("uri", "host", "port"),
+    [
+        ("btq://localhost", "localhost", 11300),
+        ("btq://localhost/", "localhost", 11300),
+        ("btq://10.0.0.1:123", "10.0.0.1", 123),
+        ("btq://queue_1.example.com:65535", "queue_1.example.com", 65535),
+        ("btq://[::1]", "::1", 11300),
+        ("btq://[fe80::1%eth0]:11301", "fe80::1%eth0", 11301),
+    ],
+)
+def test_an_address_is_read(uri, host, port):
+    assert Address.parse(uri) == Address(host, port)
+
+
+@pytest.mark.parametrize("address", [Address(), Address("::1", 1), Address("example.com", 65535)])
+def test_an_address_is_shown_as_it_is_read(address):
+    assert Address.parse(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["redis://localhost", "btq:localhost", "btq://", "btq://::1:11300", "btq://h:0", "btq://h:65536", "btq://h:x",
+     "btq://h/path", "btq://user@h", "btq://h h", "btq://h\n", b"btq://h", 11300],
+)  # fmt: skip
+def test_a_wrong_address_raises_at_init_app_and_says_what_is_right(uri):
+    app = Flask("app")
+    app.config["BACKEND_CONNECTION_URI"] = uri
+    with pytest.raises(ConfigError, match=r"BACKEND_CONNECTION_URI is .*; expected btq://HOST"):
+        Backend(app)
+
+
+def test_the_config_comes_before_the_environment_and_that_before_the_default(monkeypatch):
+    monkeypatch.delenv("BACKEND_CONNECTION_URI", raising=False)
+    assert str(Settings.from_config({}).address) == "btq://127.0.0.1:11300"
+    monkeypatch.setenv("BACKEND_CONNECTION_URI", "btq://from-env")
+    assert Settings.from_config({}).address.host == "from-env"
+    assert Settings.from_config({"BACKEND_CONNECTION_URI": "btq://from-config"}).address.host == "from-config"
+
+
+@pytest.mark.parametrize("key", ["BACKEND_TTR", "BACKEND_TIMEOUT"])
+@pytest.mark.parametrize("value", ["5", 0, -1, 2**32, True, None])
+def test_a_wrong_number_names_its_key(key, value):
+    with pytest.raises(ConfigError, match=f"{key} is {value!r}; expected"):
+        Settings.from_config({key: value})
