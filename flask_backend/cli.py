@@ -94,8 +94,11 @@ def load_app(ctx: click.Context) -> LoadedApp:
     from .extension import EXTENSION_KEY, Backend
     from .logs import configure
 
+    info = ctx.find_object(ScriptInfo)
+    if info is None:  # our own command line, not Flask's
+        info = ScriptInfo(app_import_path=ctx.find_root().params.get("app") or os.environ.get("FLASK_APP"))
     try:
-        app = ctx.ensure_object(ScriptInfo).load_app()
+        app = info.load_app()
     except NoAppException as error:
         raise AppLoadError(error.format_message()) from error
     except StopWhileLoading:
@@ -136,14 +139,22 @@ class StopWhileLoading(SystemExit):  # an exit, not an error
     """TERM or INT came while the app was being imported."""
 
 
-def exit_on_stop_signals() -> None:
-    """Exit with 0 on TERM and INT while there is nothing to drain yet; process 1 would ignore them otherwise."""
+class StopSignalsWhileLoading:
+    """TERM and INT end the process with 0 while there is nothing to drain; process 1 would ignore them otherwise."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def __init__(self) -> None:
+        self._came = False
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+
+    def exit_if_one_came(self) -> None:
+        """Exit now if code of the app, or of what it imports, has swallowed the exit that a signal raised in it."""
+        if self._came:
+            sys.exit(ExitCode.OK)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
         raise StopWhileLoading(ExitCode.OK)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -207,11 +218,12 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished.
     """
-    exit_on_stop_signals()
+    signals = StopSignalsWhileLoading()
     # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
     # unshare the pages of every worker.
     gc.disable()
     loaded = load_app(ctx)
+    signals.exit_if_one_came()
     pools = plan_pools(loaded, queues, workers or available_cpus())
     warn_of_threads()
 
@@ -222,7 +234,10 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
         limits = Limits(drain_timeout, max_tasks=max_tasks, lifeline=context.lifeline)
         return Worker(loaded.app, loaded.backend, context.pool, context, limits).run()
 
-    supervisor = Supervisor(pools, work, Options(drain_timeout_s=drain_timeout, max_memory_bytes=max_memory))
+    try:
+        supervisor = Supervisor(pools, work, Options(drain_timeout_s=drain_timeout, max_memory_bytes=max_memory))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     gc.freeze()
     gc.enable()
     sys.exit(supervisor.run())
@@ -261,8 +276,9 @@ def worker(ctx: click.Context, queue: str, drain_timeout: float) -> None:
 
     TERM or INT finishes the running task and exits; a second one, or QUIT, gives it back and exits at once.
     """
-    exit_on_stop_signals()
+    signals = StopSignalsWhileLoading()
     loaded = load_app(ctx)
+    signals.exit_if_one_came()
     check_queue(loaded, queue)
 
     from .worker import Foreground, Limits, Worker
@@ -314,9 +330,14 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
     help="The Flask app or factory, as in `flask --app`: MODULE, MODULE:NAME, FILE. Default: app.py or wsgi.py.",
 )
 @click.version_option(package_name="flask-backend")
-@click.pass_context
-def main(ctx: click.Context, app: str | None) -> None:
-    from flask.cli import ScriptInfo, load_dotenv
+def main(app: str | None) -> None:  # noqa: ARG001  # load_app asks the context for it
+    load_dotenv_files()
 
-    load_dotenv()
-    ctx.obj = ScriptInfo(app_import_path=app or os.environ.get("FLASK_APP"))
+
+def load_dotenv_files() -> None:
+    """Read .env and .flaskenv as Flask does, where there are any: options may have their values from there."""
+    here = Path.cwd()
+    if any((folder / name).is_file() for folder in (here, *here.parents) for name in (".env", ".flaskenv")):
+        from flask.cli import load_dotenv
+
+        load_dotenv()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
-from flask import Flask, current_app, has_app_context
+from flask import Flask, has_app_context
+from flask.globals import app_ctx
 
 from .broker import Producer
 from .config import Settings
@@ -144,8 +145,7 @@ class Backend:
     def _producer(self) -> Producer:
         """Return the current app's connection to its broker, or outside of a context that of the only app."""
         if has_app_context():
-            # Flask's documented way from the proxy to the app itself.
-            app = cast("Flask", current_app._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001
+            app = app_ctx.app  # the app itself: current_app is a proxy
             producer = self._producers.get(app)
             if producer is None:
                 raise RegistrationError(f"app {app.name!r} is not initialised: call backend.init_app(app)")

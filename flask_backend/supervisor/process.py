@@ -108,7 +108,9 @@ def _be_child(body: Body, context: ChildContext, inbox: Inbox, lifeline: Lifelin
         inbox.close_in_child()
         lifeline.close_in_child()
         for number in (signal.SIGTTIN, signal.SIGTTOU):
-            signal.signal(number, signal.SIG_IGN)  # in a group of its own it may not use the terminal, but must not stop
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # in a group of its own it may not use the terminal, but must not stop
         faulthandler.register(signal.SIGUSR1)
         gc.enable()
         context.show("starting")

@@ -121,8 +121,8 @@ def test_connections_cut_anywhere_in_a_reply_lose_no_job(supervise, broker, task
         supervised = supervise(workers=3, BACKEND_CONNECTION_URI=proxy.uri)
         supervised.wait_for_log("ready: ")
         workers = supervised.workers()
-        tasks.note.map(range(800))
-        for n in range(800):
+        tasks.note.map(range(200))
+        for n in range(200):
             supervised.wait_for_line(f"note {n}")
         wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty")
         assert proxy.cuts > 20

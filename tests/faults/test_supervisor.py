@@ -35,9 +35,10 @@ def test_each_queue_has_its_workers_and_each_worker_runs_its_own_hooks_once(supe
     assert sorted(int(pid) for _, pid in hooks) == sorted(workers)
     assert sorted(name for name, _ in hooks) == ["hook"] * 3 + ["inbox_hook"] * 2
     assert title(supervised.pid) == "flask-backend: master [2 queues, 5 workers]"
-    assert sorted(title(pid) for pid in workers) == [f"flask-backend: worker {QUEUE} [idle]"] * 3 + [
-        f"flask-backend: worker {INBOX} [idle]"
-    ] * 2
+    assert (
+        sorted(title(pid) for pid in workers)
+        == [f"flask-backend: worker {QUEUE} [idle]"] * 3 + [f"flask-backend: worker {INBOX} [idle]"] * 2
+    )
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
@@ -78,7 +79,9 @@ def test_a_killed_idle_worker_is_replaced(supervise):
     supervised.wait_ready()
     victim = supervised.workers()[0]
     kill(victim)
-    supervised.wait_for_log(f"worker {victim} of {QUEUE} was killed by signal 9 (Killed, perhaps out of memory) while idle")
+    supervised.wait_for_log(
+        f"worker {victim} of {QUEUE} was killed by signal 9 (Killed, perhaps out of memory) while idle"
+    )
     wait_until(lambda: len(supervised.workers()) == 4 and victim not in supervised.workers(), "four workers again")
     supervised.wait_reserving(4)
     supervised.send(signal.SIGTERM)
@@ -235,7 +238,9 @@ def test_a_drain_that_takes_too_long_gives_the_jobs_back(supervise, tasks, broke
     wait_until(lambda: broker.count(QUEUE, "ready") == 1, "the job is ready for others")
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (signal.SIGQUIT,)])
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (signal.SIGQUIT,)]
+)
 def test_a_second_signal_or_quit_gives_the_jobs_back_at_once(supervise, tasks, broker, numbers):
     supervised = supervise(workers=2)
     supervised.wait_ready()
@@ -258,9 +263,10 @@ def test_a_task_that_holds_the_interpreter_is_ended_by_the_drain_timeout(supervi
     supervised.assert_clean_exit(4)
 
 
+@pytest.mark.parametrize("env", [{}, {"CAREFREE_IMPORT": "1"}], ids=["raised", "swallowed"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_term_while_the_app_is_imported_is_exit_0(supervise, tmp_path, number):
-    supervised = supervise(SLOW_IMPORT=str(tmp_path / "importing"))
+def test_term_while_the_app_is_imported_is_exit_0(supervise, tmp_path, number, env):
+    supervised = supervise(SLOW_IMPORT=str(tmp_path / "importing"), **env)
     wait_until((tmp_path / "importing").exists, "the import has begun")
     supervised.send(number)
     supervised.assert_clean_exit(0)

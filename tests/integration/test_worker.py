@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from support.waiting import wait_until
@@ -200,7 +200,9 @@ def test_a_busy_worker_finishes_its_task_and_takes_no_other(worker, tasks, broke
     assert state(broker, job) == "ready"
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGQUIT,)])
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGQUIT,)]
+)
 def test_a_second_signal_or_quit_gives_the_job_back_at_once(worker, tasks, broker, numbers):
     job = tasks.sleep(60)
     worker.wait_for_line("begin slept")
@@ -233,7 +235,7 @@ def test_a_task_that_forks_and_returns_makes_no_second_worker(worker, tasks, bro
     worker.wait_for_line("note after")
     assert worker.ledger.count("note after") == 1
     forked = next(int(line.split()[1]) for line in worker.ledger if line.startswith("forked"))
-    wait_until(lambda: not os.path.exists(f"/proc/{forked}"), "the fork is gone")
+    wait_until(lambda: not Path(f"/proc/{forked}").exists(), "the fork is gone")
     assert broker.waiting(QUEUE) <= 1
 
 

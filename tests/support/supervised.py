@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -69,10 +70,8 @@ class Command:
         """Leave nothing behind, whatever the test has come to."""
         family = [*_descendants(self.pid), self.pid] if self.process.poll() is None else []
         for pid in family:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait()
 
 
@@ -109,7 +108,9 @@ class Supervised(Command):
         actual = self.wait()
         assert actual == code, f"exit {actual}, not {code}; log:\n{self.log[-3000:]}"
         for pid in self.seen:
-            wait_until(lambda pid=pid: not psutil.pid_exists(pid) or not _is_alive(psutil.Process(pid)), f"{pid} is gone")
+            wait_until(
+                lambda pid=pid: not psutil.pid_exists(pid) or not _is_alive(psutil.Process(pid)), f"{pid} is gone"
+            )
         for queue in (QUEUE, INBOX):
             wait_until(lambda queue=queue: self.broker.count(queue, "reserved") == 0, f"no job of {queue} is reserved")
 

@@ -26,9 +26,12 @@ ledger = Path(os.environ.get("LEDGER", os.devnull))
 ballast = bytearray(os.urandom(1 << 20) * int(os.environ.get("BALLAST_MB", "0")))
 
 if "SLOW_IMPORT" in os.environ:
-    note_path = Path(os.environ["SLOW_IMPORT"])
-    note_path.touch()
-    time.sleep(60)
+    Path(os.environ["SLOW_IMPORT"]).touch()
+    try:
+        time.sleep(60)
+    except BaseException:
+        if "CAREFREE_IMPORT" not in os.environ:
+            raise
 
 
 def write_down(text: str) -> None:

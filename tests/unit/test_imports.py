@@ -16,7 +16,7 @@ LAYERS = [
     {"broker"},
     {"task", "extension"},
     {"execution", "keeper", "worker", "supervisor"},
-    {"logs", "cli", "flask_script"},
+    {"logs", "cli", "flask_script", "__main__"},
 ]
 
 

@@ -1,0 +1,250 @@
+"""The installed command, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.waiting import wait_until
+from support.workload import INBOX, QUEUE
+
+BIN = Path(sys.executable).parent
+WORKLOAD = str(Path(__file__).parents[1] / "support" / "workload.py")
+
+
+def run(*args: str, cwd: Path | None = None, program: str = "flask-backend", **env: str):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("BACKEND_", "FLASK_"))}
+    return subprocess.run(
+        [BIN / program, *args], capture_output=True, text=True, cwd=cwd, env=environment | env, timeout=30
+    )
+
+
+@pytest.fixture
+def app_with(tmp_path):
+    """Write an app.py, which Flask finds by itself."""
+
+    def write(code: str) -> Path:
+        (tmp_path / "app.py").write_text(
+            f"from flask import Flask\nfrom flask_backend import Backend\napp = Flask(__name__)\n{code}\n"
+        )
+        return tmp_path
+
+    return write
+
+
+MINIMAL = """
+backend = Backend(app)
+@backend.task("com.example/default")
+def hello(): ...
+"""
+
+
+class TestCheck:
+    def test_it_says_what_it_found(self):
+        result = run("--app", WORKLOAD, "check", BACKEND_CONNECTION_URI="btq://[::1]:5")
+        assert result.returncode == 0
+        assert result.stdout.startswith(f"app:    support.workload\nbroker: btq://[::1]:5\nqueue:  {QUEUE}\n  task ")
+        assert f"queue:  {INBOX}\n  receiver inbox\n  before first task inbox_hook\n" in result.stdout
+
+    def test_json_is_for_programs(self, app_with):
+        result = run("check", "--json", cwd=app_with(MINIMAL))
+        assert json.loads(result.stdout) == {
+            "app": "app",
+            "broker": "btq://127.0.0.1:11300",
+            "queues": [{"queue": "com.example/default", "tasks": ["hello"], "receiver": None, "before_first_task": []}],
+        }
+
+    def test_an_app_without_tasks_is_said(self, app_with):
+        assert "no tasks and no receivers" in run("check", cwd=app_with("backend = Backend(app)")).stdout
+
+    @pytest.mark.parametrize("how", [["--app", "app"], ["-A", "app:app"], ["--app", "app:create_app('x')"], []])
+    def test_the_app_is_found_as_flask_finds_it(self, app_with, how):
+        code = f"{MINIMAL}\ndef create_app(name):\n    return app\n"
+        assert run(*how, "check", cwd=app_with(code)).returncode == 0
+
+    def test_the_environment_names_the_app_too(self, app_with):
+        folder = app_with(MINIMAL)
+        (folder / "app.py").rename(folder / "other.py")
+        assert run("check", cwd=folder).returncode == 3
+        assert run("check", cwd=folder, FLASK_APP="other").returncode == 0
+
+
+BROKEN = {
+    "syntax": ("def (", "SyntaxError", "app.py"),
+    "exception": (
+        "def helper():\n    raise ZeroDivisionError('mine')\nhelper()",
+        "ZeroDivisionError: mine",
+        "in helper",
+    ),
+    "import": ("import nonexistent_module", "No module named 'nonexistent_module'", "app.py"),
+    "exit": ("raise SystemExit('no config')", "SystemExit: no config", "app.py"),
+    "no backend": ("", "app 'app' has no Backend: use Backend(app), or backend.init_app(app)", ""),
+    "setting": (
+        "app.config['BACKEND_CONNECTION_URI'] = 'http://x'\nBackend(app)",
+        "BACKEND_CONNECTION_URI is 'http://x'; expected btq://HOST or btq://HOST:PORT",
+        "app.py",
+    ),
+    "queue name": ("Backend(app).task('a b')(print)", "'a b' cannot be a queue name", "app.py"),
+    "twice": (
+        "b = Backend(app)\nb.task('q')(print)\nb.task('q')(print)",
+        "queue 'q' already has a task 'print'",
+        "app.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", [["check"], ["supervise", "--queue", "q"], ["worker", "q"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(("code", "message", "place"), BROKEN.values(), ids=BROKEN)
+def test_an_app_that_cannot_be_loaded_is_exit_3_with_the_traceback_of_the_users_code(
+    app_with, command, code, message, place
+):
+    result = run(*command, cwd=app_with(code))
+    assert result.returncode == 3, result.stderr
+    assert message in result.stderr
+    assert place in result.stderr
+    assert "flask_backend/cli.py" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_app_that_is_not_there_is_exit_3():
+    result = run("--app", "nonexistent", "check")
+    assert (result.returncode, "Could not import 'nonexistent'" in result.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("command", [["supervise", "--queue"], ["worker"]], ids=lambda c: c[0])
+def test_a_queue_that_nobody_registered_is_exit_3_and_lists_those_that_exist(command):
+    result = run("--app", WORKLOAD, *command, "com.example/defualt")
+    assert result.returncode == 3
+    assert "nothing in app 'support.workload' is registered for queue 'com.example/defualt'" in result.stderr
+    assert f"  {QUEUE}\n  {INBOX}\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["supervise", "--queue", "q=0"], "expected a number of workers from 1 after the =, got '0'"),
+        (["supervise", "--queue", "q=x"], "got 'x'"),
+        (["supervise", "--max-memory", "lots"], "'lots' is no size: expected a number with K, M, G or T"),
+        (["supervise", "--max-memory", "0"], "'0' is no size"),
+        (["supervise", "--workers", "0"], "Invalid value for '--workers'"),
+        (["supervise", "--drain-timeout", "-1"], "Invalid value for '--drain-timeout'"),
+        (["supervise", "--queue", QUEUE, "--queue", f"{QUEUE}=2"], "a queue is named twice"),
+        (["supervise", "--queue", f"{QUEUE}=5000"], "5000 workers are too many: at most 2000"),
+        (["worker"], "Missing argument 'QUEUE'"),
+        (["dance"], "No such command 'dance'"),
+    ],
+)
+def test_wrong_usage_is_exit_2_and_says_what_is_right(args, message):
+    result = run("--app", WORKLOAD, *args)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+
+
+def test_help_shows_the_environment_variable_of_each_option():
+    text = run("supervise", "--help").stdout
+    options = re.findall(r"^  (?:-\w, )?--([\w-]+)", text, re.MULTILINE)
+    variables = re.findall(r"env\s+var:\s+BACKEND_(\w+)", text)
+    assert [o for o in options if o != "help"] == ["queue", "workers", "max-memory", "max-tasks", "drain-timeout"]
+    assert variables == ["QUEUES", "WORKERS", "MAX_MEMORY", "MAX_TASKS", "DRAIN_TIMEOUT"]
+
+
+def test_help_and_version_need_no_flask():
+    code = (
+        "import sys\nfrom flask_backend.cli import main\n"
+        "try:\n    main(['supervise', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'flask' not in sys.modules and 'psutil' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_options_come_from_the_environment(command, broker):
+    running = command(
+        "supervise", BACKEND_QUEUES=f"{QUEUE}=1 {INBOX}=2", BACKEND_DRAIN_TIMEOUT="7", BACKEND_MAX_MEMORY="1.5G"
+    )
+    wait_until(lambda: (broker.waiting(QUEUE), broker.waiting(INBOX)) == (1, 2), "three workers")
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+
+
+def test_threads_that_the_import_started_are_named_in_a_warning(app_with, broker):
+    code = (
+        f"{MINIMAL}\nimport threading, time\n"
+        "threading.Thread(target=time.sleep, args=(3600,), daemon=True, name='metrics').start()\n"
+    )
+    process = subprocess.Popen(
+        [BIN / "flask-backend", "supervise", "-w", "1"],
+        cwd=app_with(code),
+        env=os.environ | {"BACKEND_CONNECTION_URI": broker.uri},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: broker.waiting("com.example/default") == 1, "the worker reserves")
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "importing the app has started threads (metrics)" in stderr
+
+
+class TestFlask:
+    """The same commands as `flask backend ...`."""
+
+    def test_check(self, app_with):
+        result = run("--app", "app", "backend", "check", cwd=app_with(MINIMAL), program="flask")
+        assert (result.returncode, "  task hello" in result.stdout) == (0, True)
+
+    def test_supervise_runs_without_an_app_context_around_it(self, app_with, broker):
+        code = f"""{MINIMAL}
+from flask import has_app_context
+@backend.before_first_task("com.example/default")
+def hook():
+    import flask.globals
+    print("depth", len(str(flask.globals._cv_app.get().app)), flush=True)
+"""
+        process = subprocess.Popen(
+            [BIN / "flask", "backend", "supervise", "-w", "1"],
+            cwd=app_with(code),
+            env=os.environ | {"BACKEND_CONNECTION_URI": broker.uri},
+        )
+        wait_until(lambda: broker.waiting("com.example/default") == 1, "the worker reserves")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+    def test_the_group_is_listed(self, app_with):
+        result = run("--help", cwd=app_with(MINIMAL), program="flask")
+        assert re.search(r"backend +Run and check the workers", result.stdout)
+
+
+class TestLogging:
+    def test_an_app_that_configured_logging_is_left_alone(self, app_with, broker):
+        code = f"import logging; logging.basicConfig(format='MINE %(message)s', level='INFO')\n{MINIMAL}"
+        assert "MINE ready: com.example/default" in self._worker_log(app_with(code), broker)
+
+    def test_otherwise_info_is_shown_and_nothing_twice(self, app_with, broker):
+        code = (
+            f"{MINIMAL}\napp.logger.warning('while importing')\n"
+            "@backend.before_first_task('com.example/default')\ndef hook(): app.logger.info('in the hook')\n"
+        )
+        log = self._worker_log(app_with(code), broker)
+        assert log.count("in the hook") == 1
+        assert log.count("while importing") == 1
+
+    @staticmethod
+    def _worker_log(folder: Path, broker) -> str:
+        process = subprocess.Popen(
+            [BIN / "flask-backend", "worker", "com.example/default"],
+            cwd=folder,
+            env=os.environ | {"BACKEND_CONNECTION_URI": broker.uri},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: broker.waiting("com.example/default") == 1, "the worker reserves")
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+        assert process.returncode == 0
+        return stderr

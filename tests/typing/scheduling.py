@@ -1,0 +1,43 @@
+"""What an editor and a type checker see of a scheduled task. Checked by mypy --strict and basedpyright."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from flask import Flask
+
+from flask_backend import Backend, Job
+
+backend = Backend(Flask(__name__))
+
+
+@backend.task("com.example/default")
+def resize(name: str, width: int = 100, *, crop: bool = False) -> tuple[int, int]:
+    return width, len(name) if crop else width
+
+
+@backend.receiver("com.example/inbox")
+def inbox(message: dict[str, Any]) -> None: ...
+
+
+@backend.before_first_task("com.example/default")
+def connect() -> None: ...
+
+
+def schedule() -> None:
+    assert_type(resize("cat.jpg"), Job)
+    assert_type(resize("cat.jpg", 50, crop=True), Job)
+    assert_type(resize.run("cat.jpg"), tuple[int, int])
+    assert_type(resize.map(["cat.jpg", "dog.jpg"]), list[Job])
+    assert_type(backend.send("com.external/other", {"any": ["json"]}), Job)
+    assert_type(resize("cat.jpg").id, int)
+    assert_type(inbox({}), None)
+    assert_type(connect(), None)
+
+
+def mistakes() -> None:
+    # Each line is wrong, and must be refused: an ignore that nothing needs is an error itself.
+    resize()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    resize(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    resize("cat.jpg", height=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    resize.run("cat.jpg", width="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+EXAMPLE = "tests/typing/scheduling.py"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "checker", [("mypy", "--strict", EXAMPLE), ("basedpyright", "--level", "error", EXAMPLE)], ids=lambda c: c[0]
+)
+def test_a_task_has_the_types_of_its_function_and_wrong_calls_are_refused(checker):
+    result = subprocess.run([sys.executable, "-m", *checker], cwd=TOP, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_public_names_are_the_ones_that_the_package_has():
+    import flask_backend
+
+    for name in flask_backend.__all__:
+        assert getattr(flask_backend, name).__module__.startswith("flask_backend.")
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        flask_backend.Nonsense  # noqa: B018
