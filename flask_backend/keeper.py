@@ -21,8 +21,10 @@ from .errors import BrokerConnectionError, BrokerError
 
 logger = logging.getLogger("flask_backend.worker")
 
-# How often a running task is looked at: short enough for a TTR of one second, the server's least.
+# How often a running task is looked at, and the age from which it is: together shorter than a TTR of one second, which
+# is the server's least.
 TICK_S = 0.5
+YOUNG_S = 0.25
 # Touched this many times within its TTR, a job survives two touches that come late.
 TOUCHES_PER_TTR = 3
 
@@ -113,7 +115,7 @@ class Keeper:
         """Look at the running task; return whether the process title tells of one."""
         lease = self._lease
         now = time.monotonic()
-        if lease is None or now - lease.started < TICK_S:
+        if lease is None or now - lease.started < YOUNG_S:
             if shown:
                 self._show("")
             return False

@@ -15,16 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flask import Flask, abort, flash, redirect, render_template, request, send_file, url_for
+from flask import Flask, abort, flash, redirect, render_template, request, send_file, send_from_directory, url_for
 from PIL import Image, ImageOps
 from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.utils import secure_filename
 
 from flask_backend import Backend, BrokerConnectionError
 
 QUEUE = "com.example/thumbnails"
 SHIPPED = Path(__file__).parent / "photos"
-SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # what may be uploaded; MPO: some cameras'
+FORMATS = ("JPEG", "PNG", "WEBP")  # what may be uploaded
+SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # MPO is how some cameras write JPEG
 
 # A file of some kilobytes can claim a size that fills the memory when it is read: refuse it, not only warn.
 Image.MAX_IMAGE_PIXELS = 40_000_000
@@ -117,9 +119,7 @@ def show_photo(name: str):
 
 @app.get("/thumbnails/<name>/<variant>")
 def show_thumbnail(name: str, variant: str):
-    if name not in photos() or variant not in VARIANTS:
-        abort(404)
-    return send_file(THUMBNAILS / f"{name}.{variant}.jpg")
+    return send_from_directory(THUMBNAILS, f"{name}.{variant}.jpg")
 
 
 class UploadError(Exception):
@@ -127,23 +127,17 @@ class UploadError(Exception):
 
 
 @app.errorhandler(UploadError)
-def tell_upload_error(error: UploadError):
-    return tell(str(error))
-
-
-@app.errorhandler(413)
-def tell_upload_too_large(_error):
-    return tell(f"That file is too large: at most {app.config['MAX_CONTENT_LENGTH'] >> 20} MB.")
-
-
+@app.errorhandler(RequestEntityTooLarge)
 @app.errorhandler(BrokerConnectionError)
-def tell_no_broker(error: BrokerConnectionError):
-    app.logger.error("nothing scheduled: %s", error)
-    return tell("Thumbnails cannot be made just now. Try again in a minute.")
-
-
-def tell(problem: str):
-    flash(problem)
+def tell_problem(error: Exception):
+    app.logger.warning("%s (%s)", error, error.__cause__)
+    match error:
+        case BrokerConnectionError():
+            flash("Thumbnails cannot be made just now. Try again in a minute.")
+        case RequestEntityTooLarge():
+            flash(f"That file is too large: at most {app.config['MAX_CONTENT_LENGTH'] >> 20} MB.")
+        case _:
+            flash(str(error))
     return redirect(url_for("index"))
 
 
@@ -162,14 +156,13 @@ def keep(upload: FileStorage) -> str:
     if not upload.filename or not data:
         raise UploadError("Choose a photograph first.")
     try:
-        with Image.open(io.BytesIO(data), formats=list(SUFFIXES)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()  # to the end: a file may begin well and break off
-            suffix = SUFFIXES[image.format or ""]
     except Exception as error:  # decoders raise all sorts of things at a broken file
         raise UploadError(f"“{upload.filename}” is not a JPEG, PNG or WebP image that can be read.") from error
     stem = Path(secure_filename(upload.filename)).stem[:50] or "photo"
     # Its content in its name: two photographs never share one, and the same photograph sent twice is kept once.
-    name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}"
+    name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{SUFFIXES[image.format]}"
     with whole_file(UPLOADS / name) as part:
         part.write_bytes(data)
     return name

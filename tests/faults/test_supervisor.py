@@ -167,6 +167,29 @@ def test_a_worker_over_the_memory_ceiling_is_recycled_after_its_task_one_at_a_ti
     supervised.assert_clean_exit(0)
 
 
+def test_no_second_worker_of_a_queue_is_recycled_until_the_first_ones_successor_is_ready(supervise, tasks, tmp_path):
+    gate = tmp_path / "gate"
+    supervised = supervise("--max-memory", "60M", workers=3, HOOK_WAITS_WHILE=str(gate))
+    supervised.wait_ready()
+    gate.touch()
+    before = supervised.workers()
+    for _ in before:
+        tasks.grow(80, str(tmp_path / "go"))
+    for pid in before:
+        supervised.wait_for_line(f"grow {pid}")
+    (tmp_path / "go").touch()
+    supervised.wait_for_log("is recycled")
+    tasks.sleep(3)  # time for three more looks at everybody's memory
+    supervised.wait_for_line("slept")
+    assert supervised.log.count("is recycled") == 1
+    gate.unlink()
+    wait_until(lambda: supervised.log.count("is recycled") == 3, "the others follow")
+    supervised.wait_reserving(3)
+    assert not set(before) & set(supervised.workers())
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 def test_pages_shared_with_the_supervisor_do_not_count(supervise, tasks, broker):
     supervised = supervise("--max-memory", "60M", workers=2, BALLAST_MB="150")
     supervised.wait_ready()

@@ -51,8 +51,11 @@ def after_context(_error):
 def hook():
     write_down(f"hook {os.getpid()}")
     assert current_app.name == app.name
-    if wait := os.environ.get("HOOK_WAITS_FOR"):
-        while not Path(wait).exists():
+    if gate := os.environ.get("HOOK_WAITS_FOR"):
+        while not Path(gate).exists():
+            time.sleep(0.01)
+    if gate := os.environ.get("HOOK_WAITS_WHILE"):
+        while Path(gate).exists():
             time.sleep(0.01)
     if os.environ.get("HOOK_FAILS"):
         raise RuntimeError("the hook has no database")
@@ -155,10 +158,12 @@ def die_once(how, marker):
 
 
 @backend.task(QUEUE)
-def grow(megabytes):
+def grow(megabytes, path=None):
     """Keep memory for as long as the process lives."""
     app.extensions.setdefault("hoard", []).append(os.urandom(1 << 20) * megabytes)
     write_down(f"grow {os.getpid()}")
+    while path and not Path(path).exists():
+        time.sleep(0.005)
 
 
 @backend.task(QUEUE)

@@ -1,0 +1,504 @@
+"""What is in deploy/: the unit as systemd reads it, the supervisor as systemd and as a container see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import greenstalk
+import pytest
+
+from flask_backend.cli import supervise
+from flask_backend.config import URI_KEY
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNIT = DEPLOY / "systemd" / "flask-backend@.service"
+DOCKER = DEPLOY / "docker"
+COMMAND = Path(sys.executable).with_name("flask-backend")
+QUEUE = "com.example/default"
+GATED = "com.example/gated"
+
+APP = f"""
+import os, subprocess, time
+from pathlib import Path
+from flask import Flask
+from flask_backend import Backend
+
+app = Flask(__name__)
+backend = Backend(app)
+here = Path(__file__).parent
+
+def wait_for(name):
+    while not (here / name).exists():
+        time.sleep(0.01)
+
+(here / "importing").touch()
+if (here / "slow-import").exists():
+    wait_for("never")
+
+@backend.task({QUEUE!r})
+def environment(name):
+    children = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
+    (here / "part").write_text("\\n".join(os.environ) + children)
+    (here / "part").replace(here / name)
+
+@backend.task({QUEUE!r})
+def wait(name):
+    (here / "started").touch()
+    wait_for(name)
+    (here / "finished").touch()
+
+@backend.task({QUEUE!r})
+def leave_orphan(name):
+    script = "echo > left; until test -e $0; do sleep 0.02; done"
+    subprocess.run(["sh", "-c", 'setsid sh -c "$1" "$2" &', "sh", script, name], cwd=here, check=True)
+
+@backend.before_first_task({GATED!r})
+def gate():
+    wait_for("gate")
+
+@backend.task({GATED!r})
+def gated(): pass
+"""
+
+
+# -- helpers -------------------------------------------------------------------------------------------------
+
+
+def wait_until(condition, what, timeout_s=20):
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+    return result
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def tool(name):
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin") or pytest.skip(f"no {name} here")
+
+
+def children_of(pid):
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def title(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
+    except OSError:
+        return ""
+
+
+def answers(port):
+    try:
+        with greenstalk.Client(("127.0.0.1", port)) as client:
+            return bool(client.stats())
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def processes():
+    """Kills what a test leaves running."""
+    with ExitStack() as stack:
+
+        def start(command, **options):
+            process = subprocess.Popen([str(part) for part in command], **options)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def broker(processes):
+    port = free_port()
+    processes([tool("beanstalkd"), "-l", "127.0.0.1", "-p", port])
+    wait_until(lambda: answers(port), "beanstalkd answers")
+    return port
+
+
+@pytest.fixture
+def app(tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture
+def start(processes, broker, app):
+    """Starts the supervisor of the app, by itself or as the last words of a longer command."""
+
+    def start(*queues, before=(), **environment):
+        variables = {"FLASK_APP": "app", URI_KEY: f"btq://127.0.0.1:{broker}", "BACKEND_QUEUES": " ".join(queues)}
+        return processes([*before, COMMAND, "supervise"], cwd=app, env=os.environ | variables | environment)
+
+    return start
+
+
+@pytest.fixture
+def put(broker):
+    def put(endpoint, *args):
+        with greenstalk.Client(("127.0.0.1", broker), use=QUEUE) as client:
+            return client.put(json.dumps({"endpoint": endpoint, "args": args}))
+
+    return put
+
+
+# -- systemd: the files --------------------------------------------------------------------------------------
+
+
+def settings(text):
+    """Read a unit's assignments; the last one of a name counts."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] not in "#;")
+
+
+def systemd_analyze(*arguments):
+    command = [tool("systemd-analyze"), "--no-pager", *map(str, arguments)]
+    # Neither colours nor a width to cut lines at.
+    environment = os.environ | {"LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_systemd_finds_nothing_to_say_about_the_unit(tmp_path):
+    unit = tmp_path / UNIT.name
+    text = UNIT.read_text()
+    assert "ExecStart=/srv/%i/venv/bin/flask-backend supervise" in text
+    unit.write_text(text.replace("/srv/%i/venv/bin/flask-backend", str(COMMAND)))
+
+    result = systemd_analyze("verify", unit)
+
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_systemd_finds_nothing_to_say_about_the_drop_in_for_beanstalkd(tmp_path):
+    shutil.copytree(DEPLOY / "systemd" / "beanstalkd.service.d", tmp_path / "beanstalkd.service.d")
+    unit = tmp_path / "beanstalkd.service"
+    unit.write_text(f"[Service]\nExecStart={tool('beanstalkd')}\n")
+
+    result = systemd_analyze("verify", unit)
+
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_exposure_of_the_unit_is_at_most_2(tmp_path):
+    unit = shutil.copy(UNIT, tmp_path)
+
+    result = systemd_analyze("security", "--offline=yes", "--threshold=20", unit)  # in tenths
+
+    assert result.returncode == 0, result.stderr
+    exposure = re.search(r"Overall exposure level for flask-backend@\S*: (\d+\.\d+)", result.stdout)
+    assert exposure, result.stdout
+    assert float(exposure[1]) <= 2.0
+
+
+def test_threshold_of_the_exposure_is_one_that_can_be_missed(tmp_path):
+    unit = tmp_path / UNIT.name
+    unit.write_text("[Service]\nExecStart=/bin/true\n")
+
+    assert systemd_analyze("security", "--offline=yes", "--threshold=20", unit).returncode != 0
+
+
+def test_each_stop_timeout_leaves_room_for_the_drain():
+    drain_s = next(option.default for option in supervise.params if option.name == "drain_timeout")
+    unit_s = float(settings(UNIT.read_text())["TimeoutStopSec"])
+    compose_s = re.search(r"stop_grace_period: (\d+)s", (DOCKER / "compose.yaml").read_text())
+
+    assert unit_s == drain_s + 5
+    assert float(compose_s[1]) >= unit_s
+
+
+def test_every_variable_in_the_files_is_one_that_is_read():
+    known = {option.envvar for option in supervise.params} | {URI_KEY}
+    texts = {path: path.read_text() for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+    assert {(path, name) for path, text in texts.items() for name in re.findall(r"BACKEND_\w+", text)} >= {
+        (DEPLOY / "systemd" / "flask-backend.env.example", URI_KEY)
+    }
+    assert {name for text in texts.values() for name in re.findall(r"BACKEND_\w+", text)} <= known
+
+
+# -- systemd: the protocol -----------------------------------------------------------------------------------
+
+
+class Manager:
+    """The receiving end of sd_notify(3)."""
+
+    def __init__(self, address, variable):
+        self.variable = variable
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(address)
+        self._sock.settimeout(20)
+
+    def next(self):
+        return self._sock.recv(4096).decode().splitlines()
+
+    def has_heard_nothing(self):
+        try:
+            self._sock.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        return False
+
+    def close(self):
+        self._sock.close()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request, tmp_path):
+    if request.param == "path":
+        manager = Manager(str(tmp_path / "notify"), str(tmp_path / "notify"))
+    else:
+        name = f"flask-backend-test-{os.getpid()}-{time.monotonic_ns()}"
+        manager = Manager(f"\0{name}", f"@{name}")
+    yield manager
+    manager.close()
+
+
+def test_ready_is_told_when_every_queue_has_a_ready_worker_and_stopping_when_it_stops(start, put, app, manager):
+    supervisor = start(f"{QUEUE}=2", f"{GATED}=1", NOTIFY_SOCKET=manager.variable)
+    put("environment", "seen")
+    wait_until((app / "seen").exists, "a worker of the first queue has run a task")
+    assert manager.has_heard_nothing()
+
+    (app / "gate").touch()
+    assert manager.next() == ["READY=1"]
+    # The second worker of the first queue may need a moment more than that of the other.
+    while (status := manager.next()) != ["STATUS=3 of 3 workers ready"]:
+        assert re.fullmatch(r"STATUS=\d of 3 workers ready", status[0])
+
+    victim = next(pid for pid in children_of(supervisor.pid) if GATED in title(pid))
+    os.kill(victim, signal.SIGKILL)
+    assert manager.next() == ["STATUS=2 of 3 workers ready"]
+    assert manager.next() == ["STATUS=3 of 3 workers ready"]
+
+    supervisor.send_signal(signal.SIGTERM)
+    stopping, status = manager.next()
+    assert stopping == "STOPPING=1"
+    assert status.startswith("STATUS=")
+    assert supervisor.wait(20) == 0
+    assert manager.has_heard_nothing()
+
+
+def test_stopping_before_ready_never_tells_ready(start, app, manager):
+    supervisor = start(f"{GATED}=1", NOTIFY_SOCKET=manager.variable)
+    wait_until(lambda: children_of(supervisor.pid), "a worker is in its hook")
+
+    supervisor.send_signal(signal.SIGTERM)
+
+    assert manager.next()[0] == "STOPPING=1"
+    (app / "gate").touch()
+    assert supervisor.wait(20) == 0
+    assert manager.has_heard_nothing()
+
+
+def test_tasks_and_what_they_start_do_not_see_the_notify_socket(start, put, app, manager):
+    start(f"{QUEUE}=1", NOTIFY_SOCKET=manager.variable)
+    put("environment", "seen")
+
+    wait_until((app / "seen").exists, "the task has run")
+
+    names = (app / "seen").read_text()
+    assert "BACKEND_QUEUES" in names
+    assert "NOTIFY_SOCKET" not in names
+
+
+# -- containers: the files -----------------------------------------------------------------------------------
+
+
+def instructions(dockerfile):
+    """Read a Dockerfile as (instruction, rest of the line) pairs."""
+    text = re.sub(r"(?m)^#.*\n", "", dockerfile.read_text()).replace("\\\n", " ")
+    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]
+
+
+DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "beanstalkd.Dockerfile"]
+
+
+def command(dockerfile, instruction):
+    """Return the argument list that the last such instruction has; a shell form is no JSON and raises."""
+    rest = [rest for name, rest in instructions(dockerfile) if name == instruction][-1]
+    return json.loads(rest[rest.index("[") :]) if instruction == "HEALTHCHECK" else json.loads(rest)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_image_runs_its_process_without_a_shell_and_without_root(dockerfile):
+    entrypoint = command(dockerfile, "ENTRYPOINT")
+    user = [rest for name, rest in instructions(dockerfile) if name == "USER"][-1]
+
+    assert entrypoint[0] in {"flask-backend", "beanstalkd"}
+    assert isinstance(command(dockerfile, "CMD"), list)
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert ("STOPSIGNAL", "SIGTERM") in instructions(dockerfile)
+
+
+def test_base_image_is_a_build_argument():
+    head = instructions(DOCKER / "Dockerfile")
+
+    assert head[0] == ("ARG", "PYTHON_IMAGE=python:3.13-slim")
+    assert {rest.split()[0] for name, rest in head if name == "FROM"} == {"${PYTHON_IMAGE}"}
+
+
+def test_everything_that_the_image_copies_is_there_and_not_ignored():
+    root = DEPLOY.parent
+    allowed = [line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
+    arguments = dict(rest.split("=", 1) for name, rest in instructions(DOCKER / "Dockerfile") if name == "ARG")
+    copies = [rest.split()[:-1] for name, rest in instructions(DOCKER / "Dockerfile") if name == "COPY"]
+    sources = [source for copy in copies for source in copy if not copy[0].startswith("--from")]
+
+    assert len(sources) == 6
+    for source in sources:
+        path = source.replace("${APP}", arguments["APP"])
+        assert (root / path).exists()
+        assert any(path == name or path.startswith(f"{name}/") for name in allowed)
+
+
+def test_healthcheck_of_the_image_runs_the_script_where_it_was_copied_to():
+    copied = next(
+        rest.split()[1]
+        for name, rest in instructions(DOCKER / "Dockerfile")
+        if "healthcheck.py" in rest and name == "COPY"
+    )
+    assert command(DOCKER / "Dockerfile", "HEALTHCHECK")[-1] == f"{copied}healthcheck.py"
+
+
+def test_compose_file_starts_web_and_workers_once_the_broker_is_healthy():
+    text = (DOCKER / "compose.yaml").read_text()
+    names = re.findall(r"(?m)^  (\w+):$", text[text.index("\nservices:") : text.index("\nvolumes:")])
+
+    assert names == ["beanstalkd", "web", "worker"]
+    assert re.search(r"depends_on:\s+beanstalkd:\s+condition: service_healthy", text)
+    assert "FLASK_APP: app\n" in text
+    for name in re.findall(r"dockerfile: (\S+)", text):
+        assert (DEPLOY.parent / name).exists() or (DOCKER / name).exists()
+
+
+# -- containers: as process 1 --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def container():
+    """The words before a command that make it process 1 of a new PID namespace with a /proc of its own."""
+    words = [tool("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child"]
+    trial = subprocess.run([*words, "true"], capture_output=True, text=True)
+    if trial.returncode != 0:
+        pytest.skip(f"no new PID namespace (are you root?): {trial.stderr.strip()}")
+    return words
+
+
+def process_1(unshare):
+    """Return the pid that process 1 has out here."""
+    return wait_until(lambda: children_of(unshare.pid), "process 1 has started")[0]
+
+
+def is_serving(supervisor):
+    return any(title(pid).endswith("[idle]") for pid in children_of(supervisor))
+
+
+def health(supervisor):
+    """Run the image's health check in the namespace; return what it has to complain of."""
+    script = command(DOCKER / "Dockerfile", "HEALTHCHECK")
+    script[0], script[-1] = sys.executable, str(DOCKER / "healthcheck.py")
+    inside = [tool("nsenter"), "--target", str(supervisor), "--pid", "--mount"]
+    result = subprocess.run([*inside, *script], capture_output=True, text=True)
+    assert (result.returncode, bool(result.stderr)) in {(0, False), (1, True)}
+    return result.stderr
+
+
+def test_process_1_reaps_orphans_and_drains_on_term_from_outside(start, put, app, broker, container):
+    unshare = start(f"{QUEUE}=1", before=container)
+    supervisor = process_1(unshare)
+    wait_until(lambda: is_serving(supervisor), "the worker is ready")
+    (worker,) = children_of(supervisor)
+
+    put("leave_orphan", "release")
+    wait_until((app / "left").exists, "the orphan runs")
+    (orphan,) = wait_until(lambda: set(children_of(supervisor)) - {worker}, "process 1 has adopted the orphan")
+    (app / "release").touch()
+    wait_until(lambda: not Path(f"/proc/{orphan}").exists(), "the orphan has ended and was reaped")
+    assert children_of(supervisor) == [worker]
+
+    job = put("wait", "go")
+    wait_until((app / "started").exists, "the task runs")
+    os.kill(supervisor, signal.SIGTERM)
+    time.sleep(0.2)
+    assert unshare.poll() is None
+    (app / "go").touch()
+
+    assert unshare.wait(20) == 0
+    assert (app / "finished").exists()
+    with greenstalk.Client(("127.0.0.1", broker)) as client, pytest.raises(greenstalk.NotFoundError):
+        client.stats_job(job)
+
+
+def test_term_while_process_1_imports_the_app_ends_it(start, app, container):
+    (app / "slow-import").touch()
+    unshare = start(f"{QUEUE}=1", before=container)
+    wait_until((app / "importing").exists, "the import has begun")
+
+    os.kill(process_1(unshare), signal.SIGTERM)
+
+    assert unshare.wait(20) == 0
+
+
+def test_healthcheck_says_whether_process_1_has_workers(start, app, container):
+    unshare = start(f"{GATED}=1", before=container)
+    supervisor = process_1(unshare)
+    wait_until(lambda: children_of(supervisor), "the worker is in its hook")
+    wait_until(lambda: "no worker is ready" in health(supervisor), "a worker in its hook is not ready")
+
+    (app / "gate").touch()
+    wait_until(lambda: is_serving(supervisor), "the worker is ready")
+    assert health(supervisor) == ""
+
+    # A supervisor that does nothing about its dead workers.
+    os.kill(supervisor, signal.SIGSTOP)
+    for worker in children_of(supervisor):
+        os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not is_serving(supervisor), "the worker is dead")
+    assert "no worker is ready" in health(supervisor)
+
+    os.kill(supervisor, signal.SIGCONT)
+    wait_until(lambda: is_serving(supervisor), "the worker is replaced")
+    assert health(supervisor) == ""
+
+
+def test_healthcheck_takes_no_other_process_for_a_supervisor(processes):
+    process = processes(["sleep", "60"])
+
+    result = subprocess.run(
+        [sys.executable, DOCKER / "healthcheck.py", str(process.pid)], capture_output=True, text=True
+    )
+
+    assert result.returncode == 1
+    assert "is not a supervisor" in result.stderr
+
+
+def test_beanstalkd_as_process_1_is_healthy_until_term_ends_it(processes, container):
+    port = free_port()
+    unshare = processes([*container, tool("beanstalkd"), "-l", "127.0.0.1", "-p", port])
+    check = [word.replace("11300", str(port)) for word in command(DOCKER / "beanstalkd.Dockerfile", "HEALTHCHECK")]
+    assert str(port) in check[-1]
+    wait_until(lambda: subprocess.run(check, capture_output=True).returncode == 0, "beanstalkd answers")
+
+    os.kill(process_1(unshare), signal.SIGTERM)
+
+    assert unshare.wait(20) == 0
+    assert subprocess.run(check, capture_output=True).returncode != 0
