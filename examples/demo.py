@@ -71,7 +71,7 @@ class Program:
     def wait_for(self, pattern: str) -> re.Match[str]:
         wait_until(lambda: self.has_ended or self.said(pattern), f"{self.log.stem} says {pattern!r}")
         if not self.said(pattern):
-            raise DemoError(f"{self.log.stem} has ended without saying {pattern!r}")
+            raise DemoError(f"{self.log.stem} has ended. It said:\n{self.log.read_text(errors='replace')[-2000:]}")
         return self.said(pattern)[0]
 
 

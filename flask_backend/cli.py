@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cpus import available_cpus
 from .exits import ExitCode
 
 if TYPE_CHECKING:
@@ -47,16 +49,6 @@ def parse_queue(value: str) -> tuple[str, int | None]:
     if equals and not (count.isdecimal() and int(count) > 0):
         raise click.BadParameter(f"{value!r}: expected a number of workers from 1 after the =, got {count!r}")
     return name, int(count) if equals else None
-
-
-def available_cpus() -> int:
-    """Count the CPUs that this process may use: by its affinity, and by the quota of its control group."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
 
 
 def drain_timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -218,7 +210,10 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished.
     """
+    from .supervisor import Notifier, Options, Supervisor
+
     signals = StopSignalsWhileLoading()
+    notifier = Notifier()
     # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
     # unshare the pages of every worker.
     gc.disable()
@@ -227,7 +222,6 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     pools = plan_pools(loaded, queues, workers or available_cpus())
     warn_of_threads()
 
-    from .supervisor import Options, Supervisor
     from .worker import Limits, Worker
 
     def work(context: ChildContext) -> int:
@@ -235,7 +229,8 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
         return Worker(loaded.app, loaded.backend, context.pool, context, limits).run()
 
     try:
-        supervisor = Supervisor(pools, work, Options(drain_timeout_s=drain_timeout, max_memory_bytes=max_memory))
+        options = Options(drain_timeout_s=drain_timeout, max_memory_bytes=max_memory)
+        supervisor = Supervisor(pools, work, options, notifier)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     gc.freeze()
@@ -274,7 +269,8 @@ def warn_of_threads() -> None:
 def worker(ctx: click.Context, queue: str, drain_timeout: float) -> None:
     """Run one worker of QUEUE in the foreground, without a supervisor.
 
-    TERM or INT finishes the running task and exits; a second one, or QUIT, gives it back and exits at once.
+    TERM or INT finishes the running task and exits; a second one, or QUIT, gives it back and exits at once. USR1 prints
+    the Python stacks.
     """
     signals = StopSignalsWhileLoading()
     loaded = load_app(ctx)
@@ -283,6 +279,7 @@ def worker(ctx: click.Context, queue: str, drain_timeout: float) -> None:
 
     from .worker import Foreground, Limits, Worker
 
+    faulthandler.register(signal.SIGUSR1)
     sys.exit(Worker(loaded.app, loaded.backend, queue, Foreground(queue), Limits(drain_timeout)).run())
 
 

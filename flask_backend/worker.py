@@ -8,7 +8,8 @@ import random
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
@@ -108,8 +109,7 @@ class Worker:
             return ExitCode.CONFIG
         self._host.ready()
         self._serve()
-        if self._connection is not None:
-            self._connection.close()
+        self._close()
         return ExitCode.OK
 
     # -- the loop --------------------------------------------------------------------------------------------
@@ -138,6 +138,18 @@ class Worker:
             self._connection = Connection(self._settings, watch=self._queue)
             self._delete_late(self._connection)
         return self._connection
+
+    def _close(self) -> None:
+        """Close the connection, after a last try to delete the job that finished when it broke."""
+        if self._undeleted is not None:
+            try:
+                self._connected()
+            except BrokerError as error:
+                logger.warning(
+                    "job %d is finished but cannot be deleted, and will run twice: %s", self._undeleted.id, error
+                )
+        if self._connection is not None:
+            self._connection.close()
 
     def _reserve(self, connection: Connection) -> ReservedJob | None:
         """Wait for a job; None if none came, or if a stop came first.
@@ -185,10 +197,13 @@ class Worker:
             failure = error
         self._leave_if_forked()
         self._keeper.let_go()
-        if failure is None:
-            self._settle_success(connection, job, call.label)
-        else:
-            self._settle_failure(connection, job, call.label, failure)
+        try:
+            if failure is None:
+                self._settle_success(connection, job, call.label)
+            else:
+                self._settle_failure(connection, job, call.label, failure)
+        finally:
+            failure = None  # its traceback refers to this frame: a cycle would keep all that the task held
 
     # -- settling --------------------------------------------------------------------------------------------
 
@@ -284,6 +299,7 @@ class StopSignals:
 
     def __init__(self, on_drain: Callable[[], None], on_quit: Callable[[], None]) -> None:
         self.requested = False
+        self._mask: Iterable[int] = ()
         self._on_drain = on_drain
         self._on_quit = on_quit
         self._wake_r, self._wake_w = os.pipe()
@@ -295,11 +311,19 @@ class StopSignals:
         signal.signal(signal.SIGTERM, self._drain)
         signal.signal(signal.SIGINT, self._drain)
         signal.signal(signal.SIGQUIT, self._quit)
+        # The processes that a task forks are no workers: they end when they are told to, or multiprocessing would wait
+        # for ever for a child that it has terminated. Blocked until then, for Python forgets what came before.
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._after_fork_in_parent,
+            after_in_child=self._after_fork_in_child,
+        )
 
     def request(self) -> None:
         """Ask for the drain, from whatever thread."""
         self.requested = True
-        os.write(self._wake_w, b"\0")
+        with suppress(BlockingIOError):  # full of wake-ups already
+            os.write(self._wake_w, b"\0")
 
     def wait(self, timeout_s: float, connection: Connection | None = None) -> bool:
         """Wait until ``connection`` is readable (True), a stop is requested or the time is over (False)."""
@@ -320,6 +344,19 @@ class StopSignals:
 
     def _quit(self, _number: int, _frame: FrameType | None) -> None:
         self._on_quit()
+
+    def _before_fork(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
+
+    def _after_fork_in_parent(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _after_fork_in_child(self) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
 
 class Backoff:

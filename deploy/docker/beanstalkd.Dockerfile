@@ -9,7 +9,9 @@ RUN apt-get update \
 USER 10001:10001
 VOLUME /data
 EXPOSE 11300
-STOPSIGNAL SIGTERM
+# As process 1, Beanstalkd 1.12 answers TERM by killing itself, which the kernel does not allow to process 1: it would
+# go on until Docker's patience is over. TERM would not do more than KILL: it has nothing to finish, its log is on the volume.
+STOPSIGNAL SIGKILL
 # It accepts connections before it has read its log; only an answer means that it is there.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/11300; printf 'stats\\r\\n' >&3; read -r -t 4 reply <&3; [[ $reply == OK* ]]"]

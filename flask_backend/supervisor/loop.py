@@ -46,7 +46,7 @@ class Options:
 class Supervisor:
     """Keeps the children of all pools alive until told to stop; runs in the main thread of the only thread."""
 
-    def __init__(self, pools: list[Pool], body: process.Body, options: Options) -> None:
+    def __init__(self, pools: list[Pool], body: process.Body, options: Options, notifier: Notifier) -> None:
         self._body = body
         self._options = options
         self._plan = Plan(pools)
@@ -64,7 +64,7 @@ class Supervisor:
         self._inbox = Inbox()
         self._lifeline = process.Lifeline()
         self._scoreboard = Scoreboard(2 * MAX_CHILDREN)  # the old and the new of each slot
-        self._notifier = Notifier()
+        self._notifier = notifier
 
     def run(self) -> ExitCode:
         """Supervise until stopped by a signal, or until a pool turns out to be unable to start."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 class Notifier:
     """Tells the service manager of our state, if there is one.
 
-    The variable is taken out of the environment: only the supervisor speaks, none of its children.
+    Takes the variable out of the environment: only the supervisor speaks, not what the app or a task starts.
     """
 
     def __init__(self) -> None:

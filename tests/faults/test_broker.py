@@ -29,7 +29,8 @@ def test_a_broker_killed_and_restarted_on_its_binlog_loses_no_job_and_no_worker(
     supervised.wait_ready()
     workers = supervised.workers()
     job = durable_tasks.wait_for(str(tmp_path / "go"))
-    durable_tasks.note.map(range(300))
+    for n in range(300):
+        durable_tasks.note(n)
     supervised.wait_for_line("note 100")
     durable_broker.kill()
     (tmp_path / "go").touch()
@@ -60,6 +61,23 @@ def test_a_task_that_finished_as_the_broker_was_restarted_is_deleted_late(
     assert supervised.ledger.count("begin waited") == 1
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
+
+
+def test_a_drain_still_deletes_the_task_that_finished_as_the_broker_was_restarted(
+    supervise, durable_broker, durable_tasks, tmp_path
+):
+    supervised = supervise(broker=durable_broker, workers=1)
+    supervised.wait_ready()
+    durable_tasks.wait_for(str(tmp_path / "go"))
+    supervised.wait_for_line("begin waited")
+    supervised.workers()
+    supervised.send(signal.SIGTERM)
+    supervised.wait_for_log("stopping")
+    durable_broker.kill()
+    durable_broker.start()
+    (tmp_path / "go").touch()
+    supervised.assert_clean_exit(0)
+    assert durable_broker.is_empty(QUEUE)
 
 
 def test_a_restarted_broker_without_binlog_keeps_another_job_of_the_same_id(supervise, broker, tasks, tmp_path):
@@ -135,12 +153,31 @@ def test_connections_cut_anywhere_in_a_reply_lose_no_job(supervise, broker, task
         proxy.close()
 
 
+def test_a_job_that_the_binlog_has_mangled_is_buried_and_does_not_stop_the_queue(supervise, durable_broker):
+    job_id = durable_broker.put(QUEUE, b'{"endpoint": "note", "args": ["mangled"]}')
+    durable_broker.kill()
+    (binlog,) = durable_broker.binlog.glob("binlog.*")
+    content = binlog.read_bytes()
+    start = content.index(b'{"endpoint"')
+    binlog.write_bytes(content[:start] + bytes(43) + content[start + 43 :])  # the body, and the line break after it
+    durable_broker.start()
+    supervised = supervise(broker=durable_broker, workers=2)
+    wait_until(lambda: durable_broker.count(QUEUE, "buried") == 1, "the job is buried")
+    supervised.wait_for_log(f"job {job_id} of {QUEUE} can never run")
+    durable_broker.put(QUEUE, b'{"endpoint": "note", "args": ["next"]}')
+    supervised.wait_for_line("note next")
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 def test_a_broker_that_dies_at_random_loses_no_job(supervise, durable_broker, durable_tasks):
     rng = random.Random(2)
+    # Before the workers start: what beanstalkd 1.12 takes in one pipeline while others delete, it may have lost or
+    # mangled in its binlog when it is killed, without us too (see docs/deploying.md).
+    durable_tasks.note.map(range(2000))
     supervised = supervise(broker=durable_broker, workers=3)
     supervised.wait_ready()
     workers = supervised.workers()
-    durable_tasks.note.map(range(2000))
     for goal in sorted(rng.sample(range(1, 1900), 8)):
         wait_until(lambda goal=goal: len(set(supervised.ledger)) > goal, f"{goal} lines")
         durable_broker.kill()

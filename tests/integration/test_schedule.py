@@ -343,7 +343,7 @@ class TestConnections:
                     app = Flask("app")
                     app.config["BACKEND_CONNECTION_URI"] = f"btq://127.0.0.1:{port}"
                     backend = Backend(app)
-                    with pytest.raises(BrokerConnectionError, match="lost the connection|answered a put with"):
+                    with pytest.raises(BrokerConnectionError, match=r"lost the connection|answered a put with"):
                         put(backend)
 
     # The exception may strike while Python itself tidies up, where it can only be reported.

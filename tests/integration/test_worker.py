@@ -239,6 +239,22 @@ def test_a_task_that_forks_and_returns_makes_no_second_worker(worker, tasks, bro
     assert broker.waiting(QUEUE) <= 1
 
 
+def test_a_task_may_start_processes_and_terminate_them(worker, tasks, broker):
+    tasks.use_multiprocessing()
+    worker.wait_for_line("terminated True")
+    worker.wait_for_line("note from a helper")
+    wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty")
+    assert worker.ledger.count("terminated True") == 1
+
+
+def test_what_a_failed_task_held_is_freed_without_a_collection(command, broker):
+    running = command("worker", QUEUE)
+    for _ in range(5):
+        broker.put(QUEUE, b'{"endpoint": "fail_holding"}')
+    wait_until(lambda: broker.count(QUEUE, "delayed") == 5, "all have failed")
+    assert [line for line in running.ledger if line.startswith("held")] == ["held 0"] * 5
+
+
 def test_a_job_deleted_by_hand_while_it_runs_is_no_error_but_said(worker, tasks, broker, tmp_path):
     job_id = broker.put(QUEUE, json.dumps({"endpoint": "hold_gil", "args": [2.5]}).encode(), ttr=1)
     worker.wait_for_line("begin hold_gil")

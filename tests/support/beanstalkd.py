@@ -22,6 +22,7 @@ class Beanstalkd:
         program = shutil.which("beanstalkd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
         assert program, "beanstalkd is not installed: ./run test sees to it"
         self.port = _free_port()
+        self.binlog = binlog
         self._command = [program, "-l", "127.0.0.1", "-p", str(self.port), "-z", str(max_job_size)]
         if binlog is not None:
             self._command += ["-b", str(binlog), "-f0"]

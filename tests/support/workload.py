@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 from flask import Flask, current_app, g
 
@@ -187,6 +192,39 @@ def fork_and_return():
         write_down(f"forked {os.getpid()}")
         return
     os.wait()
+
+
+@backend.task(QUEUE)
+def use_multiprocessing():
+    """Start a process as the standard library does, schedule a task from it, and terminate another."""
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of forking beside our second thread
+        helper = context.Process(target=note, args=["from a helper"])
+        helper.start()
+        helper.join()
+        codes = [helper.exitcode]
+        for _ in range(20):  # at any moment of its start
+            sleeper = context.Process(target=time.sleep, args=[600])
+            sleeper.start()
+            sleeper.terminate()
+            sleeper.join()
+            codes.append(sleeper.exitcode)
+    write_down(f"terminated {codes == [0] + [-signal.SIGTERM] * 20}")
+
+
+class Held:
+    """Something that a failing task holds."""
+
+    alive: ClassVar = weakref.WeakSet()
+
+
+@backend.task(QUEUE)
+def fail_holding():
+    gc.disable()
+    write_down(f"held {len(Held.alive)}")
+    held = Held()
+    Held.alive.add(held)
+    raise ValueError(held)
 
 
 @backend.task(QUEUE)
