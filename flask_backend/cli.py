@@ -277,7 +277,8 @@ def worker(ctx: click.Context, queue: str, drain_timeout: float) -> None:
     signals.exit_if_one_came()
     check_queue(loaded, queue)
 
-    from .worker import Foreground, Limits, Worker
+    from .host import Foreground
+    from .worker import Limits, Worker
 
     faulthandler.register(signal.SIGUSR1)
     sys.exit(Worker(loaded.app, loaded.backend, queue, Foreground(queue), Limits(drain_timeout)).run())

@@ -5,14 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
-import select
 import signal
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType
-from typing import Protocol
 
 from flask import Flask
 
@@ -27,10 +22,11 @@ from .errors import (
 from .execution import read_call, run_call, run_hooks
 from .exits import ExitCode
 from .extension import Backend
+from .host import Host
 from .keeper import Keeper
 from .message import decode
 from .retry import Bury, Release, after_failure
-from .titles import show_worker
+from .stopping import StopSignals
 
 logger = logging.getLogger("flask_backend.worker")
 # Kept apart, so that error trackers can tell a task's failure from ours.
@@ -43,25 +39,6 @@ RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 5.0
 # A worker that is due for recycling waits this long for its turn, then works on until the turn comes.
 RECYCLE_PATIENCE_S = 5.0
-
-
-class Host(Protocol):
-    """What a worker tells whoever runs it."""
-
-    def accept_signals(self) -> None:
-        """Hear that the worker has installed its signal handlers."""
-
-    def ready(self) -> None:
-        """Hear that the hooks have run and that the worker is about to reserve."""
-
-    def busy(self, job_id: int) -> None: ...
-    def idle(self) -> None: ...
-
-    def recycle_due(self) -> None:
-        """Hear that the worker has done as many jobs as it should, and asks to be drained."""
-
-    def show(self, activity: str) -> None:
-        """Tell in the process title what the worker does; an empty text for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,74 +268,6 @@ class Worker:
             os._exit(ExitCode.OK)  # a task forked and its child came back: it must not become a second worker
 
 
-class StopSignals:
-    """TERM and INT, which ask for a drain, and QUIT; together with the wait that they cut short.
-
-    The handlers never raise, so that a task is never torn in two.
-    """
-
-    def __init__(self, on_drain: Callable[[], None], on_quit: Callable[[], None]) -> None:
-        self.requested = False
-        self._mask: Iterable[int] = ()
-        self._on_drain = on_drain
-        self._on_quit = on_quit
-        self._wake_r, self._wake_w = os.pipe()
-        os.set_blocking(self._wake_r, False)
-        os.set_blocking(self._wake_w, False)
-
-    def install(self) -> None:
-        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._drain)
-        signal.signal(signal.SIGINT, self._drain)
-        signal.signal(signal.SIGQUIT, self._quit)
-        # The processes that a task forks are no workers: they end when they are told to, or multiprocessing would wait
-        # for ever for a child that it has terminated. Blocked until then, for Python forgets what came before.
-        os.register_at_fork(
-            before=self._before_fork,
-            after_in_parent=self._after_fork_in_parent,
-            after_in_child=self._after_fork_in_child,
-        )
-
-    def request(self) -> None:
-        """Ask for the drain, from whatever thread."""
-        self.requested = True
-        with suppress(BlockingIOError):  # full of wake-ups already
-            os.write(self._wake_w, b"\0")
-
-    def wait(self, timeout_s: float, connection: Connection | None = None) -> bool:
-        """Wait until ``connection`` is readable (True), a stop is requested or the time is over (False)."""
-        deadline = time.monotonic() + timeout_s
-        poll = select.poll()
-        poll.register(self._wake_r, select.POLLIN)
-        if connection is not None:
-            poll.register(connection, select.POLLIN)
-        while not self.requested and (left_s := deadline - time.monotonic()) > 0:
-            for fd, _ in poll.poll(left_s * 1000):
-                if fd != self._wake_r:
-                    return True
-                os.read(fd, 4096)  # another signal, or the one that set `requested`
-        return False
-
-    def _drain(self, _number: int, _frame: FrameType | None) -> None:
-        self._on_drain()
-
-    def _quit(self, _number: int, _frame: FrameType | None) -> None:
-        self._on_quit()
-
-    def _before_fork(self) -> None:
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT))
-
-    def _after_fork_in_parent(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-
-    def _after_fork_in_child(self) -> None:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-
-
 class Backoff:
     """Delays that double, with jitter, for one outage of the broker."""
 
@@ -370,29 +279,3 @@ class Backoff:
         delay_s = min(RECONNECT_MAX_S, RECONNECT_MIN_S * 2.0 ** min(self.tries, 16))
         self.tries += 1
         return delay_s * random.uniform(0.5, 1.0)
-
-
-class Foreground:
-    """The host of a worker that nobody supervises."""
-
-    def __init__(self, queue: str) -> None:
-        self._queue = queue
-
-    def accept_signals(self) -> None:
-        pass
-
-    def ready(self) -> None:
-        self.show("")
-        logger.info("ready: %s", self._queue)
-
-    def busy(self, job_id: int) -> None:
-        pass
-
-    def idle(self) -> None:
-        pass
-
-    def recycle_due(self) -> None:
-        pass
-
-    def show(self, activity: str) -> None:
-        show_worker(self._queue, activity)

@@ -5,27 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http.cookiejar import CookieJar
 from pathlib import Path
 from urllib.request import HTTPCookieProcessor, ProxyHandler, Request, build_opener
 
+from support.waiting import wait_until
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DEADLINE_S = 20
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = DEADLINE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s in vain until {what}"
-        time.sleep(0.02)
 
 
 class Program:
@@ -94,16 +86,3 @@ class Browser:
         request = Request(self._address + path, body, headers)  # noqa: S310  # the address is a test's own
         with self._opener.open(request, timeout=DEADLINE_S) as answer:
             return answer.read().decode()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
-def accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import greenstalk
 import pytest
+from support.beanstalkd import free_port
+from support.waiting import wait_until
 
 from flask_backend.cli import supervise
 from flask_backend.config import URI_KEY
@@ -75,20 +77,6 @@ def gated(): pass
 # -- helpers -------------------------------------------------------------------------------------------------
 
 
-def wait_until(condition, what, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.01)
-    return result
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def tool(name):
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin") or pytest.skip(f"no {name} here")
 
@@ -107,14 +95,6 @@ def title(pid):
         return ""
 
 
-def answers(port):
-    try:
-        with greenstalk.Client(("127.0.0.1", port)) as client:
-            return bool(client.stats())
-    except OSError:
-        return False
-
-
 @pytest.fixture
 def processes():
     """Kills what a test leaves running."""
@@ -130,14 +110,6 @@ def processes():
 
 
 @pytest.fixture
-def broker(processes):
-    port = free_port()
-    processes([tool("beanstalkd"), "-l", "127.0.0.1", "-p", port])
-    wait_until(lambda: answers(port), "beanstalkd answers")
-    return port
-
-
-@pytest.fixture
 def app(tmp_path):
     (tmp_path / "app.py").write_text(APP)
     return tmp_path
@@ -148,7 +120,7 @@ def start(processes, broker, app):
     """Starts the supervisor of the app, by itself or as the last words of a longer command."""
 
     def start(*queues, before=(), **environment):
-        variables = {"FLASK_APP": "app", URI_KEY: f"btq://127.0.0.1:{broker}", "BACKEND_QUEUES": " ".join(queues)}
+        variables = {"FLASK_APP": "app", URI_KEY: broker.uri, "BACKEND_QUEUES": " ".join(queues)}
         return processes([*before, COMMAND, "supervise"], cwd=app, env=os.environ | variables | environment)
 
     return start
@@ -157,8 +129,8 @@ def start(processes, broker, app):
 @pytest.fixture
 def put(broker):
     def put(endpoint, *args):
-        with greenstalk.Client(("127.0.0.1", broker), use=QUEUE) as client:
-            return client.put(json.dumps({"endpoint": endpoint, "args": args}))
+        with broker.client(QUEUE) as client:
+            return client.put(json.dumps({"endpoint": endpoint, "args": args}).encode())
 
     return put
 
@@ -444,7 +416,7 @@ def test_process_1_drains_on_the_stop_signal_from_outside(start, put, app, broke
 
     assert unshare.wait(20) == 0
     assert (app / "finished").exists()
-    with greenstalk.Client(("127.0.0.1", broker)) as client, pytest.raises(greenstalk.NotFoundError):
+    with broker.client() as client, pytest.raises(greenstalk.NotFoundError):
         client.stats_job(job)
 
 

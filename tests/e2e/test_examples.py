@@ -7,17 +7,17 @@ import itertools
 import json
 import re
 import shutil
-import signal
 import sys
 import sysconfig
 import zlib
 from pathlib import Path
 
-import greenstalk
 import psutil
 import pytest
-from helpers import EXAMPLES, Browser, Program, accepts, free_port, wait_until
+from helpers import EXAMPLES, Browser, Program
 from PIL import Image
+from support.beanstalkd import Beanstalkd
+from support.waiting import wait_until
 from werkzeug.datastructures import FileStorage
 
 ORIGINAL = EXAMPLES / "original"
@@ -44,41 +44,6 @@ def start(tmp_path):
     yield start
     for program in reversed(programs):
         program.end()
-
-
-class Broker:
-    def __init__(self, start) -> None:
-        for _ in range(10):  # another program can take the port between our look and its
-            self.port = free_port()
-            self.program = start("beanstalkd", "-l", "127.0.0.1", "-p", str(self.port))
-            wait_until(lambda: self.program.has_ended or accepts(self.port), "beanstalkd accepts connections")
-            if not self.program.has_ended:
-                return
-        raise AssertionError(self.program.output)
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"BACKEND_CONNECTION_URI": f"btq://127.0.0.1:{self.port}"}
-
-    def put(self, queue: str, message: object) -> None:
-        with greenstalk.Client(("127.0.0.1", self.port), use=queue) as client:
-            client.put(json.dumps(message))
-
-    def take(self, queue: str) -> object:
-        with greenstalk.Client(("127.0.0.1", self.port), watch=queue) as client:
-            job = client.reserve(timeout=10)
-            client.delete(job)
-            return json.loads(job.body)
-
-    def jobs(self) -> int:
-        with greenstalk.Client(("127.0.0.1", self.port)) as client:
-            stats = client.stats()
-        return sum(stats[f"current-jobs-{state}"] for state in ("ready", "reserved", "delayed", "buried"))
-
-
-@pytest.fixture
-def broker(start):
-    return Broker(start)
 
 
 # -- the example of the original README ----------------------------------------------------------------------
@@ -113,9 +78,9 @@ def test_original_example_schedules_from_its_page_and_talks_to_external_systems(
 
     worker.wait_for(r"Initializing backend\.")
     worker.wait_for("Hello, world!")
-    assert broker.take(OUTBOX) == {"salutation": "hello", "target": "world"}
+    assert json.loads(broker.take(OUTBOX)) == {"salutation": "hello", "target": "world"}
 
-    broker.put(INBOX, {"from": "elsewhere", "n": [1, 2]})
+    broker.put(INBOX, json.dumps({"from": "elsewhere", "n": [1, 2]}).encode())
     receiver.wait_for(r"Received message from external system \{'from': 'elsewhere', 'n': \[1, 2\]\}")
     assert "Initializing" not in receiver.output  # the hook of another queue
 
@@ -133,11 +98,11 @@ def test_original_example_runs_under_the_supervisor(start, broker):
     children = psutil.Process(supervisor.process.pid).children()
     assert len(children) == 3
 
-    broker.put(TASKS, {"endpoint": "hello", "args": ["world"], "kwargs": {}})
-    broker.put(INBOX, "a message")
+    broker.put(TASKS, json.dumps({"endpoint": "hello", "args": ["world"], "kwargs": {}}).encode())
+    broker.put(INBOX, json.dumps("a message").encode())
     supervisor.wait_for("Hello, world!")
     supervisor.wait_for("Received message from external system 'a message'")
-    assert broker.take(OUTBOX) == {"salutation": "hello", "target": "world"}
+    assert json.loads(broker.take(OUTBOX)) == {"salutation": "hello", "target": "world"}
 
     assert supervisor.stop() == 0
     assert not [child for child in children if child.is_running()]
@@ -151,7 +116,7 @@ def test_supervise_works_through_flask_script(start, broker):
     )  # fmt: skip
     supervisor.wait_for("supervisor: ready")
     assert len(psutil.Process(supervisor.process.pid).children()) == 2
-    broker.put(TASKS, {"endpoint": "hello", "args": ["world"]})
+    broker.put(TASKS, json.dumps({"endpoint": "hello", "args": ["world"]}).encode())
     supervisor.wait_for("Hello, world!")
     assert supervisor.stop() == 0
 
@@ -175,7 +140,7 @@ def test_wrong_queue_through_flask_script_names_those_that_exist(start):
 def test_backend_command_works_as_an_instance(start, broker, variant):
     folder = variant("'backend', BackendCommand)", "'backend', BackendCommand())")
     worker = start(sys.executable, "example.py", "backend", TASKS, cwd=folder, env=broker.env)
-    broker.put(TASKS, {"endpoint": "hello", "args": ["world"]})
+    broker.put(TASKS, json.dumps({"endpoint": "hello", "args": ["world"]}).encode())
     worker.wait_for("Hello, world!")
     assert worker.stop() == 0
 
@@ -185,7 +150,7 @@ def test_original_text_with_its_ellipsis_serves_the_page_and_runs_the_worker(sta
     web = start(sys.executable, "example.py", "runserver", "-p", "0", cwd=folder, env=broker.env)
     worker = start(sys.executable, "example.py", "backend", TASKS, cwd=folder, env=broker.env)
     assert "SEND" in Browser(web.wait_for(RUNNING)[1]).get()
-    broker.put(TASKS, {"endpoint": "hello", "args": ["world"]})
+    broker.put(TASKS, json.dumps({"endpoint": "hello", "args": ["world"]}).encode())
     worker.wait_for("Hello, world!")
     assert worker.stop() == 0
 
@@ -196,7 +161,7 @@ def test_original_text_with_its_ellipsis_serves_the_page_and_runs_the_worker(sta
 class Gallery:
     """The thumbnails app, served; its workers start when a test says so."""
 
-    def __init__(self, start, broker: Broker, folder: Path) -> None:
+    def __init__(self, start, broker: Beanstalkd, folder: Path) -> None:
         self.folder = folder
         self._start = start
         self._env = broker.env | {"FLASK_GALLERY_FOLDER": str(folder)}
@@ -288,7 +253,7 @@ def test_what_is_no_photograph_is_refused_where_it_was_uploaded(gallery, broker)
 
 
 def test_a_broker_that_is_away_is_told_on_the_page(gallery, broker):
-    assert broker.program.stop() == -signal.SIGTERM
+    broker.stop()
     page = gallery.browser.post("/thumbnails")
     assert "cannot be made just now" in gallery.problem(page)
     assert ">waiting<" not in page

@@ -14,6 +14,8 @@ import greenstalk
 
 from support.waiting import wait_until
 
+STATES = ("ready", "reserved", "delayed", "buried")
+
 
 class Beanstalkd:
     """A server on a free port of the loopback interface; with ``binlog`` its jobs survive a restart."""
@@ -21,7 +23,7 @@ class Beanstalkd:
     def __init__(self, binlog: Path | None = None, max_job_size: int = 65535) -> None:
         program = shutil.which("beanstalkd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
         assert program, "beanstalkd is not installed: ./run test sees to it"
-        self.port = _free_port()
+        self.port = free_port()
         self.binlog = binlog
         self._command = [program, "-l", "127.0.0.1", "-p", str(self.port), "-z", str(max_job_size)]
         if binlog is not None:
@@ -31,6 +33,11 @@ class Beanstalkd:
     @property
     def uri(self) -> str:
         return f"btq://127.0.0.1:{self.port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which an app uses this server."""
+        return {"BACKEND_CONNECTION_URI": self.uri}
 
     def start(self) -> None:
         self.process = subprocess.Popen(self._command, stderr=subprocess.PIPE)
@@ -57,13 +64,25 @@ class Beanstalkd:
         with self.client(queue) as client:
             return client.put(body, **options)
 
+    def take(self, queue: str) -> bytes:
+        """Reserve the next job, delete it and return its body."""
+        with self.client(queue) as client:
+            job = client.reserve(timeout=10)
+            client.delete(job)
+            return job.body
+
+    def jobs(self) -> int:
+        """Count the jobs of all queues."""
+        with self.client() as client:
+            stats = client.stats()
+        return sum(stats[f"current-jobs-{state}"] for state in STATES)
+
     def tube(self, queue: str) -> dict:
         with self.client() as client:
             try:
                 return dict(client.stats_tube(queue))
             except greenstalk.NotFoundError:  # a tube is gone when nobody uses it and it has no job
-                states = ("ready", "reserved", "delayed", "buried")
-                return {f"current-jobs-{state}": 0 for state in states} | {"current-waiting": 0}
+                return {f"current-jobs-{state}": 0 for state in STATES} | {"current-waiting": 0}
 
     def count(self, queue: str, state: str) -> int:
         return self.tube(queue)[f"current-jobs-{state}"]
@@ -74,7 +93,7 @@ class Beanstalkd:
 
     def is_empty(self, queue: str) -> bool:
         stats = self.tube(queue)
-        return not any(stats[f"current-jobs-{state}"] for state in ("ready", "reserved", "delayed", "buried"))
+        return not any(stats[f"current-jobs-{state}"] for state in STATES)
 
     def job(self, job_id: int) -> dict | None:
         with self.client() as client:
@@ -105,7 +124,7 @@ class Beanstalkd:
         self.process.stderr.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]

@@ -15,7 +15,7 @@ LAYERS = [
     {"cpus", "errors", "exits", "names", "titles", "config", "message", "retry"},
     {"broker"},
     {"task", "extension"},
-    {"execution", "keeper", "worker", "supervisor"},
+    {"execution", "host", "keeper", "stopping", "supervisor", "worker"},
     {"logs", "cli", "flask_script", "__main__"},
 ]
 

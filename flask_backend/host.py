@@ -1,0 +1,55 @@
+"""Who runs a worker: what the worker tells it, and the host of one that nobody supervises."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from .titles import show_worker
+
+logger = logging.getLogger("flask_backend.worker")
+
+
+class Host(Protocol):
+    """What a worker tells whoever runs it."""
+
+    def accept_signals(self) -> None:
+        """Hear that the worker has installed its signal handlers."""
+
+    def ready(self) -> None:
+        """Hear that the hooks have run and that the worker is about to reserve."""
+
+    def busy(self, job_id: int) -> None: ...
+    def idle(self) -> None: ...
+
+    def recycle_due(self) -> None:
+        """Hear that the worker has done as many jobs as it should, and asks to be drained."""
+
+    def show(self, activity: str) -> None:
+        """Tell in the process title what the worker does; an empty text for nothing."""
+
+
+class Foreground:
+    """The host of a worker that nobody supervises."""
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+
+    def accept_signals(self) -> None:
+        pass
+
+    def ready(self) -> None:
+        self.show("")
+        logger.info("ready: %s", self._queue)
+
+    def busy(self, job_id: int) -> None:
+        pass
+
+    def idle(self) -> None:
+        pass
+
+    def recycle_due(self) -> None:
+        pass
+
+    def show(self, activity: str) -> None:
+        show_worker(self._queue, activity)
