@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         QueueNameError,
         RegistrationError,
         TaskArgumentsError,
+        TaskTimeout,
     )
     from .extension import Backend
     from .flask_script import BackendCommand
@@ -37,6 +38,7 @@ __all__ = [
     "RegistrationError",
     "Task",
     "TaskArgumentsError",
+    "TaskTimeout",
 ]
 
 _HOMES = {"Backend": "extension", "BackendCommand": "flask_script", "Job": "task", "Task": "task"}

@@ -51,6 +51,28 @@ def parse_queue(value: str) -> tuple[str, int | None]:
     return name, int(count) if equals else None
 
 
+def time_limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    limit = click.option(
+        "--time-limit",
+        type=click.FloatRange(min=0, min_open=True),
+        envvar="BACKEND_TIME_LIMIT",
+        show_envvar=True,
+        metavar="SECONDS",
+        help="How long a task may take that has no limit of its own; TaskTimeout is then raised inside it.",
+    )
+    grace = click.option(
+        "--kill-grace",
+        type=click.FloatRange(min=0, min_open=True),
+        default=5.0,
+        envvar="BACKEND_KILL_GRACE",
+        show_envvar=True,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long after its time limit a task that goes on is killed, with its worker.",
+    )
+    return limit(grace(function))
+
+
 def drain_timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--drain-timeout",
@@ -192,6 +214,17 @@ def commands() -> None:
     show_envvar=True,
     help="Recycle a worker after so many tasks.",
 )
+@time_limit_options
+@click.option(
+    "--boot-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    envvar="BACKEND_BOOT_TIMEOUT",
+    show_envvar=True,
+    show_default=True,
+    metavar="SECONDS",
+    help="Kill a worker whose before_first_task hooks take longer.",
+)
 @drain_timeout_option
 @click.pass_context
 def supervise(  # noqa: PLR0913  # one parameter for each option
@@ -200,6 +233,9 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     workers: int | None,
     max_memory: int | None,
     max_tasks: int | None,
+    time_limit: float | None,
+    kill_grace: float,
+    boot_timeout: float,
     drain_timeout: float,
 ) -> None:
     """Import the app once, fork workers for each queue, and keep them running.
@@ -208,7 +244,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     gives back at once. TTIN and TTOU add and remove a worker for each queue; USR1 prints every Python stack.
 
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
-    4 stopped as asked, but some tasks were given back unfinished.
+    4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
     """
     from .supervisor import Notifier, Options, Supervisor
 
@@ -225,12 +261,19 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     from .worker import Limits, Worker
 
     def work(context: ChildContext) -> int:
-        limits = Limits(drain_timeout, max_tasks=max_tasks, lifeline=context.lifeline)
+        limits = Limits(
+            drain_timeout,
+            time_limit_s=time_limit,
+            kill_grace_s=kill_grace,
+            max_tasks=max_tasks,
+            lifeline=context.lifeline,
+        )
         return Worker(loaded.app, loaded.backend, context.pool, context, limits).run()
 
     try:
-        options = Options(drain_timeout_s=drain_timeout, max_memory_bytes=max_memory)
-        supervisor = Supervisor(pools, work, options, notifier)
+        options = Options(drain_timeout_s=drain_timeout, boot_timeout_s=boot_timeout, max_memory_bytes=max_memory)
+        labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
+        supervisor = Supervisor(pools, work, options, labels=labels, notifier=notifier)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     gc.freeze()
@@ -264,9 +307,10 @@ def warn_of_threads() -> None:
 
 @commands.command()
 @click.argument("queue")
+@time_limit_options
 @drain_timeout_option
 @click.pass_context
-def worker(ctx: click.Context, queue: str, drain_timeout: float) -> None:
+def worker(ctx: click.Context, queue: str, time_limit: float | None, kill_grace: float, drain_timeout: float) -> None:
     """Run one worker of QUEUE in the foreground, without a supervisor.
 
     TERM or INT finishes the running task and exits; a second one, or QUIT, gives it back and exits at once. USR1 prints
@@ -281,7 +325,8 @@ def worker(ctx: click.Context, queue: str, drain_timeout: float) -> None:
     from .worker import Limits, Worker
 
     faulthandler.register(signal.SIGUSR1)
-    sys.exit(Worker(loaded.app, loaded.backend, queue, Foreground(queue), Limits(drain_timeout)).run())
+    limits = Limits(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace)
+    sys.exit(Worker(loaded.app, loaded.backend, queue, Foreground(queue), limits).run())
 
 
 @commands.command()
@@ -297,7 +342,7 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
             {
                 "queue": handlers.queue,
                 "tasks": sorted(handlers.tasks),
-                "receiver": handlers.receiver.__name__ if handlers.receiver else None,
+                "receiver": handlers.receiver.name if handlers.receiver else None,
                 "before_first_task": [hook.__name__ for hook in handlers.hooks],
             }
             for handlers in loaded.backend.queues.values()
@@ -312,7 +357,7 @@ def check(ctx: click.Context, *, as_json: bool) -> None:
         for name in sorted(handlers.tasks):
             click.echo(f"  task {name}")
         if handlers.receiver:
-            click.echo(f"  receiver {handlers.receiver.__name__}")
+            click.echo(f"  receiver {handlers.receiver.name}")
         for hook in handlers.hooks:
             click.echo(f"  before first task {hook.__name__}")
     if not loaded.backend.queues:

@@ -35,6 +35,10 @@ class UnknownEndpointError(BackendError, LookupError):
     """A well-formed message names a task that this version of the app does not have."""
 
 
+class TaskTimeout(BackendError):  # noqa: N818  # named as its users read it
+    """The task has reached its time limit; raised inside the task, where it runs at that moment."""
+
+
 class BrokerError(BackendError):
     """Beanstalkd answered, and refused."""
 

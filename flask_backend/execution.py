@@ -19,8 +19,9 @@ class Call:
 
     label: str
     function: Callable[..., Any]
-    args: Sequence[Any]
+    args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    time_limit_s: float | None = None
 
 
 def read_call(handlers: Handlers, body: bytes) -> Call:
@@ -30,15 +31,16 @@ def read_call(handlers: Handlers, body: bytes) -> Call:
     version of the app lacks: a newer one may have it.
     """
     if handlers.receiver is not None:
-        return Call(handlers.receiver.__name__, handlers.receiver, [decode_json(body)])
+        receiver = handlers.receiver
+        return Call(receiver.name, receiver.function, [decode_json(body)], time_limit_s=receiver.time_limit_s)
     message = decode(body)
-    function = handlers.tasks.get(message.endpoint)
-    if function is None:
+    task = handlers.tasks.get(message.endpoint)
+    if task is None:
         raise UnknownEndpointError(
             f"queue {handlers.queue!r} has no task {message.endpoint!r} in this version of the app; "
             f"it has {', '.join(sorted(handlers.tasks))}"
         )
-    return Call(message.endpoint, function, message.args, message.kwargs)
+    return Call(task.name, task.function, message.args, message.kwargs, task.time_limit_s)
 
 
 def run_call(app: Flask, call: Call) -> None:
@@ -50,4 +52,4 @@ def run_call(app: Flask, call: Call) -> None:
 def run_hooks(app: Flask, handlers: Handlers) -> None:
     """Call the queue's hooks, each in an app context of its own."""
     for hook in handlers.hooks:
-        run_call(app, Call(hook.__name__, hook, ()))
+        run_call(app, Call(hook.__name__, hook))

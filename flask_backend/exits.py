@@ -11,3 +11,4 @@ class ExitCode(IntEnum):
     USAGE = 2  # click's own
     CONFIG = 3  # the app or its configuration cannot be loaded: restarting will not help
     GAVE_BACK = 4  # stopped as asked, but some jobs were given back unfinished
+    GAVE_UP = 5  # workers kept dying

@@ -12,7 +12,7 @@ from flask.globals import app_ctx
 
 from .broker import Producer
 from .config import Settings
-from .errors import MessageEncodeError, RegistrationError
+from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .message import encode_json
 from .names import check_queue_name
 from .task import Job, Task
@@ -25,18 +25,38 @@ Receiver = TypeVar("Receiver", bound=Callable[[Any], Any])
 EXTENSION_KEY = "backend"
 
 
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A task or a receiver: its name, what to call, and the seconds that it may take, if that is limited."""
+
+    name: str
+    function: Callable[..., Any]
+    time_limit_s: float | None
+
+
 @dataclass(slots=True)
 class Handlers:
     """What is registered for one queue: tasks by endpoint or one receiver, and the hooks of its workers."""
 
     queue: str
-    tasks: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
-    receiver: Callable[[Any], Any] | None = None
+    tasks: dict[str, Handler] = field(default_factory=dict[str, Handler])
+    receiver: Handler | None = None
     hooks: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tasks, or that of the receiver."""
+        return [self.receiver.name] if self.receiver else sorted(self.tasks)
 
     @property
     def can_work(self) -> bool:
         return bool(self.tasks) or self.receiver is not None
+
+
+def check_time_limit(seconds: float | None) -> None:
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if seconds is not None and not (is_number and 0 < seconds < float("inf")):
+        raise ConfigError(f"time_limit is {seconds!r}; expected seconds, more than 0")
 
 
 class Backend:
@@ -62,19 +82,24 @@ class Backend:
         self._producers[app] = Producer(settings)
         app.extensions[EXTENSION_KEY] = self
 
-    def task(self, queue: str, endpoint: str | None = None) -> Callable[[Callable[P, R]], Task[P, R]]:
+    def task(
+        self, queue: str, endpoint: str | None = None, *, time_limit: float | None = None
+    ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task of ``queue``: calling it schedules it.
 
-        ``endpoint`` is the task's name on the wire, by default the function's own. Raises
-        :exc:`RegistrationError` if the queue already has that endpoint, or has a receiver.
+        ``endpoint`` is the task's name on the wire, by default the function's own. After ``time_limit`` seconds
+        :exc:`TaskTimeout` is raised inside the task; without it the limit of the worker's command line counts, if
+        there is one. Raises :exc:`RegistrationError` if the queue already has that endpoint, or has a receiver, and
+        :exc:`ConfigError` for a limit that is none.
         """
+        check_time_limit(time_limit)
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:
             name = endpoint if endpoint is not None else function.__name__
             handlers = self._handlers_of(queue)
             if handlers.receiver is not None:
                 raise RegistrationError(
-                    f"queue {queue!r} has a receiver, {handlers.receiver.__name__}(), and so cannot have the task "
+                    f"queue {queue!r} has a receiver, {handlers.receiver.name}(), and so cannot have the task "
                     f"{name!r}: use another queue for one of them"
                 )
             if name in handlers.tasks:
@@ -82,23 +107,24 @@ class Backend:
                     f"queue {queue!r} already has a task {name!r}: give one of them another name "
                     f"with @backend.task({queue!r}, endpoint=...)"
                 )
-            handlers.tasks[name] = function
+            handlers.tasks[name] = Handler(name, function, time_limit)
             return Task(self, queue, name, function)
 
         return decorate
 
-    def receiver(self, queue: str) -> Callable[[Receiver], Receiver]:
+    def receiver(self, queue: str, *, time_limit: float | None = None) -> Callable[[Receiver], Receiver]:
         """Have a function called with every JSON message that other systems put on ``queue``.
 
-        Raises :exc:`RegistrationError` if the queue already has a receiver, or has tasks.
+        ``time_limit`` is as for a task. Raises :exc:`RegistrationError` if the queue already has a receiver or tasks.
         """
+        check_time_limit(time_limit)
 
         def decorate(function: Receiver) -> Receiver:
             handlers = self._handlers_of(queue)
             if handlers.receiver is not None or handlers.tasks:
                 has = "a receiver" if handlers.receiver else f"the tasks {', '.join(handlers.tasks)}"
                 raise RegistrationError(f"queue {queue!r} already has {has}: a queue has either tasks or one receiver")
-            handlers.receiver = function
+            handlers.receiver = Handler(function.__name__, function, time_limit)
             return function
 
         return decorate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
+from .ending import Ending
 from .titles import show_worker
 
 logger = logging.getLogger("flask_backend.worker")
@@ -19,8 +20,14 @@ class Host(Protocol):
     def ready(self) -> None:
         """Hear that the hooks have run and that the worker is about to reserve."""
 
-    def busy(self, job_id: int) -> None: ...
-    def idle(self) -> None: ...
+    def begin(self, job_id: int) -> None:
+        """Hear that a job is there."""
+
+    def run(self, label: str, kill_at: float | None) -> None:
+        """Hear what the job is, and when the process may be killed for it, in seconds of the monotonic clock."""
+
+    def end(self, ending: Ending | None) -> None:
+        """Hear how the job was settled; None if it was not, or not by this worker."""
 
     def recycle_due(self) -> None:
         """Hear that the worker has done as many jobs as it should, and asks to be drained."""
@@ -42,10 +49,13 @@ class Foreground:
         self.show("")
         logger.info("ready: %s", self._queue)
 
-    def busy(self, job_id: int) -> None:
+    def begin(self, job_id: int) -> None:
         pass
 
-    def idle(self) -> None:
+    def run(self, label: str, kill_at: float | None) -> None:
+        pass
+
+    def end(self, ending: Ending | None) -> None:
         pass
 
     def recycle_due(self) -> None:

@@ -7,6 +7,7 @@ worker is idle, and looks at a task only once that has run for a while, so that 
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import select
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 from .broker import Connection, ReservedJob
 from .errors import BrokerConnectionError, BrokerError
+from .host import Host
 
 logger = logging.getLogger("flask_backend.worker")
 
@@ -37,6 +39,9 @@ class Lease:
     job: ReservedJob
     label: str
     started: float
+    limit_at: float | None = None  # when the task is to be interrupted, on the monotonic clock
+    kill_at: float | None = None  # when its process may be killed, if that did not help
+    is_interrupted: bool = False
     touch_every_s: float | None = None
     touch_at: float = 0.0
     is_lost: bool = False
@@ -45,10 +50,18 @@ class Lease:
 class Keeper:
     """Start it after the fork; then tell it of each job with :meth:`hold` and :meth:`let_go`."""
 
-    def __init__(self, *, show: Callable[[str], None], leave: Callable[[], None]) -> None:
-        """``show`` sets the process title; ``leave`` ends the process at once, whatever it is doing."""
-        self._show = show
+    def __init__(
+        self, host: Host, *, interrupt: Callable[[], None], leave: Callable[[], None], leaves_when_stuck: bool
+    ) -> None:
+        """Take what to do at a deadline.
+
+        ``interrupt`` breaks off the running task; ``leave`` ends the process at once, whatever it is doing, and
+        ``leaves_when_stuck`` tells whether that is for us to do if the interrupt did not help.
+        """
+        self._host = host
+        self._interrupt = interrupt
         self._leave = leave
+        self._leaves_when_stuck = leaves_when_stuck
         self._lease: Lease | None = None
         # Held for each exchange on the connection while a job is held: a touch never meets the worker's own commands.
         self._lock = threading.Lock()
@@ -66,9 +79,9 @@ class Keeper:
     def start(self) -> None:
         threading.Thread(target=self._run, name="flask-backend-keeper", daemon=True).start()
 
-    def hold(self, connection: Connection, job: ReservedJob, label: str) -> None:
-        self._lease = Lease(connection, job, label, time.monotonic())
-        if self._is_asleep:
+    def hold(self, lease: Lease) -> None:
+        self._lease = lease
+        if self._is_asleep or (lease.limit_at is not None and lease.limit_at - lease.started < TICK_S):
             self._wake()
 
     def let_go(self) -> None:
@@ -106,7 +119,10 @@ class Keeper:
         """How long to sleep: a tick while a task runs, until the deadline of a drain, or until woken."""
         # First say so, then look: the worker does it the other way round, and one of us sees the other.
         self._is_asleep = True
-        timeouts = [TICK_S] if self._lease is not None or shown else []
+        lease = self._lease
+        timeouts = [TICK_S] if lease is not None or shown else []
+        if lease is not None and lease.limit_at is not None and not lease.is_interrupted:
+            timeouts.append(max(0.0, lease.limit_at - time.monotonic()))
         if self._leave_at is not None:
             timeouts.append(max(0.0, self._leave_at - time.monotonic()))
         return min(timeouts) * 1000 + 1 if timeouts else None
@@ -115,14 +131,36 @@ class Keeper:
         """Look at the running task; return whether the process title tells of one."""
         lease = self._lease
         now = time.monotonic()
+        if lease is not None and lease.limit_at is not None and now >= lease.limit_at:
+            self._end(lease, now)
+            return shown
         if lease is None or now - lease.started < YOUNG_S:
             if shown:
-                self._show("")
+                self._host.show("")
             return False
-        self._show(f"{lease.label} {now - lease.started:.0f}s")
+        self._host.show(f"{lease.label} {now - lease.started:.0f}s")
         if now >= lease.touch_at and not lease.is_lost:
             self._touch(lease, now)
         return True
+
+    def _end(self, lease: Lease, now: float) -> None:
+        """Interrupt a task at its limit, and give it no more time than it takes to die of that.
+
+        The last touch leaves the whole TTR for it; where that is short, the process is killed sooner: while it lives,
+        no other worker may have the job.
+        """
+        if not lease.is_interrupted:
+            lease.is_interrupted = True
+            self._touch(lease, now)
+            ttr_s = (lease.touch_every_s or 0.0) * TOUCHES_PER_TTR
+            if lease.kill_at is not None and not lease.is_lost and now + ttr_s / 2 < lease.kill_at:
+                lease.kill_at = now + ttr_s / 2
+                self._host.run(lease.label, lease.kill_at)
+            self._interrupt()
+        elif self._leaves_when_stuck and lease.kill_at is not None and now >= lease.kill_at:
+            logger.error("job %d (%s) did not end at its time limit: leaving", lease.job.id, lease.label)
+            faulthandler.dump_traceback()
+            self._leave()
 
     def _touch(self, lease: Lease, now: float) -> None:
         with self._lock:

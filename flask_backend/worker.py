@@ -6,24 +6,28 @@ import logging
 import os
 import random
 import signal
+import threading
 import time
 from dataclasses import dataclass
+from types import FrameType
 
 from flask import Flask
 
 from .broker import Connection, ReservedJob
+from .ending import Ending
 from .errors import (
     BrokerConnectionError,
     BrokerError,
     JobNotFoundError,
     MessageDecodeError,
+    TaskTimeout,
     UnknownEndpointError,
 )
-from .execution import read_call, run_call, run_hooks
+from .execution import Call, read_call, run_call, run_hooks
 from .exits import ExitCode
 from .extension import Backend
 from .host import Host
-from .keeper import Keeper
+from .keeper import Keeper, Lease
 from .message import decode
 from .retry import Bury, Release, after_failure
 from .stopping import StopSignals
@@ -39,17 +43,22 @@ RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 5.0
 # A worker that is due for recycling waits this long for its turn, then works on until the turn comes.
 RECYCLE_PATIENCE_S = 5.0
+# Raises the time limit in the thread that runs the task. Not ALRM, which tasks use for alarms of their own.
+INTERRUPT = signal.SIGUSR2
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a worker ends by itself: after ``max_tasks`` jobs, and ``drain_timeout_s`` after it was told to drain.
+    """How long a task may take, and when a worker ends by itself.
 
-    A supervised worker leaves the timing of a drain to its supervisor, as long as that lives: ``lifeline`` is a
+    That is after ``max_tasks`` jobs, ``kill_grace_s`` after a task's limit, and ``drain_timeout_s`` after it was told
+    to drain. A supervised worker leaves the last two to its supervisor, as long as that lives: ``lifeline`` is a
     descriptor that becomes readable when it is gone.
     """
 
     drain_timeout_s: float
+    time_limit_s: float | None = None  # of tasks that have none of their own
+    kill_grace_s: float = 5.0
     max_tasks: int | None = None
     lifeline: int | None = None
 
@@ -66,7 +75,10 @@ class Worker:
         self._limits = limits
         self._pid = os.getpid()
         self._stop = StopSignals(self._on_signal, self._leave)
-        self._keeper = Keeper(show=host.show, leave=self._leave)
+        self._keeper = Keeper(
+            host, interrupt=self._interrupt, leave=self._leave, leaves_when_stuck=limits.lifeline is None
+        )
+        self._interruptible_from: float | None = None  # while a task runs that may be interrupted: from when on
         self._connection: Connection | None = None
         self._is_holding = False
         self._undeleted: ReservedJob | None = None
@@ -75,6 +87,7 @@ class Worker:
     def run(self) -> int:
         """Work until drained; return the process's exit code."""
         self._stop.install()
+        signal.signal(INTERRUPT, self._on_interrupt)
         self._host.accept_signals()
         if self._limits.lifeline is not None:
             self._keeper.watch(self._limits.lifeline, self._orphaned)
@@ -145,46 +158,71 @@ class Worker:
 
     def _work(self, connection: Connection, job: ReservedJob) -> None:
         self._is_holding = True
-        self._host.busy(job.id)
+        self._host.begin(job.id)
+        ending: Ending | None = None
         try:
-            self._execute(connection, job)
+            ending = self._execute(connection, job)
         finally:
             self._is_holding = False
-            self._host.idle()
+            self._host.end(ending)
         self._jobs_done += 1
         if self._jobs_done == self._limits.max_tasks:
             self._host.recycle_due()
             self._stop.wait(RECYCLE_PATIENCE_S)
 
-    def _execute(self, connection: Connection, job: ReservedJob) -> None:
-        label = "?"
+    def _execute(self, connection: Connection, job: ReservedJob) -> Ending | None:
         try:
             call = read_call(self._handlers, job.body)
         except MessageDecodeError as error:
-            self._bury_undecodable(connection, job, error)
-            return
+            return self._bury_undecodable(connection, job, error)
         except UnknownEndpointError as error:
-            self._settle_failure(connection, job, label, error)
-            return
-        self._keeper.hold(connection, job, call.label)
-        failure: BaseException | None = None
+            return self._settle_failure(connection, job, "?", error)
+        time_limit_s = call.time_limit_s or self._limits.time_limit_s
+        lease = Lease(connection, job, call.label, time.monotonic())
+        if time_limit_s is not None:
+            lease.limit_at = lease.started + time_limit_s
+            lease.kill_at = lease.limit_at + self._limits.kill_grace_s
+        self._host.run(call.label, lease.kill_at)
+        self._keeper.hold(lease)
         try:
-            run_call(self._app, call)
-        except BaseException as error:  # anything may come out of a task, SystemExit too; it ends in a settled job
+            failure = self._run(call, lease.limit_at)
+        except TaskTimeout as error:  # it came while another error was on its way out
             failure = error
         self._leave_if_forked()
         self._keeper.let_go()
         try:
             if failure is None:
-                self._settle_success(connection, job, call.label)
-            else:
-                self._settle_failure(connection, job, call.label, failure)
+                return self._settle_success(connection, job, call.label)
+            return self._settle_failure(connection, job, call.label, failure)
         finally:
             failure = None  # its traceback refers to this frame: a cycle would keep all that the task held
 
+    def _run(self, call: Call, limit_at: float | None) -> BaseException | None:
+        """Run the task; return what it raised."""
+        is_done = False
+        try:
+            self._interruptible_from = limit_at
+            run_call(self._app, call)
+            is_done = True
+            self._interruptible_from = None
+        except BaseException as error:  # anything may come out of a task, SystemExit too; it ends in a settled job
+            self._interruptible_from = None
+            return None if is_done else error  # a time limit that was reached just after the end is none
+        return None
+
+    def _interrupt(self) -> None:
+        """Have the time limit raised inside the task. Runs in the keeper's thread."""
+        signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+
+    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        # The task that was meant may have ended meanwhile.
+        if self._interruptible_from is not None and time.monotonic() >= self._interruptible_from:
+            self._interruptible_from = None
+            raise TaskTimeout("the task has reached its time limit")
+
     # -- settling --------------------------------------------------------------------------------------------
 
-    def _settle_success(self, connection: Connection, job: ReservedJob, label: str) -> None:
+    def _settle_success(self, connection: Connection, job: ReservedJob, label: str) -> Ending | None:
         try:
             connection.delete(job.id)
         except BrokerConnectionError:
@@ -192,8 +230,12 @@ class Worker:
             raise
         except JobNotFoundError:
             logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
+            return None
+        return Ending.DONE
 
-    def _settle_failure(self, connection: Connection, job: ReservedJob, label: str, error: BaseException) -> None:
+    def _settle_failure(
+        self, connection: Connection, job: ReservedJob, label: str, error: BaseException
+    ) -> Ending | None:
         attempt, then = "an attempt unknown", "the broker gives it to another worker"
         try:
             counters = connection.counters(job)
@@ -202,11 +244,14 @@ class Worker:
                 case Release(delay_s):
                     connection.release(job, counters.priority, delay_s)
                     then = f"next try in {delay_s} s"
+                    return Ending.RETRIED
                 case Bury(reason):
                     connection.bury(job, counters.priority)
                     then = f"buried: {reason}"
+                    return Ending.BURIED
         except JobNotFoundError:
             then = "it was no longer held here"
+            return None
         finally:  # without a broker too, the failure is told
             task_logger.error(
                 "task %s of %s failed (job %d, %s), %s",
@@ -218,9 +263,10 @@ class Worker:
                 exc_info=error,
             )
 
-    def _bury_undecodable(self, connection: Connection, job: ReservedJob, error: MessageDecodeError) -> None:
+    def _bury_undecodable(self, connection: Connection, job: ReservedJob, error: MessageDecodeError) -> Ending:
         task_logger.error("job %d of %s can never run and is buried as it is: %s", job.id, self._queue, error)
         connection.bury(job, connection.counters(job).priority)
+        return Ending.BURIED
 
     def _delete_late(self, connection: Connection) -> None:
         """Delete the job whose task had finished when the connection broke, if it can be known for sure.

@@ -21,6 +21,7 @@ class Child:
     state: ChildState = ChildState.STARTING
     was_ready: bool = False
     recycle_reason: str | None = None
+    dumped_at: float | None = None  # when it was told to write its stacks, before it is killed
 
     def apply(self, event: ChildEvent) -> None:
         self.state = next_state(CHILD_TRANSITIONS, self.state, event)

@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flask_backend.exits import ExitCode
@@ -14,11 +14,13 @@ from flask_backend.titles import show_master
 
 from . import process
 from .children import Child, Children
+from .death import Death
 from .inbox import Inbox, Report, ReportKind
 from .memory import MemoryPolicy
 from .notify import Notifier
 from .plan import MAX_CHILDREN, Plan, Pool, Slot
-from .restart import ExitKind, RestartPolicy
+from .pools import PoolRecord
+from .restart import ExitKind
 from .scoreboard import Scoreboard
 from .states import (
     SUPERVISOR_TRANSITIONS,
@@ -31,39 +33,53 @@ from .states import (
 
 logger = logging.getLogger("flask_backend.supervisor")
 
-MEMORY_CHECK_S = 1.0
+# How often the supervisor looks at its children without being called: for deadlines and memory.
+LOOK_S = 1.0
 FORK_RETRY_S = 1.0  # after a fork that the system refused
+# A turn that comes so late means that the supervisor itself was stopped, or the machine: no child is to blame for it.
+SUSPENDED_S = 5.0
+# Between the signal that makes a stuck child write its stacks and its end.
+DUMP_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How children are treated."""
+    """How children are treated. All times are in seconds."""
 
     drain_timeout_s: float  # the time that running jobs have when all are to stop
+    boot_timeout_s: float = 60.0  # the time that a child has until it is ready
     max_memory_bytes: int | None = None  # a child with more private memory is recycled
 
 
 class Supervisor:
     """Keeps the children of all pools alive until told to stop; runs in the main thread of the only thread."""
 
-    def __init__(self, pools: list[Pool], body: process.Body, options: Options, notifier: Notifier) -> None:
+    def __init__(
+        self,
+        pools: list[Pool],
+        body: process.Body,
+        options: Options,
+        *,
+        labels: Mapping[str, Sequence[str]],
+        notifier: Notifier,
+    ) -> None:
+        """``labels`` tells what the children of each pool may do, see :class:`Scoreboard`."""
         self._body = body
         self._options = options
         self._plan = Plan(pools)
+        self._pools = {pool.name: PoolRecord() for pool in pools}
         self._children = Children()
-        self._policies = {pool.name: RestartPolicy() for pool in pools}
         self._memory = MemoryPolicy(options.max_memory_bytes) if options.max_memory_bytes else None
-        self._memory_check_at = 0.0
         self._not_before: dict[Slot, float] = {}  # slots whose next child has to wait
-        self._recycling: dict[str, Slot] = {}  # the one slot of each pool whose child is being replaced as planned
-        self._failed_first: set[Slot] = set()  # slots whose children never started, in pools of which none ever did
-        self._ever_ready: set[str] = set()
         self._state = SupervisorState.STARTING
         self._drain_deadline = math.inf
+        self._last_look = time.monotonic()
+        self._lenient_until = 0.0  # until then no child is killed for being late
         self._exit_code = ExitCode.OK
         self._inbox = Inbox()
         self._lifeline = process.Lifeline()
-        self._scoreboard = Scoreboard(2 * MAX_CHILDREN)  # the old and the new of each slot
+        # Twice: the old and the new child of each slot.
+        self._scoreboard = Scoreboard(labels, 2 * MAX_CHILDREN)
         self._notifier = notifier
 
     def run(self) -> ExitCode:
@@ -74,8 +90,8 @@ class Supervisor:
             for event in self._inbox.wait(self._timeout_s()):
                 self._handle(event)
             self._reap()
-            self._enforce_deadline()
-            self._check_memory()
+            self._enforce_deadlines()
+            self._look_at_children()
             self._recycle()
             self._reconcile()
             self._notify()
@@ -83,35 +99,39 @@ class Supervisor:
 
     # -- wait ------------------------------------------------------------------------------------------------
 
-    def _timeout_s(self) -> float | None:
-        """How long until there is something to do without an event; None for never."""
-        due = [self._drain_deadline] if self._is_draining else [*self._not_before.values()]
-        if self._memory and not self._is_draining:
-            due.append(self._memory_check_at)
-        nearest = min(due, default=math.inf)
-        return None if nearest == math.inf else nearest - time.monotonic()
+    def _timeout_s(self) -> float:
+        """How long until there is something to do without an event."""
+        due = [self._drain_deadline, self._last_look + LOOK_S]
+        due += [child.dumped_at + DUMP_S for child in self._children if child.dumped_at is not None]
+        if not self._is_draining:
+            due += self._not_before.values()
+        return min(due) - time.monotonic()
 
     # -- handle ----------------------------------------------------------------------------------------------
 
     def _handle(self, event: signal.Signals | Report) -> None:
-        match event:
-            case Report(kind, pid):
-                if child := self._children.get(pid):
-                    self._handle_report(child, kind)
+        if isinstance(event, signal.Signals):
+            self._handle_signal(event)
+        elif child := self._children.get(event.pid):
+            self._handle_report(child, event.kind)
+
+    def _handle_signal(self, number: signal.Signals) -> None:
+        match number:
+            case signal.SIGTERM | signal.SIGINT if self._is_draining:
+                self._kill_all(f"{number.name} again")
             case signal.SIGTERM | signal.SIGINT:
-                if self._is_draining:
-                    self._kill_all(f"{event.name} again")
-                else:
-                    self._drain_all(event.name)
+                self._drain_all(number.name)
             case signal.SIGQUIT:
-                self._begin_draining(event.name)
-                self._kill_all(event.name)
+                self._begin_draining(number.name)
+                self._kill_all(number.name)
             case signal.SIGTTIN:
                 self._resize(+1)
             case signal.SIGTTOU:
                 self._resize(-1)
             case signal.SIGUSR1:
-                process.dump_stacks(child.pid for child in self._children)
+                process.dump_stacks()
+                for child in self._children:
+                    process.dump_stacks_of(child.pid)
             case signal.SIGHUP:
                 logger.warning("HUP: no reload in this version, go on with the app as it is")
             case _:
@@ -122,8 +142,9 @@ class Supervisor:
             child.recycle_reason = "it has done its number of tasks"
             return
         child.apply(ChildEvent.REPORTED_READY)
-        self._ever_ready.add(child.slot.pool)
-        self._end_recycling(child.slot)
+        pool = self._pools[child.slot.pool]
+        pool.was_ever_ready = True
+        pool.end_recycling(child.slot)
 
     def _resize(self, by: int) -> None:
         self._plan.resize(by)
@@ -146,15 +167,26 @@ class Supervisor:
     def _kill_all(self, reason: str) -> None:
         for child in self._children:
             if child.state is not ChildState.KILLED:
-                if job := child.row.busy_job:
-                    logger.warning("%s: worker %d gives back job %d unfinished", reason, child.pid, job)
-                child.apply(ChildEvent.KILL)
-                process.kill(child.pid)
+                if activity := child.row.activity:
+                    logger.warning(
+                        "%s: worker %d gives back job %d (%s) unfinished after %.1f s",
+                        reason,
+                        child.pid,
+                        activity.job_id,
+                        activity.label,
+                        activity.running_s,
+                    )
+                self._kill(child)
         self._drain_deadline = math.inf
 
     def _drain(self, child: Child) -> None:
         child.apply(ChildEvent.DRAIN)
         process.drain(child.pid)
+
+    def _kill(self, child: Child) -> None:
+        child.apply(ChildEvent.KILL)
+        child.dumped_at = None
+        process.kill(child.pid)
 
     # -- reap ------------------------------------------------------------------------------------------------
 
@@ -168,56 +200,89 @@ class Supervisor:
     def _handle_exit(self, child: Child, exit_: process.Exit) -> None:
         """Take a dead child off the books, and decide when its slot is filled again."""
         now = time.monotonic()
-        kind = _kind_of(child, exit_)
-        job = child.row.busy_job
-        delay_s = self._policies[child.slot.pool].delay_s(kind, now)
+        death = Death.of(child, exit_, now, self._memory.forget(child.pid) if self._memory else None)
+        pool = self._pools[child.slot.pool]
         self._children.remove(child.pid)
-        self._scoreboard.give_back(child.row)
-        if self._memory:
-            self._memory.forget(child.pid)
+        self._scoreboard.give_back(child.slot.pool, child.row)
         child.apply(ChildEvent.EXIT)
         if self._is_draining:
-            if job:
+            if death.activity:
                 self._exit_code = self._exit_code or ExitCode.GAVE_BACK
             return
-        if kind is ExitKind.PLANNED and self._plan.wants(child.slot):
+        if death.kind is ExitKind.PLANNED and self._plan.wants(child.slot):
             return  # a recycling goes on until the successor is ready
-        self._end_recycling(child.slot)
-        if kind is ExitKind.PLANNED:
+        pool.end_recycling(child.slot)
+        if death.kind is ExitKind.PLANNED:
             return
+        delay_s = pool.restarts.delay_s(death.kind, now)
         self._not_before[child.slot] = now + delay_s
-        logger.error(
-            "worker %d of %s %s %s after %.1f s; replaced %s",
-            child.pid,
-            child.slot.pool,
-            exit_,
-            f"at job {job}" if job else "while idle" if child.was_ready else "before it was ready",
-            now - child.started,
-            f"in {delay_s:.1f} s" if delay_s else "at once",
-        )
-        if kind is ExitKind.CANNOT_WORK and exit_.status == ExitCode.CONFIG:
-            self._give_up_if_none_can_start(child.slot)
+        logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
+        self._give_up_if_hopeless(child.slot, pool, death)
 
-    def _give_up_if_none_can_start(self, slot: Slot) -> None:
-        if slot.pool in self._ever_ready:
-            return
-        self._failed_first.add(slot)
-        if all(other in self._failed_first for other in self._plan.slots() if other.pool == slot.pool):
-            logger.critical("no worker of %s can start, for the reason above: giving up", slot.pool)
-            self._exit_code = ExitCode.CONFIG
-            self._drain_all(f"{slot.pool} cannot start")
+    def _give_up_if_hopeless(self, slot: Slot, pool: PoolRecord, death: Death) -> None:
+        if pool.breaker.trips(time.monotonic(), self._scoreboard.settled(slot.pool)):
+            logger.critical(
+                "the workers of %s have died %d times within %g s and done nothing in between: giving up",
+                slot.pool,
+                pool.breaker.limit,
+                pool.breaker.window_s,
+            )
+            self._give_up(slot.pool, ExitCode.GAVE_UP)
+        elif not pool.was_ever_ready and death.exit.status == ExitCode.CONFIG:
+            pool.failed_first.add(slot)
+            if all(other in pool.failed_first for other in self._plan.slots() if other.pool == slot.pool):
+                logger.critical("no worker of %s can start, for the reason above: giving up", slot.pool)
+                self._give_up(slot.pool, ExitCode.CONFIG)
+
+    def _give_up(self, pool: str, code: ExitCode) -> None:
+        self._exit_code = code
+        self._drain_all(f"the workers of {pool} cannot work")
 
     # -- enforce ---------------------------------------------------------------------------------------------
 
-    def _enforce_deadline(self) -> None:
-        if time.monotonic() >= self._drain_deadline:
-            self._kill_all("drain timeout")
-
-    def _check_memory(self) -> None:
+    def _enforce_deadlines(self) -> None:
+        """End what is over: the time of a drain, and that of children that are stuck."""
         now = time.monotonic()
-        if self._memory is None or self._is_draining or now < self._memory_check_at:
+        if now >= self._drain_deadline:
+            self._kill_all("drain timeout")
+        if now - self._last_look > LOOK_S + SUSPENDED_S:
+            self._lenient_until = now + SUSPENDED_S
+        if now < self._lenient_until:
             return
-        self._memory_check_at = now + MEMORY_CHECK_S
+        for child in self._children:
+            if child.state is ChildState.KILLED:
+                continue
+            if reason := self._overdue(child, now):
+                self._end_stuck(child, reason, now)
+            else:
+                child.dumped_at = None
+
+    def _overdue(self, child: Child, now: float) -> str | None:
+        """Say for what a child is to be killed."""
+        if child.state is ChildState.STARTING and now - child.started > self._options.boot_timeout_s:
+            return f"was not ready within {self._options.boot_timeout_s:g} s"
+        kill_at = child.row.kill_at
+        if kill_at is not None and now >= kill_at and (activity := child.row.activity):
+            return f"did not end job {activity.job_id} ({activity.label}) at its time limit"
+        return None
+
+    def _end_stuck(self, child: Child, reason: str, now: float) -> None:
+        """Have the child write its stacks, which it does even if its interpreter is stuck; a moment later, kill it."""
+        if child.dumped_at is None:
+            child.dumped_at = now
+            logger.error("worker %d of %s %s: its stacks follow, then it is killed", child.pid, child.slot.pool, reason)
+            process.dump_stacks_of(child.pid)
+        elif now - child.dumped_at >= DUMP_S:
+            self._kill(child)
+
+    def _look_at_children(self) -> None:
+        """Read the children's memory, now and then."""
+        now = time.monotonic()
+        if now - self._last_look < LOOK_S:
+            return
+        self._last_look = now
+        if self._memory is None or self._is_draining:
+            return
         for child in self._children:
             if child.state is ChildState.READY and child.recycle_reason is None:
                 private = self._memory.private_if_over(child.pid, now, process.rss_bytes, process.private_bytes)
@@ -231,14 +296,11 @@ class Supervisor:
         if self._is_draining:
             return
         for child in self._children:
-            if child.recycle_reason and child.state is ChildState.READY and child.slot.pool not in self._recycling:
-                self._recycling[child.slot.pool] = child.slot
+            pool = self._pools[child.slot.pool]
+            if child.recycle_reason and child.state is ChildState.READY and pool.recycling is None:
+                pool.recycling = child.slot
                 logger.info("worker %d of %s is recycled: %s", child.pid, child.slot.pool, child.recycle_reason)
                 self._drain(child)
-
-    def _end_recycling(self, slot: Slot) -> None:
-        if self._recycling.get(slot.pool) == slot:
-            del self._recycling[slot.pool]
 
     # -- reconcile -------------------------------------------------------------------------------------------
 
@@ -262,11 +324,11 @@ class Supervisor:
                 yield slot
 
     def _spawn(self, slot: Slot) -> None:
-        row = self._scoreboard.take()
+        row = self._scoreboard.take(slot.pool)
         try:
             pid = process.spawn(self._body, slot.pool, row, self._inbox, self._lifeline)
         except OSError as error:
-            self._scoreboard.give_back(row)
+            self._scoreboard.give_back(slot.pool, row)
             self._not_before[slot] = time.monotonic() + FORK_RETRY_S
             logger.error("cannot fork a worker of %s: %s; trying again in %g s", slot.pool, error, FORK_RETRY_S)
             return
@@ -291,11 +353,3 @@ class Supervisor:
 
     def _apply(self, event: SupervisorEvent) -> None:
         self._state = next_state(SUPERVISOR_TRANSITIONS, self._state, event)
-
-
-def _kind_of(child: Child, exit_: process.Exit) -> ExitKind:
-    if child.was_told_to_end or exit_.status == ExitCode.OK:
-        return ExitKind.PLANNED
-    if child.row.busy_job:
-        return ExitKind.DIED_BUSY
-    return ExitKind.DIED_IDLE if child.was_ready and exit_.signal is not None else ExitKind.CANNOT_WORK

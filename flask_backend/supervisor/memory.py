@@ -46,5 +46,7 @@ class MemoryPolicy:
         self._readings[pid] = Reading(now, private, rss)
         return private if private > self.ceiling_bytes else None
 
-    def forget(self, pid: int) -> None:
-        self._readings.pop(pid, None)
+    def forget(self, pid: int) -> int | None:
+        """Drop what is known of a child that is gone; return the private bytes that it had when it was last read."""
+        reading = self._readings.pop(pid, None)
+        return reading.private_bytes if reading else None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from flask_backend.ending import Ending
 from flask_backend.exits import ExitCode
 from flask_backend.titles import show_worker
 
@@ -23,11 +24,14 @@ logger = logging.getLogger("flask_backend.supervisor")
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended: by its own exit status or by a signal."""
+    """How a process ended: by its own exit status or by a signal; and what it used, see getrusage(2)."""
 
     pid: int
     status: int | None
     signal: int | None
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
 
     def __str__(self) -> str:
         if self.signal is None:
@@ -67,11 +71,14 @@ class ChildContext:
     def recycle_due(self) -> None:
         self._inbox.report(ReportKind.RECYCLE_DUE)
 
-    def busy(self, job_id: int) -> None:
-        self._row.busy_job = job_id
+    def begin(self, job_id: int) -> None:
+        self._row.begin(job_id)
 
-    def idle(self) -> None:
-        self._row.busy_job = 0
+    def run(self, label: str, kill_at: float | None) -> None:
+        self._row.run(label, kill_at)
+
+    def end(self, ending: Ending | None) -> None:
+        self._row.end(ending)
 
     def show(self, activity: str) -> None:
         show_worker(self.pool, activity)
@@ -136,11 +143,14 @@ def kill(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def dump_stacks(pids: Iterator[int]) -> None:
-    """Have this process and the children write their Python stacks to stderr."""
+def dump_stacks() -> None:
+    """Write this process's Python stacks to stderr."""
     faulthandler.dump_traceback()
-    for pid in pids:
-        os.kill(pid, signal.SIGUSR1)
+
+
+def dump_stacks_of(pid: int) -> None:
+    """Have a child write its Python stacks to stderr; one that has no handler yet would die of the signal."""
+    os.kill(pid, signal.SIGUSR1)
 
 
 def reap(is_ours: Callable[[int], bool]) -> Iterator[Exit]:
@@ -157,9 +167,16 @@ def reap(is_ours: Callable[[int], bool]) -> Iterator[Exit]:
             return
         if is_ours(info.si_pid):
             kill(info.si_pid)  # its group, while the dead still holds the number
-        _, status = os.waitpid(info.si_pid, 0)
+        _, status, usage = os.wait4(info.si_pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        yield Exit(info.si_pid, code if code >= 0 else None, -code if code < 0 else None)
+        yield Exit(
+            pid=info.si_pid,
+            status=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            user_s=usage.ru_utime,
+            system_s=usage.ru_stime,
+            max_rss_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        )
 
 
 def rss_bytes(pid: int) -> int:

@@ -1,8 +1,9 @@
-"""When a dead child is replaced. Pure: time, chance and what happened come in as arguments."""
+"""When a dead child is replaced, and when that is given up. Pure: time, chance and events come in as arguments."""
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -23,7 +24,7 @@ class ExitKind(Enum):
 
 
 # So many are replaced at once before delays begin. A child that cannot work will not be better for haste, and a job
-# that kills is soon at the head of its queue again; but where an idle child was killed a new one should do well.
+# that kills may come back; but where an idle child was killed a new one should do well.
 AT_ONCE = {ExitKind.CANNOT_WORK: 0, ExitKind.DIED_BUSY: 4, ExitKind.DIED_IDLE: 20}
 
 
@@ -47,3 +48,26 @@ class RestartPolicy:
         if over <= 0:
             return 0.0
         return min(MAX_DELAY_S, MIN_DELAY_S * 2.0 ** min(over - 1, 16)) * (0.5 + self.random() / 2)
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Ends a supervisor whose children only die.
+
+    That is: ``limit`` abnormal exits of a pool within ``window_s`` seconds, and not one job settled in between.
+    """
+
+    limit: int = 10
+    window_s: float = 60.0
+    _exits: deque[float] = field(default_factory=deque[float])
+    _settled: int = 0
+
+    def trips(self, now: float, settled: int) -> bool:
+        """Note an abnormal exit, and how many jobs the pool has settled so far; say whether it was one too many."""
+        if settled != self._settled:
+            self._settled = settled
+            self._exits.clear()
+        self._exits.append(now)
+        while now - self._exits[0] > self.window_s:
+            self._exits.popleft()
+        return len(self._exits) >= self.limit

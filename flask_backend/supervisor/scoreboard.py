@@ -1,61 +1,183 @@
-"""Shared memory in which each child says what it does: one row a child, one writer a row, no lock.
+"""Shared memory in which each child says what it does: one row a child, one writer a row, no lock, no system call.
 
-A row is written with aligned stores of eight bytes, which no reader sees by half. It stays readable after its child
-died, so that the supervisor knows which job went with it.
+A row is written with aligned stores of eight bytes, which no reader sees by half, in an order that makes sense to a
+reader at any moment. It is set before its child is forked, so that a child stuck at its start is covered, and stays
+readable after the child's death, so that the supervisor knows which job went with it. A row's counters go on when
+another child takes it over: the sums over all rows tell of everything since the start.
 """
 
 from __future__ import annotations
 
 import mmap
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-_WORDS = 8  # 64 bytes, a cache line, so that children do not slow each other
-_BUSY_JOB, _JOBS_DONE = range(2)
+from flask_backend.ending import Ending
+
+# What a child is doing now ...
+_JOB, _LABEL, _STARTED_NS, _KILL_AT_NS = range(4)
+# ... and what has been done in its row: how jobs ended, and the time that they took.
+_ENDINGS, _BUSY_NS = 4, 7  # three words, in the order of Ending; one word
+_FIXED_WORDS = 8  # 64 bytes, a cache line
+
+# For each label: how often it was done and how often it failed, and how long it took. A duration of up to 2**n ms is in
+# bucket n; the last bucket, from 17.5 min on, has no upper end.
+BUCKETS = 22
+_LABEL_WORDS = 2 + BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What a child was doing when it was asked, or died."""
+
+    job_id: int
+    label: str
+    running_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStats:
+    """What became of the jobs with one label. ``buckets[n]`` counts those that took up to 2**n ms."""
+
+    done: int
+    failed: int
+    buckets: tuple[int, ...]
+
+    def __add__(self, other: LabelStats) -> LabelStats:
+        return LabelStats(
+            self.done + other.done,
+            self.failed + other.failed,
+            tuple(map(sum, zip(self.buckets, other.buckets, strict=True))),
+        )
+
+
+class Labels:
+    """The names of what the children of a pool do, and their numbers in the memory: from 1, for 0 is unknown."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = ("?", *names)
+        self.numbers = {name: number for number, name in enumerate(self.names)}
 
 
 class Row:
     """What one child tells of itself."""
 
-    def __init__(self, words: memoryview) -> None:
+    def __init__(self, words: memoryview, labels: Labels) -> None:
         self._words = words
+        self._labels = labels
 
-    def clear(self) -> None:
-        for index in range(_WORDS):
+    # -- for the child ---------------------------------------------------------------------------------------
+
+    def begin(self, job_id: int) -> None:
+        """Say that a job is there; what it is will be known when it is decoded."""
+        words = self._words
+        words[_LABEL] = words[_KILL_AT_NS] = 0
+        words[_STARTED_NS] = time.monotonic_ns()
+        words[_JOB] = job_id  # last: whoever sees it sees the rest
+
+    def run(self, label: str, kill_at: float | None) -> None:
+        """Say what the job is, and when its process may be killed, in seconds of the monotonic clock."""
+        self._words[_LABEL] = self._labels.numbers.get(label, 0)
+        if kill_at is not None:
+            self._words[_KILL_AT_NS] = int(kill_at * 1e9)
+
+    def end(self, ending: Ending | None) -> None:
+        """Say that the job is settled, and how; None for not by us."""
+        words = self._words
+        words[_JOB] = 0  # first: a death from here on is not its doing
+        took_ns = time.monotonic_ns() - words[_STARTED_NS]
+        words[_BUSY_NS] += took_ns
+        words[_KILL_AT_NS] = 0
+        if ending is None:
+            return
+        words[_ENDINGS + ending] += 1
+        base = _FIXED_WORDS + words[_LABEL] * _LABEL_WORDS
+        words[base + (ending is not Ending.DONE)] += 1
+        words[base + 2 + min(BUCKETS - 1, (took_ns // 1_000_000).bit_length())] += 1
+
+    # -- for its parent --------------------------------------------------------------------------------------
+
+    def clear_activity(self) -> None:
+        for index in (_JOB, _LABEL, _STARTED_NS, _KILL_AT_NS):
             self._words[index] = 0
 
     @property
-    def busy_job(self) -> int:
-        """The id of the job that the child works on, or 0; beanstalkd counts ids from 1."""
-        return self._words[_BUSY_JOB]
-
-    @busy_job.setter
-    def busy_job(self, job_id: int) -> None:
-        self._words[_BUSY_JOB] = job_id
+    def activity(self) -> Activity | None:
+        """The job that the child holds; None if it is idle: beanstalkd counts ids from 1."""
+        job_id, label = self._words[_JOB], self._words[_LABEL]
+        if not job_id:
+            return None
+        running_s = (time.monotonic_ns() - self._words[_STARTED_NS]) / 1e9
+        return Activity(job_id, self._labels.names[label], running_s)
 
     @property
-    def jobs_done(self) -> int:
-        return self._words[_JOBS_DONE]
+    def kill_at(self) -> float | None:
+        """When the child may be killed for what it does now, in seconds of the monotonic clock."""
+        return self._words[_KILL_AT_NS] / 1e9 if self._words[_JOB] and self._words[_KILL_AT_NS] else None
 
-    @jobs_done.setter
-    def jobs_done(self, count: int) -> None:
-        self._words[_JOBS_DONE] = count
+    @property
+    def settled(self) -> int:
+        """How many jobs were settled in this row."""
+        return sum(self._words[_ENDINGS + ending] for ending in Ending)
+
+    def stats(self) -> dict[str, LabelStats]:
+        """Return what became of the jobs of this row, by label."""
+        found: dict[str, LabelStats] = {}
+        for number, label in enumerate(self._labels.names):
+            base = _FIXED_WORDS + number * _LABEL_WORDS
+            done, failed, *buckets = self._words[base : base + _LABEL_WORDS]
+            if done or failed:
+                found[label] = LabelStats(done, failed, tuple(buckets))
+        return found
+
+
+class _Stock:
+    """The rows of one pool."""
+
+    def __init__(self, names: Sequence[str], capacity: int) -> None:
+        self._labels = Labels(names)
+        self._width = _FIXED_WORDS + len(self._labels.names) * _LABEL_WORDS
+        # Costs address space only: the system gives a page when it is first written to.
+        self._words = memoryview(mmap.mmap(-1, capacity * self._width * 8)).cast("Q")
+        self.rows: list[Row] = []
+        self.free: list[Row] = []
+
+    def add(self) -> Row:
+        start = len(self.rows) * self._width
+        row = Row(self._words[start : start + self._width], self._labels)
+        self.rows.append(row)
+        return row
 
 
 class Scoreboard:
-    """The rows of all children. Created before the first fork; a row is set before its child is forked."""
+    """The rows of all children. Created before the first fork."""
 
-    def __init__(self, capacity: int) -> None:
-        self._memory = mmap.mmap(-1, capacity * _WORDS * 8)
-        self._words = memoryview(self._memory).cast("Q")
-        self._free = list(range(capacity))[::-1]
-        self._taken: dict[int, int] = {}
+    def __init__(self, labels: Mapping[str, Sequence[str]], capacity: int) -> None:
+        """Make room for ``capacity`` children of each pool.
 
-    def take(self) -> Row:
-        """Return a cleared row that no other child has."""
-        index = self._free.pop()
-        row = Row(self._words[index * _WORDS : (index + 1) * _WORDS])
-        self._taken[id(row)] = index
-        row.clear()
+        ``labels`` tells for each pool what its children may do, for example the names of its tasks.
+        """
+        self._stocks = {pool: _Stock(names, capacity) for pool, names in labels.items()}
+
+    def take(self, pool: str) -> Row:
+        """Return a row that no other child has."""
+        stock = self._stocks[pool]
+        row = stock.free.pop() if stock.free else stock.add()
+        row.clear_activity()
         return row
 
-    def give_back(self, row: Row) -> None:
-        self._free.append(self._taken.pop(id(row)))
+    def give_back(self, pool: str, row: Row) -> None:
+        self._stocks[pool].free.append(row)
+
+    def settled(self, pool: str) -> int:
+        """Count the jobs that were settled in a pool since the start."""
+        return sum(row.settled for row in self._stocks[pool].rows)
+
+    def stats(self, pool: str) -> dict[str, LabelStats]:
+        """Return what became of the jobs of a pool since the start, by label."""
+        total: dict[str, LabelStats] = {}
+        for row in self._stocks[pool].rows:
+            for label, stats in row.stats().items():
+                total[label] = total[label] + stats if label in total else stats
+        return total

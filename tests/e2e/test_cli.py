@@ -146,12 +146,24 @@ def test_wrong_usage_is_exit_2_and_says_what_is_right(args, message):
     assert message in result.stderr
 
 
+OPTIONS = [
+    "queue",
+    "workers",
+    "max-memory",
+    "max-tasks",
+    "time-limit",
+    "kill-grace",
+    "boot-timeout",
+    "drain-timeout",
+]
+
+
 def test_help_shows_the_environment_variable_of_each_option():
     text = run("supervise", "--help").stdout
     options = re.findall(r"^  (?:-\w, )?--([\w-]+)", text, re.MULTILINE)
     variables = re.findall(r"env\s+var:\s+BACKEND_(\w+)", text)
-    assert [o for o in options if o != "help"] == ["queue", "workers", "max-memory", "max-tasks", "drain-timeout"]
-    assert variables == ["QUEUES", "WORKERS", "MAX_MEMORY", "MAX_TASKS", "DRAIN_TIMEOUT"]
+    assert [o for o in options if o != "help"] == OPTIONS
+    assert variables == ["QUEUES", *(option.upper().replace("-", "_") for option in OPTIONS[1:])]
 
 
 def test_help_and_version_need_no_flask():

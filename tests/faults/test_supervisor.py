@@ -88,7 +88,7 @@ def test_a_killed_idle_worker_is_replaced(supervise):
     supervised.assert_clean_exit(0)
 
 
-def test_twenty_idle_workers_killed_one_after_another_are_each_replaced_at_once(supervise):
+def test_twenty_idle_workers_killed_one_after_another_are_each_replaced_at_once(supervise, tasks):
     """How fast is for the benchmarks; that no delay creeps in is for here."""
     supervised = supervise(BALLAST_MB="200")
     supervised.wait_ready()
@@ -100,6 +100,8 @@ def test_twenty_idle_workers_killed_one_after_another_are_each_replaced_at_once(
         kill(victim)
         wait_until(lambda before=before: set(supervised.workers()) - before, "a replacement")
         times.append(time.monotonic() - start)
+        tasks.note(victim)  # workers that only die are given up
+        supervised.wait_for_line(f"note {victim}")
         supervised.wait_reserving(4)
     assert statistics.median(times) < 1.0
     assert "replaced in" not in supervised.log
@@ -257,7 +259,7 @@ def test_a_drain_that_takes_too_long_gives_the_jobs_back(supervise, tasks, broke
     supervised.wait_for_line("begin slept")
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(4)
-    assert f"gives back job {job.id} unfinished" in supervised.log
+    assert f"gives back job {job.id} (sleep) unfinished" in supervised.log
     wait_until(lambda: broker.count(QUEUE, "ready") == 1, "the job is ready for others")
 
 

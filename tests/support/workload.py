@@ -6,18 +6,20 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 import warnings
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
 from flask import Flask, current_app, g
 
-from flask_backend import Backend
+from flask_backend import Backend, TaskTimeout
 
 QUEUE = "com.example/default"
 INBOX = "com.example/inbox"
@@ -73,6 +75,8 @@ def inbox_hook():
 
 @backend.receiver(INBOX)
 def inbox(message):
+    if message == "sleep":
+        time.sleep(600)
     if message == "fail":
         raise ValueError("no such message")
     write_down(f"inbox {message!r}")
@@ -121,6 +125,36 @@ def hog():
     """Compute, for minutes, in one call that neither gives up the interpreter nor looks for signals."""
     write_down("begin hog")
     sum(range(10**11))
+
+
+@backend.task(QUEUE, time_limit=0.3)
+def limited(how):
+    """Take too long, in one of several ways."""
+    write_down(f"limited {how}")
+    try:
+        if how == "sleep":
+            time.sleep(600)
+        elif how == "compute":
+            while True:
+                pass
+        elif how == "select":
+            select.select([], [], [], 600)
+        elif how == "stubborn":
+            stubborn()
+        elif how == "blocked":
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            time.sleep(600)
+        elif how == "hog":
+            sum(range(10**11))
+    except TaskTimeout:
+        write_down("TaskTimeout")
+        raise
+
+
+def stubborn():
+    while True:
+        with suppress(TaskTimeout):
+            time.sleep(600)
 
 
 @backend.task(QUEUE)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.supervisor.restart import AT_ONCE, FORGIVEN_AFTER_S, MAX_DELAY_S, ExitKind, RestartPolicy
+from flask_backend.supervisor.restart import AT_ONCE, FORGIVEN_AFTER_S, MAX_DELAY_S, Breaker, ExitKind, RestartPolicy
 
 ABNORMAL = [kind for kind in ExitKind if kind is not ExitKind.PLANNED]
 
@@ -47,3 +47,18 @@ def test_a_pool_that_cannot_work_never_restarts_fast_again():
 def test_jitter_takes_at_most_half():
     lazy = RestartPolicy(random=lambda: 0.0)
     assert lazy.delay_s(ExitKind.CANNOT_WORK, 0.0) == pytest.approx(0.05)
+
+
+def test_the_breaker_trips_at_the_tenth_exit_within_a_minute_with_nothing_done():
+    breaker = Breaker()
+    assert [breaker.trips(second, settled=5) for second in range(10)] == [False] * 9 + [True]
+
+
+def test_a_pool_that_gets_work_done_never_trips_the_breaker():
+    breaker = Breaker()
+    assert not any(breaker.trips(n / 100, settled=n // 9) for n in range(1000))
+
+
+def test_exits_that_are_far_apart_never_trip_the_breaker():
+    breaker = Breaker()
+    assert not any(breaker.trips(n * 6.7, settled=0) for n in range(100))

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from flask_backend.ending import Ending
+from flask_backend.supervisor.scoreboard import BUCKETS, Scoreboard
+
+
+@pytest.fixture
+def board():
+    return Scoreboard({"q": ["hello", "resize"], "other": []}, capacity=8)
+
+
+def test_a_job_is_seen_from_its_beginning_to_its_end(board):
+    row = board.take("q")
+    assert row.activity is None
+    row.begin(7)
+    assert (row.activity.job_id, row.activity.label) == (7, "?")
+    row.run("resize", None)
+    assert row.activity.label == "resize"
+    assert 0 <= row.activity.running_s < 5
+    row.end(Ending.DONE)
+    assert row.activity is None
+
+
+def test_the_time_to_kill_is_there_only_while_the_job_is(board):
+    row = board.take("q")
+    row.begin(7)
+    assert row.kill_at is None
+    row.run("hello", 123.5)
+    assert row.kill_at == 123.5
+    row.end(None)
+    assert row.kill_at is None
+    row.begin(8)
+    assert row.kill_at is None
+
+
+def test_a_row_given_to_another_child_begins_idle_and_counts_on(board):
+    row = board.take("q")
+    for ending in Ending:
+        row.begin(1)
+        row.run("hello", None)
+        row.end(ending)
+    row.begin(9)
+    board.give_back("q", row)
+    assert board.take("q").activity is None
+    assert board.settled("q") == 3
+    assert board.settled("other") == 0
+
+
+def test_two_children_have_two_rows(board):
+    first, second = board.take("q"), board.take("q")
+    first.begin(1)
+    assert second.activity is None
+
+
+def test_each_label_has_its_counts_and_durations(board):
+    rows = [board.take("q"), board.take("q")]
+    for row in rows:
+        for label, ending in (("hello", Ending.DONE), ("hello", Ending.RETRIED), ("unheard of", Ending.BURIED)):
+            row.begin(1)
+            row.run(label, None)
+            row.end(ending)
+    row.begin(1)
+    row.end(None)  # not settled by us: counts nowhere
+    stats = board.stats("q")
+    assert {label: (s.done, s.failed, sum(s.buckets)) for label, s in stats.items()} == {
+        "hello": (2, 2, 4),
+        "?": (0, 2, 2),
+    }
+    assert all(len(s.buckets) == BUCKETS for s in stats.values())
+
+
+def test_a_duration_is_in_the_bucket_of_its_power_of_two(board):
+    row = board.take("q")
+    row.begin(1)
+    row.run("hello", None)
+    time.sleep(0.009)
+    row.end(Ending.DONE)
+    buckets = board.stats("q")["hello"].buckets
+    assert sum(buckets[4:]) == 1  # 8 ms and more
+
+
+def test_what_a_child_wrote_survives_it(board):
+    row = board.take("q")
+    pid = os.fork()
+    if pid == 0:
+        row.begin(42)
+        row.run("hello", 5.0)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert (row.activity.job_id, row.activity.label, row.kill_at) == (42, "hello", 5.0)
