@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .cpus import available_cpus
 from .exits import ExitCode
+from .machine import available_cpus, available_memory
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -41,6 +41,10 @@ def parse_size(value: str) -> int:
     if size <= 0:
         raise click.BadParameter(f"{value!r} is no size: expected a number with K, M, G or T, as 200M or 1.5G")
     return size
+
+
+def parse_size_or_auto(value: str) -> int | Literal["auto"]:
+    return "auto" if value == "auto" else parse_size(value)
 
 
 def parse_queue(value: str) -> tuple[str, int | None]:
@@ -201,11 +205,20 @@ def commands() -> None:
 )
 @click.option(
     "--max-memory",
-    type=parse_size,
-    metavar="SIZE",
+    type=parse_size_or_auto,
+    metavar="SIZE|auto",
     envvar="BACKEND_MAX_MEMORY",
     show_envvar=True,
-    help="Recycle a worker, after its task, whose private memory is larger: 200M, 1.5G.",
+    help="Recycle a worker, after its task, whose private memory is larger: 200M, 1.5G; auto for an even share "
+    "of nine tenths of what the control group, or the machine, has beyond the app itself.",
+)
+@click.option(
+    "--max-memory-hard",
+    type=parse_size,
+    metavar="SIZE",
+    envvar="BACKEND_MAX_MEMORY_HARD",
+    show_envvar=True,
+    help="Kill a worker, whatever it does, whose private memory is larger.",
 )
 @click.option(
     "--max-tasks",
@@ -231,7 +244,8 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     ctx: click.Context,
     queues: tuple[tuple[str, int | None], ...],
     workers: int | None,
-    max_memory: int | None,
+    max_memory: int | Literal["auto"] | None,
+    max_memory_hard: int | None,
     max_tasks: int | None,
     time_limit: float | None,
     kill_grace: float,
@@ -271,7 +285,12 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
         return Worker(loaded.app, loaded.backend, context.pool, context, limits).run()
 
     try:
-        options = Options(drain_timeout_s=drain_timeout, boot_timeout_s=boot_timeout, max_memory_bytes=max_memory)
+        options = Options(
+            drain_timeout_s=drain_timeout,
+            boot_timeout_s=boot_timeout,
+            max_memory_bytes=share_of_memory(pools) if max_memory == "auto" else max_memory,
+            max_memory_hard_bytes=max_memory_hard,
+        )
         labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
         supervisor = Supervisor(pools, work, options, labels=labels, notifier=notifier)
     except ValueError as error:
@@ -293,6 +312,14 @@ def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], wo
     if len({pool.name for pool in pools}) < len(pools):
         raise click.UsageError("a queue is named twice: say each once, as --queue NAME=WORKERS")
     return pools
+
+
+def share_of_memory(pools: list[Pool]) -> int:
+    """Return the private memory that each worker may have, for all of them to fit beside what they share."""
+    import psutil
+
+    shared = psutil.Process().memory_info().rss
+    return max(1, int(available_memory() * 0.9) - shared) // sum(pool.size for pool in pools)
 
 
 def warn_of_threads() -> None:

@@ -49,6 +49,7 @@ class Options:
     drain_timeout_s: float  # the time that running jobs have when all are to stop
     boot_timeout_s: float = 60.0  # the time that a child has until it is ready
     max_memory_bytes: int | None = None  # a child with more private memory is recycled
+    max_memory_hard_bytes: int | None = None  # and one with more than this is killed
 
 
 class Supervisor:
@@ -69,7 +70,8 @@ class Supervisor:
         self._plan = Plan(pools)
         self._pools = {pool.name: PoolRecord() for pool in pools}
         self._children = Children()
-        self._memory = MemoryPolicy(options.max_memory_bytes) if options.max_memory_bytes else None
+        ceilings = [ceiling for ceiling in (options.max_memory_bytes, options.max_memory_hard_bytes) if ceiling]
+        self._memory = MemoryPolicy(min(ceilings)) if ceilings else None
         self._not_before: dict[Slot, float] = {}  # slots whose next child has to wait
         self._state = SupervisorState.STARTING
         self._drain_deadline = math.inf
@@ -281,15 +283,27 @@ class Supervisor:
         if now - self._last_look < LOOK_S:
             return
         self._last_look = now
-        if self._memory is None or self._is_draining:
+        if self._memory is None:
             return
         for child in self._children:
-            if child.state is ChildState.READY and child.recycle_reason is None:
+            if child.state is not ChildState.KILLED:
                 private = self._memory.private_if_over(child.pid, now, process.rss_bytes, process.private_bytes)
                 if private is not None:
-                    child.recycle_reason = (
-                        f"its private memory is {private >> 20} MiB, over {self._memory.ceiling_bytes >> 20} MiB"
-                    )
+                    self._judge_memory(child, private)
+
+    def _judge_memory(self, child: Child, private: int) -> None:
+        soft, hard = self._options.max_memory_bytes, self._options.max_memory_hard_bytes
+        if hard and private > hard:
+            logger.error(
+                "worker %d of %s is killed: its private memory is %d MiB, over the hard ceiling of %d MiB",
+                child.pid,
+                child.slot.pool,
+                private >> 20,
+                hard >> 20,
+            )
+            self._kill(child)
+        elif soft and private > soft and child.recycle_reason is None:
+            child.recycle_reason = f"its private memory is {private >> 20} MiB, over {soft >> 20} MiB"
 
     def _recycle(self) -> None:
         """Drain the next child that is due, one in each pool at a time: until its successor is ready."""

@@ -24,7 +24,7 @@ class Reading:
 
 
 class MemoryPolicy:
-    """Compares children with a ceiling, as cheaply as can be."""
+    """Compares children with a ceiling, the lower one if there are two, as cheaply as can be."""
 
     def __init__(self, ceiling_bytes: int) -> None:
         self.ceiling_bytes = ceiling_bytes

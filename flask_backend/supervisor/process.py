@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import gc
 import logging
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from flask_backend.ending import Ending
 from flask_backend.exits import ExitCode
@@ -20,6 +22,10 @@ from .inbox import Inbox, ReportKind
 from .scoreboard import Row
 
 logger = logging.getLogger("flask_backend.supervisor")
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_OOM_MAX = 1000  # proc(5); each 10 count as a hundredth of the machine's memory
+_OOM_MORE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +101,12 @@ def spawn(body: Body, pool: str, row: Row, inbox: Inbox, lifeline: Lifeline) -> 
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    parent = os.getpid()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if pid == 0:
-            _be_child(body, ChildContext(pool, row, inbox, lifeline, mask), inbox, lifeline)
+            _be_child(parent, body, ChildContext(pool, row, inbox, lifeline, mask), inbox, lifeline)
         with suppress(PermissionError, ProcessLookupError):
             os.setpgid(pid, pid)  # here too, so that the group exists when we want to kill it
         return pid
@@ -107,11 +114,12 @@ def spawn(body: Body, pool: str, row: Row, inbox: Inbox, lifeline: Lifeline) -> 
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _be_child(body: Body, context: ChildContext, inbox: Inbox, lifeline: Lifeline) -> None:
+def _be_child(parent: int, body: Body, context: ChildContext, inbox: Inbox, lifeline: Lifeline) -> None:
     """Never returns: what is on the stack below belongs to the parent."""
     status: int = ExitCode.FAILED
     try:
         os.setpgid(0, 0)  # the terminal's Ctrl-C is for the supervisor alone
+        _die_before(parent)
         inbox.close_in_child()
         lifeline.close_in_child()
         for number in (signal.SIGTTIN, signal.SIGTTOU):
@@ -130,6 +138,18 @@ def _be_child(body: Body, context: ChildContext, inbox: Inbox, lifeline: Lifelin
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _die_before(parent: int) -> None:
+    """Have the kernel tell us of the parent's death, and take us first when memory is short, where it can."""
+    if sys.platform != "linux":
+        return  # the lifeline tells of the death
+    with suppress(OSError, ValueError):
+        own = Path("/proc/self/oom_score_adj")
+        own.write_text(str(min(_OOM_MAX, int(own.read_text()) + _OOM_MORE)))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked to be told
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def drain(pid: int) -> None:

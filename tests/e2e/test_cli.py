@@ -150,6 +150,7 @@ OPTIONS = [
     "queue",
     "workers",
     "max-memory",
+    "max-memory-hard",
     "max-tasks",
     "time-limit",
     "kill-grace",

@@ -12,7 +12,7 @@ PACKAGE = Path(flask_backend.__file__).parent
 # From the values, which all may use, to the edges, which nobody but the user starts. A module may import from its own
 # layer and from those before it.
 LAYERS = [
-    {"cpus", "errors", "exits", "names", "titles", "config", "ending", "message", "retry"},
+    {"errors", "exits", "machine", "names", "titles", "config", "ending", "message", "retry"},
     {"broker"},
     {"task", "extension"},
     {"execution", "host", "keeper", "stopping", "supervisor", "worker"},
