@@ -15,9 +15,10 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import greenstalk
 
@@ -68,12 +69,24 @@ class JobCounters:
     ttr_s: int
     attempts: Attempts
 
+    @classmethod
+    def from_stats(cls, stats: greenstalk.StatsJob) -> JobCounters:
+        return cls(stats["pri"], stats["ttr"], Attempts(releases=stats["releases"], buries=stats["buries"]))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """A job that was found to be held by a connection."""
+
+    id: int
+    counters: JobCounters
+
 
 class Connection:
     """One connection to the server: opened at once, used by one thread at a time, closed for good on any doubt."""
 
-    def __init__(self, settings: Settings, *, watch: str | None = None) -> None:
-        """Connect, and watch one queue and no other.
+    def __init__(self, settings: Settings, *, watch: str | None = None, sock: socket.socket | None = None) -> None:
+        """Connect, unless there is a socket already, and watch one queue and no other.
 
         Raises :exc:`BrokerConnectionError` after ``settings.timeout_s`` seconds at most for each address that the
         host's name has.
@@ -83,12 +96,19 @@ class Connection:
         self._used = greenstalk.DEFAULT_TUBE
         self._pid = os.getpid()
         self._received = bytearray()
-        self._socket = _open_socket(settings.address, settings.timeout_s)
+        self._socket = sock or _open_socket(settings.address, settings.timeout_s)
         _open_connections.add(self)
         self._client = self._call(greenstalk.Client, self._socket, encoding=None)
         if watch is not None:
             self._call(self._client.watch, check_queue_name(watch))
             self._call(self._client.ignore, greenstalk.DEFAULT_TUBE)
+
+    @classmethod
+    def adopt(cls, fd: int, settings: Settings) -> Connection:
+        """Go on with the connection of a process that is dead. Call :meth:`find_held` first."""
+        sock = socket.socket(fileno=fd)
+        sock.settimeout(settings.timeout_s)
+        return cls(settings, sock=sock)
 
     def __del__(self) -> None:
         if hasattr(self, "_socket"):  # a thread has ended, and its connection with it
@@ -112,6 +132,8 @@ class Connection:
 
     def close(self) -> None:
         """Close; the server gives back every job that this connection holds. More than once is harmless."""
+        with suppress(OSError):  # it is closed, or the server has closed it
+            self._socket.shutdown(socket.SHUT_RDWR)  # for the duplicate, too, that a supervisor may have
         self._socket.close()
         if hasattr(self, "_client"):
             self._client.close()
@@ -163,29 +185,48 @@ class Connection:
     def delete(self, job_id: int) -> None:
         self._call(self._client.delete, job_id)
 
-    def release(self, job: ReservedJob, priority: int, delay_s: int) -> None:
+    def release(self, job_id: int, priority: int, delay_s: int) -> None:
         try:
-            self._call(self._client.release, greenstalk.Job(job.id, b""), priority, delay_s)
+            self._call(self._client.release, greenstalk.Job(job_id, b""), priority, delay_s)
         except greenstalk.BuriedError:
-            logger.warning("the server had no memory to release job %d and buried it", job.id)
+            logger.warning("the server had no memory to release job %d and buried it", job_id)
 
-    def bury(self, job: ReservedJob, priority: int) -> None:
-        self._call(self._client.bury, greenstalk.Job(job.id, b""), priority)
+    def bury(self, job_id: int, priority: int) -> None:
+        self._call(self._client.bury, greenstalk.Job(job_id, b""), priority)
 
-    def touch(self, job: ReservedJob) -> None:
+    def touch(self, job_id: int) -> None:
         """Have the job's time to run start again."""
-        self._call(self._client.touch, greenstalk.Job(job.id, b""))
+        self._call(self._client.touch, greenstalk.Job(job_id, b""))
 
-    def counters(self, job: ReservedJob) -> JobCounters:
-        stats = self._call(self._client.stats_job, job.id)
-        return JobCounters(
-            priority=stats["pri"],
-            ttr_s=stats["ttr"],
-            attempts=Attempts(releases=stats["releases"], buries=stats["buries"]),
-        )
+    def counters(self, job_id: int) -> JobCounters:
+        return JobCounters.from_stats(self._call(self._client.stats_job, job_id))
 
     def peek(self, job_id: int) -> bytes:
         return self._call(self._client.peek, job_id).body
+
+    # -- for the heirs of a worker ---------------------------------------------------------------------------
+
+    def find_held(self, job_id: int) -> HeldJob | None:
+        """Find the job that the connection's dead owner held; None if it is gone, or no longer held.
+
+        Replies to what the owner said last may come first: a touch, a delete. They are told from our own, which is
+        the only one with the job's statistics; anything else raises :exc:`BrokerConnectionError`.
+        """
+        return self._call(self._find_held, job_id)
+
+    def _find_held(self, job_id: int) -> HeldJob | None:
+        # The second command is there to be recognized: its reply is the last, whatever the first one's may be.
+        self._socket.sendall(b"stats-job %d\r\nlist-tube-used\r\n" % job_id)
+        found: HeldJob | None = None
+        while not (line := self._read_line()).startswith(b"USING "):
+            status, _, rest = line.partition(b" ")
+            if status == b"OK":
+                stats = _parse_stats(self._read_exactly(int(rest) + 2))
+                if stats.get("id") == job_id and stats.get("state") == "reserved":
+                    found = HeldJob(job_id, JobCounters.from_stats(stats))
+            elif line not in _STALE:
+                raise greenstalk.UnknownResponseError(status, [rest])
+        return found
 
     # -- inner workings --------------------------------------------------------------------------------------
 
@@ -279,6 +320,18 @@ class Connection:
             f"the job has {len(body)} bytes, but Beanstalkd at {self.address} takes at most {limit} "
             "(its option -z); pass a reference to the data, for example a row's id or a file's name"
         )
+
+
+# What a dead worker may have left unread: replies to its last command.
+_STALE = {b"DELETED", b"RELEASED", b"BURIED", b"TOUCHED", b"NOT_FOUND", b"TIMED_OUT"}
+
+
+def _parse_stats(data: bytes) -> greenstalk.StatsJob:
+    """Read the statistics of a job: YAML of one level, numbers but for two names."""
+    pairs = (line.split(": ", 1) for line in data.decode("ascii").splitlines() if ": " in line)
+    return cast(
+        "greenstalk.StatsJob", {key: int(value) if value.isdecimal() else value.strip('"') for key, value in pairs}
+    )
 
 
 class Producer:

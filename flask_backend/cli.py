@@ -260,7 +260,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
     """
-    from .supervisor import Notifier, Options, Supervisor
+    from .supervisor import SETTLED, SETTLED_FOR_GOOD, Notifier, Options, Supervisor, Work
 
     signals = StopSignalsWhileLoading()
     notifier = Notifier()
@@ -272,6 +272,8 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     pools = plan_pools(loaded, queues, workers or available_cpus())
     warn_of_threads()
 
+    from . import postmortem
+    from .ending import Ending
     from .worker import Limits, Worker
 
     def work(context: ChildContext) -> int:
@@ -284,6 +286,17 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
         )
         return Worker(loaded.app, loaded.backend, context.pool, context, limits).run()
 
+    def settle(fd: int, job_id: int, crashes: int, story: str) -> int:
+        settings = loaded.backend.settings_of(loaded.app)
+        ending = postmortem.settle(settings, fd, job_id, crashes=crashes, story=story)
+        match ending:
+            case Ending.RETRIED:
+                return SETTLED
+            case Ending.BURIED:
+                return SETTLED_FOR_GOOD
+            case _:
+                return ExitCode.OK
+
     try:
         options = Options(
             drain_timeout_s=drain_timeout,
@@ -292,7 +305,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
             max_memory_hard_bytes=max_memory_hard,
         )
         labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
-        supervisor = Supervisor(pools, work, options, labels=labels, notifier=notifier)
+        supervisor = Supervisor(pools, Work(work, labels, settle), options, notifier)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     gc.freeze()

@@ -20,6 +20,9 @@ class Host(Protocol):
     def ready(self) -> None:
         """Hear that the hooks have run and that the worker is about to reserve."""
 
+    def lend(self, fd: int) -> None:
+        """Get a duplicate of the connection to the broker, before the first job comes over it."""
+
     def begin(self, job_id: int) -> None:
         """Hear that a job is there."""
 
@@ -48,6 +51,9 @@ class Foreground:
     def ready(self) -> None:
         self.show("")
         logger.info("ready: %s", self._queue)
+
+    def lend(self, fd: int) -> None:
+        pass
 
     def begin(self, job_id: int) -> None:
         pass

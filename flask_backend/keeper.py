@@ -169,8 +169,8 @@ class Keeper:
             try:
                 if lease.touch_every_s is None:
                     # Producers choose the TTR, and RESERVED does not tell it.
-                    lease.touch_every_s = lease.connection.counters(lease.job).ttr_s / TOUCHES_PER_TTR
-                lease.connection.touch(lease.job)
+                    lease.touch_every_s = lease.connection.counters(lease.job.id).ttr_s / TOUCHES_PER_TTR
+                lease.connection.touch(lease.job.id)
             except BrokerError as error:
                 lease.is_lost = True
                 logger.warning(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_FAILURES = 10
+# A job that has taken so many workers along takes no more.
+MAX_CRASHES = 3
 MIN_DELAY_S = 1
 MAX_DELAY_S = 600
 
@@ -60,3 +62,10 @@ def after_failure(attempts: Attempts, random: Callable[[], float]) -> Release | 
     # The exponent is bounded only to keep the power small.
     nominal = min(MAX_DELAY_S, MIN_DELAY_S * 2 ** min(attempts.number - 1, 32))
     return Release(min(MAX_DELAY_S, math.ceil(nominal * (1 + random() / 2))))
+
+
+def after_crash(attempts: Attempts, crashes: int, random: Callable[[], float]) -> Release | Bury:
+    """Decide for a job that took its worker along, ``crashes`` times by now; otherwise it is a failure as any."""
+    if crashes >= MAX_CRASHES:
+        return Bury(f"it has taken its worker along {crashes} times")
+    return after_failure(attempts, random)

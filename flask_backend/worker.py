@@ -126,6 +126,7 @@ class Worker:
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.fileno() < 0:
             self._connection = Connection(self._settings, watch=self._queue)
+            self._host.lend(self._connection.fileno())
             self._delete_late(self._connection)
         return self._connection
 
@@ -238,15 +239,15 @@ class Worker:
     ) -> Ending | None:
         attempt, then = "an attempt unknown", "the broker gives it to another worker"
         try:
-            counters = connection.counters(job)
+            counters = connection.counters(job.id)
             attempt = f"attempt {counters.attempts.number} of {counters.attempts.allowed}"
             match after_failure(counters.attempts, random.random):
                 case Release(delay_s):
-                    connection.release(job, counters.priority, delay_s)
+                    connection.release(job.id, counters.priority, delay_s)
                     then = f"next try in {delay_s} s"
                     return Ending.RETRIED
                 case Bury(reason):
-                    connection.bury(job, counters.priority)
+                    connection.bury(job.id, counters.priority)
                     then = f"buried: {reason}"
                     return Ending.BURIED
         except JobNotFoundError:
@@ -265,7 +266,7 @@ class Worker:
 
     def _bury_undecodable(self, connection: Connection, job: ReservedJob, error: MessageDecodeError) -> Ending:
         task_logger.error("job %d of %s can never run and is buried as it is: %s", job.id, self._queue, error)
-        connection.bury(job, connection.counters(job).priority)
+        connection.bury(job.id, connection.counters(job.id).priority)
         return Ending.BURIED
 
     def _delete_late(self, connection: Connection) -> None:

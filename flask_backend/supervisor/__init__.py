@@ -3,9 +3,9 @@
 It knows neither Flask nor Beanstalkd: what a child does is a callable handed in.
 """
 
-from .loop import Options, Supervisor
+from .loop import SETTLED, SETTLED_FOR_GOOD, Options, Supervisor, Work
 from .notify import Notifier
 from .plan import Pool
 from .process import ChildContext
 
-__all__ = ["ChildContext", "Notifier", "Options", "Pool", "Supervisor"]
+__all__ = ["SETTLED", "SETTLED_FOR_GOOD", "ChildContext", "Notifier", "Options", "Pool", "Supervisor", "Work"]

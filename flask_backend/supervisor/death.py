@@ -72,8 +72,8 @@ class Death:
 
 
 def _kind_of(child: Child, exit_: Exit, activity: Activity | None) -> ExitKind:
-    if exit_.status == ExitCode.OK:
-        return ExitKind.PLANNED
     if activity:
         return ExitKind.DIED_BUSY
+    if exit_.status == ExitCode.OK:
+        return ExitKind.PLANNED
     return ExitKind.DIED_IDLE if child.was_ready and exit_.signal is not None else ExitKind.CANNOT_WORK

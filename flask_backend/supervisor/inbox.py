@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from types import FrameType
 
+from .loans import Loans
+
 SIGNALS = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -45,7 +47,8 @@ class Report:
 class Inbox:
     """Open it before the first fork; each child must :meth:`close_in_child`."""
 
-    def __init__(self) -> None:
+    def __init__(self, loans: Loans) -> None:
+        self._loans = loans
         self._wakeup_r, self._wakeup_w = os.pipe()
         self._report_r, self._report_w = os.pipe()
         for fd in (self._wakeup_r, self._wakeup_w, self._report_r):
@@ -53,6 +56,7 @@ class Inbox:
         self._poll = select.poll()
         self._poll.register(self._wakeup_r, select.POLLIN)
         self._poll.register(self._report_r, select.POLLIN)
+        self._poll.register(loans, select.POLLIN)
 
     def install(self) -> None:
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
@@ -64,6 +68,9 @@ class Inbox:
         events: list[signal.Signals | Report] = []
         # Rounded up to whole milliseconds: rounded down, the last of them would be a busy loop.
         for fd, _ in self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000 + 1):
+            if fd == self._loans.fileno():
+                self._loans.receive()
+                continue
             data = os.read(fd, _READ_BYTES)
             if fd == self._wakeup_r:
                 events.extend(signal.Signals(number) for number in data)

@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flask_backend.exits import ExitCode
@@ -14,14 +14,16 @@ from flask_backend.titles import show_master
 
 from . import process
 from .children import Child, Children
+from .crashes import CrashCounts
 from .death import Death
 from .inbox import Inbox, Report, ReportKind
+from .loans import Loans
 from .memory import MemoryPolicy
 from .notify import Notifier
 from .plan import MAX_CHILDREN, Plan, Pool, Slot
 from .pools import PoolRecord
 from .restart import ExitKind
-from .scoreboard import Scoreboard
+from .scoreboard import Activity, Scoreboard
 from .states import (
     SUPERVISOR_TRANSITIONS,
     ChildEvent,
@@ -42,6 +44,36 @@ SUSPENDED_S = 5.0
 DUMP_S = 0.2
 
 
+# How long the settling of a dead child's job may take.
+SETTLE_S = 15.0
+# What `settle` returns for a job that will come back, and for one that will not by itself; 0 for neither.
+SETTLED = 10
+SETTLED_FOR_GOOD = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What children do: ``body`` is a child's whole life, and returns its exit code.
+
+    ``labels`` tells for each pool what its children may do, for example the names of its tasks. ``settle`` is called,
+    in a short-lived process of its own, for a child that died at a job: with the socket that it has lent, the job's
+    id, how often the job has done so, and the story of the death.
+    """
+
+    body: process.Body
+    labels: Mapping[str, Sequence[str]]
+    settle: Callable[[int, int, int, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Settler:
+    """A process that settles a dead child's job."""
+
+    pool: str
+    job_id: int
+    deadline: float
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How children are treated. All times are in seconds."""
@@ -55,17 +87,8 @@ class Options:
 class Supervisor:
     """Keeps the children of all pools alive until told to stop; runs in the main thread of the only thread."""
 
-    def __init__(
-        self,
-        pools: list[Pool],
-        body: process.Body,
-        options: Options,
-        *,
-        labels: Mapping[str, Sequence[str]],
-        notifier: Notifier,
-    ) -> None:
-        """``labels`` tells what the children of each pool may do, see :class:`Scoreboard`."""
-        self._body = body
+    def __init__(self, pools: list[Pool], work: Work, options: Options, notifier: Notifier) -> None:
+        self._work = work
         self._options = options
         self._plan = Plan(pools)
         self._pools = {pool.name: PoolRecord() for pool in pools}
@@ -78,10 +101,13 @@ class Supervisor:
         self._last_look = time.monotonic()
         self._lenient_until = 0.0  # until then no child is killed for being late
         self._exit_code = ExitCode.OK
-        self._inbox = Inbox()
-        self._lifeline = process.Lifeline()
+        self._crashes = CrashCounts()
+        self._settlers: dict[int, Settler] = {}
+        self._loans = Loans()
+        self._inbox = Inbox(self._loans)
+        self._links = process.Links(self._inbox, process.Lifeline(), self._loans)
         # Twice: the old and the new child of each slot.
-        self._scoreboard = Scoreboard(labels, 2 * MAX_CHILDREN)
+        self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._notifier = notifier
 
     def run(self) -> ExitCode:
@@ -193,10 +219,14 @@ class Supervisor:
     # -- reap ------------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
-        for exit_ in process.reap(is_ours=lambda pid: self._children.get(pid) is not None):
+        for exit_ in process.reap(is_ours=lambda pid: self._children.get(pid) is not None or pid in self._settlers):
             if child := self._children.get(exit_.pid):
+                self._loans.receive()  # what it has lent may be there, but not be read yet
                 self._handle_exit(child, exit_)
-        if self._is_draining and not self._children:
+                self._loans.close(exit_.pid)
+            elif settler := self._settlers.pop(exit_.pid, None):
+                self._handle_settled(settler, exit_)
+        if self._is_draining and not self._children and not self._settlers:
             self._apply(SupervisorEvent.NO_CHILDREN)
 
     def _handle_exit(self, child: Child, exit_: process.Exit) -> None:
@@ -206,23 +236,56 @@ class Supervisor:
         pool = self._pools[child.slot.pool]
         self._children.remove(child.pid)
         self._scoreboard.give_back(child.slot.pool, child.row)
+        was_given_back = self._is_draining and child.state is ChildState.KILLED
         child.apply(ChildEvent.EXIT)
+        if death.activity and was_given_back:
+            self._exit_code = self._exit_code or ExitCode.GAVE_BACK
+        elif death.activity:
+            self._start_settling(death, death.activity, child)
         if self._is_draining:
-            if death.activity:
-                self._exit_code = self._exit_code or ExitCode.GAVE_BACK
+            if death.kind is not ExitKind.PLANNED and not was_given_back:
+                logger.error("%s", death, extra=death.as_dict())
             return
         if death.kind is ExitKind.PLANNED and self._plan.wants(child.slot):
             return  # a recycling goes on until the successor is ready
         pool.end_recycling(child.slot)
         if death.kind is ExitKind.PLANNED:
             return
-        delay_s = pool.restarts.delay_s(death.kind, now)
+        delay_s = pool.restarts.delay_s(death.kind, now, self._progress(death.pool))
         self._not_before[child.slot] = now + delay_s
         logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
         self._give_up_if_hopeless(child.slot, pool, death)
 
+    def _start_settling(self, death: Death, activity: Activity, child: Child) -> None:
+        """Have the job of a dead child settled before anybody else can have it."""
+        fd = self._loans.get(child.pid)
+        if fd is None:
+            logger.debug("job %d goes back as it was: its worker has lent no socket", activity.job_id)
+            return
+        crashes = self._crashes.note(death.pool, activity.job_id, time.monotonic())
+
+        def settle(context: process.ChildContext) -> int:
+            context.accept_signals()
+            context.show(f"settles job {activity.job_id}")
+            return self._work.settle(fd, activity.job_id, crashes, str(death))
+
+        try:
+            pid = process.spawn(settle, death.pool, child.row, self._links, keep_loan_of=child.pid)
+        except OSError as error:
+            logger.warning("job %d goes back as it was: no process to settle it: %s", activity.job_id, error)
+            return
+        self._settlers[pid] = Settler(death.pool, activity.job_id, time.monotonic() + SETTLE_S)
+
+    def _handle_settled(self, settler: Settler, exit_: process.Exit) -> None:
+        if exit_.status == SETTLED_FOR_GOOD:
+            self._crashes.forget(settler.pool, settler.job_id)
+        if exit_.status in (SETTLED, SETTLED_FOR_GOOD):
+            self._pools[settler.pool].settled_after_death += 1
+        elif exit_.status != ExitCode.OK:
+            logger.warning("job %d was not settled: its process %s", settler.job_id, exit_)
+
     def _give_up_if_hopeless(self, slot: Slot, pool: PoolRecord, death: Death) -> None:
-        if pool.breaker.trips(time.monotonic(), self._scoreboard.settled(slot.pool)):
+        if pool.breaker.trips(time.monotonic(), self._progress(slot.pool)):
             logger.critical(
                 "the workers of %s have died %d times within %g s and done nothing in between: giving up",
                 slot.pool,
@@ -235,6 +298,10 @@ class Supervisor:
             if all(other in pool.failed_first for other in self._plan.slots() if other.pool == slot.pool):
                 logger.critical("no worker of %s can start, for the reason above: giving up", slot.pool)
                 self._give_up(slot.pool, ExitCode.CONFIG)
+
+    def _progress(self, pool: str) -> int:
+        """Count the jobs that a pool has brought to an end: by its workers, or after their death."""
+        return self._scoreboard.settled(pool) + self._pools[pool].settled_after_death
 
     def _give_up(self, pool: str, code: ExitCode) -> None:
         self._exit_code = code
@@ -249,6 +316,9 @@ class Supervisor:
             self._kill_all("drain timeout")
         if now - self._last_look > LOOK_S + SUSPENDED_S:
             self._lenient_until = now + SUSPENDED_S
+        for pid, settler in self._settlers.items():
+            if now >= settler.deadline:
+                process.kill(pid)
         if now < self._lenient_until:
             return
         for child in self._children:
@@ -340,7 +410,7 @@ class Supervisor:
     def _spawn(self, slot: Slot) -> None:
         row = self._scoreboard.take(slot.pool)
         try:
-            pid = process.spawn(self._body, slot.pool, row, self._inbox, self._lifeline)
+            pid = process.spawn(self._work.body, slot.pool, row, self._links)
         except OSError as error:
             self._scoreboard.give_back(slot.pool, row)
             self._not_before[slot] = time.monotonic() + FORK_RETRY_S

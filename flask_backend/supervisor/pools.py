@@ -16,6 +16,7 @@ class PoolRecord:
     breaker: Breaker = field(default_factory=Breaker)
     was_ever_ready: bool = False
     failed_first: set[Slot] = field(default_factory=set[Slot])  # slots that failed while none was ever ready
+    settled_after_death: int = 0  # jobs of dead children
     recycling: Slot | None = None  # the one slot whose child is being replaced as planned
 
     def end_recycling(self, slot: Slot) -> None:

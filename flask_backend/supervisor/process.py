@@ -19,6 +19,7 @@ from flask_backend.exits import ExitCode
 from flask_backend.titles import show_worker
 
 from .inbox import Inbox, ReportKind
+from .loans import Loans
 from .scoreboard import Row
 
 logger = logging.getLogger("flask_backend.supervisor")
@@ -56,14 +57,28 @@ class Lifeline:
         os.close(self._write_end)
 
 
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What connects the supervisor with its children."""
+
+    inbox: Inbox
+    lifeline: Lifeline
+    loans: Loans
+
+    def close_in_child(self, *, keep_loan_of: int | None) -> None:
+        self.inbox.close_in_child()
+        self.lifeline.close_in_child()
+        self.loans.close_in_child(keep=keep_loan_of)
+
+
 class ChildContext:
     """What a child's body gets: where it belongs, and how to report."""
 
-    def __init__(self, pool: str, row: Row, inbox: Inbox, lifeline: Lifeline, mask: Iterable[int]) -> None:
+    def __init__(self, pool: str, row: Row, links: Links, mask: Iterable[int]) -> None:
         self.pool = pool
-        self.lifeline = lifeline.read_end
+        self.lifeline = links.lifeline.read_end
         self._row = row
-        self._inbox = inbox
+        self._links = links
         self._mask = mask
 
     def accept_signals(self) -> None:
@@ -72,10 +87,13 @@ class ChildContext:
 
     def ready(self) -> None:
         self.show("")
-        self._inbox.report(ReportKind.READY)
+        self._links.inbox.report(ReportKind.READY)
 
     def recycle_due(self) -> None:
-        self._inbox.report(ReportKind.RECYCLE_DUE)
+        self._links.inbox.report(ReportKind.RECYCLE_DUE)
+
+    def lend(self, fd: int) -> None:
+        self._links.loans.lend(fd)
 
     def begin(self, job_id: int) -> None:
         self._row.begin(job_id)
@@ -93,8 +111,10 @@ class ChildContext:
 Body = Callable[[ChildContext], int]
 
 
-def spawn(body: Body, pool: str, row: Row, inbox: Inbox, lifeline: Lifeline) -> int:
+def spawn(body: Body, pool: str, row: Row, links: Links, *, keep_loan_of: int | None = None) -> int:
     """Fork a child that runs ``body`` and exits with what it returns; return its pid.
+
+    Of what other children have lent it keeps the loan of the child ``keep_loan_of`` alone.
 
     Signals are blocked across the fork, and stay so in the child until it has handlers of its own: with the
     parent's, an early TERM would be lost.
@@ -106,7 +126,7 @@ def spawn(body: Body, pool: str, row: Row, inbox: Inbox, lifeline: Lifeline) -> 
     try:
         pid = os.fork()
         if pid == 0:
-            _be_child(parent, body, ChildContext(pool, row, inbox, lifeline, mask), inbox, lifeline)
+            _be_child(parent, body, ChildContext(pool, row, links, mask), links, keep_loan_of)
         with suppress(PermissionError, ProcessLookupError):
             os.setpgid(pid, pid)  # here too, so that the group exists when we want to kill it
         return pid
@@ -114,14 +134,13 @@ def spawn(body: Body, pool: str, row: Row, inbox: Inbox, lifeline: Lifeline) -> 
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _be_child(parent: int, body: Body, context: ChildContext, inbox: Inbox, lifeline: Lifeline) -> None:
+def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep_loan_of: int | None) -> None:
     """Never returns: what is on the stack below belongs to the parent."""
     status: int = ExitCode.FAILED
     try:
         os.setpgid(0, 0)  # the terminal's Ctrl-C is for the supervisor alone
         _die_before(parent)
-        inbox.close_in_child()
-        lifeline.close_in_child()
+        links.close_in_child(keep_loan_of=keep_loan_of)
         for number in (signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(
                 number, signal.SIG_IGN

@@ -35,14 +35,19 @@ class RestartPolicy:
     random: Callable[[], float] = random.random
     _counts: dict[ExitKind, int] = field(default_factory=dict[ExitKind, int])
     _last: float = float("-inf")
+    _progress: int = 0
 
-    def delay_s(self, kind: ExitKind, now: float) -> float:
-        """Note an exit; return how long to wait before its replacement, 0 for not at all."""
+    def delay_s(self, kind: ExitKind, now: float, progress: int) -> float:
+        """Note an exit; return how long to wait before its replacement, 0 for not at all.
+
+        ``progress`` is how many jobs the pool has brought to an end so far: one that gets work done has no delays.
+        """
         if kind is ExitKind.PLANNED:
             return 0.0
-        if now - self._last > FORGIVEN_AFTER_S:
+        if now - self._last > FORGIVEN_AFTER_S or progress != self._progress:
             self._counts.clear()
         self._last = now
+        self._progress = progress
         count = self._counts[kind] = self._counts.get(kind, 0) + 1
         over = count - AT_ONCE[kind]
         if over <= 0:
@@ -54,18 +59,18 @@ class RestartPolicy:
 class Breaker:
     """Ends a supervisor whose children only die.
 
-    That is: ``limit`` abnormal exits of a pool within ``window_s`` seconds, and not one job settled in between.
+    That is: ``limit`` abnormal exits of a pool within ``window_s`` seconds, and no job brought to an end in between.
     """
 
     limit: int = 10
     window_s: float = 60.0
     _exits: deque[float] = field(default_factory=deque[float])
-    _settled: int = 0
+    _progress: int = 0
 
-    def trips(self, now: float, settled: int) -> bool:
-        """Note an abnormal exit, and how many jobs the pool has settled so far; say whether it was one too many."""
-        if settled != self._settled:
-            self._settled = settled
+    def trips(self, now: float, progress: int) -> bool:
+        """Note an abnormal exit, and how many jobs the pool has brought to an end; say if it was one too many."""
+        if progress != self._progress:
+            self._progress = progress
             self._exits.clear()
         self._exits.append(now)
         while now - self._exits[0] > self.window_s:

@@ -138,20 +138,6 @@ def test_a_busy_worker_that_is_killed_loses_no_job_and_leaves_no_process_behind(
     supervised.assert_clean_exit(0)
 
 
-def test_a_job_that_always_kills_is_not_lost_and_does_not_storm(supervise, broker, tasks):
-    supervised = supervise(workers=2)
-    supervised.wait_ready()
-    job_id = broker.put(QUEUE, b'{"endpoint": "leave", "args": ["kill"]}')
-    supervised.wait_for_log("replaced in")
-    supervised.wait_for_log(f"at job {job_id}")
-    start, deaths = time.monotonic(), supervised.log.count("was killed by signal 9")
-    wait_until(lambda: supervised.log.count("was killed by signal 9") > deaths + 1, "it dies again")
-    assert supervised.log.count("was killed by signal 9") < 25 + 10 * (time.monotonic() - start)
-    supervised.send(signal.SIGTERM)
-    assert supervised.wait() in (0, 4)
-    wait_until(lambda: broker.job(job_id)["state"] == "ready", "the job is there")
-
-
 # -- recycling -----------------------------------------------------------------------------------------------
 
 

@@ -172,6 +172,10 @@ def leave(how):
         raise KeyboardInterrupt
     elif how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif how.startswith("exit"):
+        os._exit(int(how.split()[1]))
     elif how == "generator":
         raise GeneratorExit
     elif how == "recursion":
@@ -203,6 +207,15 @@ def grow(megabytes, path=None):
     write_down(f"grow {os.getpid()}")
     while path and not Path(path).exists():
         time.sleep(0.005)
+
+
+@backend.task(QUEUE)
+def devour():
+    """Take ever more memory."""
+    hoard = []
+    while True:
+        hoard.append(os.urandom(1 << 20))
+        time.sleep(0.002)
 
 
 @backend.task(QUEUE)
@@ -269,3 +282,10 @@ def chain(text):
 @backend.task(QUEUE)
 async def asynchronous(text):
     write_down(f"async {text}")
+
+
+@backend.task(QUEUE)
+def mark(number, seconds):
+    """Take so long, then write down which process did it."""
+    time.sleep(seconds)
+    write_down(f"mark {number} {os.getpid()}")

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "exits", "machine", "names", "titles", "config", "ending", "message", "retry"},
     {"broker"},
     {"task", "extension"},
-    {"execution", "host", "keeper", "stopping", "supervisor", "worker"},
+    {"execution", "host", "keeper", "postmortem", "stopping", "supervisor", "worker"},
     {"logs", "cli", "flask_script", "__main__"},
 ]
 

@@ -13,13 +13,13 @@ def _policy() -> RestartPolicy:
 
 def test_a_planned_exit_is_replaced_at_once_however_often():
     policy = _policy()
-    assert [policy.delay_s(ExitKind.PLANNED, 0.0) for _ in range(1000)] == [0.0] * 1000
+    assert [policy.delay_s(ExitKind.PLANNED, 0.0, 0) for _ in range(1000)] == [0.0] * 1000
 
 
 @pytest.mark.parametrize("kind", ABNORMAL)
 def test_the_first_ones_are_replaced_at_once_then_delays_grow_up_to_the_maximum(kind):
     policy = _policy()
-    delays = [policy.delay_s(kind, 0.0) for _ in range(AT_ONCE[kind] + 20)]
+    delays = [policy.delay_s(kind, 0.0, 0) for _ in range(AT_ONCE[kind] + 20)]
     assert delays[: AT_ONCE[kind]] == [0.0] * AT_ONCE[kind]
     growing = delays[AT_ONCE[kind] :]
     assert growing == sorted(growing)
@@ -30,35 +30,42 @@ def test_the_first_ones_are_replaced_at_once_then_delays_grow_up_to_the_maximum(
 @pytest.mark.parametrize("kind", ABNORMAL)
 def test_a_quiet_time_clears_the_record(kind):
     policy = _policy()
-    first = policy.delay_s(kind, 0.0)
+    first = policy.delay_s(kind, 0.0, 0)
     for _ in range(AT_ONCE[kind] + 10):
-        policy.delay_s(kind, 0.0)
-    assert policy.delay_s(kind, FORGIVEN_AFTER_S + 1) == first
+        policy.delay_s(kind, 0.0, 0)
+    assert policy.delay_s(kind, FORGIVEN_AFTER_S + 1, 0) == first
 
 
 def test_a_pool_that_cannot_work_never_restarts_fast_again():
     policy, now, restarts = _policy(), 0.0, 0
     while now < 600:
-        now += policy.delay_s(ExitKind.CANNOT_WORK, now)
+        now += policy.delay_s(ExitKind.CANNOT_WORK, now, 0)
         restarts += 1
     assert restarts < 40
 
 
+@pytest.mark.parametrize("kind", ABNORMAL)
+def test_a_pool_that_gets_work_done_has_no_growing_delays(kind):
+    policy = _policy()
+    first = policy.delay_s(kind, 0.0, 0)
+    assert {policy.delay_s(kind, 0.0, progress) for progress in range(1, 100)} == {first}
+
+
 def test_jitter_takes_at_most_half():
     lazy = RestartPolicy(random=lambda: 0.0)
-    assert lazy.delay_s(ExitKind.CANNOT_WORK, 0.0) == pytest.approx(0.05)
+    assert lazy.delay_s(ExitKind.CANNOT_WORK, 0.0, 0) == pytest.approx(0.05)
 
 
 def test_the_breaker_trips_at_the_tenth_exit_within_a_minute_with_nothing_done():
     breaker = Breaker()
-    assert [breaker.trips(second, settled=5) for second in range(10)] == [False] * 9 + [True]
+    assert [breaker.trips(second, progress=5) for second in range(10)] == [False] * 9 + [True]
 
 
 def test_a_pool_that_gets_work_done_never_trips_the_breaker():
     breaker = Breaker()
-    assert not any(breaker.trips(n / 100, settled=n // 9) for n in range(1000))
+    assert not any(breaker.trips(n / 100, progress=n // 9) for n in range(1000))
 
 
 def test_exits_that_are_far_apart_never_trip_the_breaker():
     breaker = Breaker()
-    assert not any(breaker.trips(n * 6.7, settled=0) for n in range(100))
+    assert not any(breaker.trips(n * 6.7, progress=0) for n in range(100))

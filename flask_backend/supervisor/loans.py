@@ -1,0 +1,66 @@
+"""Duplicates of the sockets that children use: what a dead child held stays held until someone has settled it.
+
+A child sends each connection that it opens through a socket pair (SCM_RIGHTS, see unix(7)). The supervisor never reads
+or writes on a duplicate: it only keeps it open, hands it to a post-mortem, or closes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+logger = logging.getLogger("flask_backend.supervisor")
+
+_PID_BYTES = 4
+
+
+class Loans:
+    """At most one socket for each child: the one it opened last. Open it before the first fork."""
+
+    def __init__(self) -> None:
+        self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._receiver.setblocking(False)
+        self._sender.setblocking(False)
+        self._lent: dict[int, int] = {}
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when a child has lent something."""
+        return self._receiver.fileno()
+
+    def lend(self, fd: int) -> None:
+        """Lend a socket to the supervisor; for use in a child. If that cannot be, its job goes back when it dies."""
+        try:
+            socket.send_fds(self._sender, [os.getpid().to_bytes(_PID_BYTES, "little")], [fd])
+        except OSError as error:
+            logger.debug("the supervisor cannot be lent the socket: %s", error)
+
+    def receive(self) -> None:
+        """Take in what children have lent so far."""
+        while True:
+            try:
+                message, fds, _, _ = socket.recv_fds(self._receiver, _PID_BYTES, 1)
+            except BlockingIOError:
+                return
+            if len(fds) != 1:  # the system had no descriptor left for it
+                logger.debug("a worker's socket did not arrive")
+                continue
+            pid = int.from_bytes(message, "little")
+            self.close(pid)
+            self._lent[pid] = fds[0]
+
+    def get(self, pid: int) -> int | None:
+        return self._lent.get(pid)
+
+    def close(self, pid: int) -> None:
+        """Let go of what a child has lent."""
+        fd = self._lent.pop(pid, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close_in_child(self, *, keep: int | None = None) -> None:
+        """Close what other children have lent: a second holder would keep their jobs reserved."""
+        self._receiver.close()
+        for pid in list(self._lent):
+            if pid != keep:
+                self.close(pid)
