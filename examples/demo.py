@@ -196,7 +196,7 @@ def run(folder: Path) -> Facts:
         made=supervisor.said(r"\[(\d+)\] \S+ made the thumbnails of (\S+) in (\d+ ms)"),
         failed=supervisor.said(r"task fails_first .*failed \((.*)\), (next try in \d+ s)"),
         retried=supervisor.said(r"\[(\d+)\] \S+ did fails_first"),
-        killed=supervisor.said(r"worker (\d+) of .* killed by (?:SIGKILL|signal 9).* at job (\d+)"),
+        killed=supervisor.said(r"worker (\d+) of .* killed by signal 9 .* at job (\d+) .*; replaced"),
         redone=supervisor.said(r"\[(\d+)\] \S+ did kills_its_worker_first"),
     )
 

@@ -58,6 +58,13 @@ class Loans:
         if fd is not None:
             os.close(fd)
 
+    def close_all(self) -> None:
+        """Let go of everything."""
+        for pid in list(self._lent):
+            self.close(pid)
+        self._receiver.close()
+        self._sender.close()
+
     def close_in_child(self, *, keep: int | None = None) -> None:
         """Close what other children have lent: a second holder would keep their jobs reserved."""
         self._receiver.close()

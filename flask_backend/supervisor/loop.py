@@ -123,6 +123,7 @@ class Supervisor:
             self._recycle()
             self._reconcile()
             self._notify()
+        self._loans.close_all()
         return self._exit_code
 
     # -- wait ------------------------------------------------------------------------------------------------
@@ -436,4 +437,8 @@ class Supervisor:
         return self._state in (SupervisorState.DRAINING, SupervisorState.STOPPED)
 
     def _apply(self, event: SupervisorEvent) -> None:
+        if event is SupervisorEvent.NO_CHILDREN:
+            # Nothing is left to stop, and the interpreter's end puts the default handlers back: a signal that still
+            # comes would replace the exit code.
+            process.block_signals()
         self._state = next_state(SUPERVISOR_TRANSITIONS, self._state, event)

@@ -171,6 +171,10 @@ def _die_before(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
 def drain(pid: int) -> None:
     """Ask a child to finish what it holds and to exit."""
     os.kill(pid, signal.SIGTERM)

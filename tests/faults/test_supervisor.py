@@ -328,6 +328,18 @@ def test_ttin_and_ttou_change_the_number_of_workers(supervise):
     supervised.assert_clean_exit(0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1])
+def test_signals_that_come_until_the_very_end_do_not_change_how_it_ends(supervise, number):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    supervised.workers()
+    supervised.send(signal.SIGTERM)
+    while supervised.process.poll() is None:
+        supervised.send(number)
+        time.sleep(0.001)  # more often than the interpreter takes to end
+    supervised.assert_clean_exit(0)
+
+
 def test_usr1_makes_every_process_write_its_stacks(supervise):
     supervised = supervise(workers=2)
     supervised.wait_ready()

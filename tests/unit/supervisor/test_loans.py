@@ -20,10 +20,7 @@ def pair():
 def loans():
     loans = Loans()
     yield loans
-    for pid in list(loans._lent):
-        loans.close(pid)
-    loans._receiver.close()
-    loans._sender.close()
+    loans.close_all()
 
 
 def lend_from_child(loans: Loans, *sockets: socket.socket) -> int:
