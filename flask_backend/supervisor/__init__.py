@@ -3,9 +3,10 @@
 It knows neither Flask nor Beanstalkd: what a child does is a callable handed in.
 """
 
-from .loop import SETTLED, SETTLED_FOR_GOOD, Options, Supervisor, Work
+from .loop import Options, Supervisor, Work
 from .notify import Notifier
 from .plan import Pool
 from .process import ChildContext
+from .settling import SETTLED, SETTLED_FOR_GOOD
 
 __all__ = ["SETTLED", "SETTLED_FOR_GOOD", "ChildContext", "Notifier", "Options", "Pool", "Supervisor", "Work"]

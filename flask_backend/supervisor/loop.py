@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flask_backend.exits import ExitCode
@@ -14,7 +14,7 @@ from flask_backend.titles import show_master
 
 from . import process
 from .children import Child, Children
-from .crashes import CrashCounts
+from .deadlines import Deadlines
 from .death import Death
 from .inbox import Inbox, Report, ReportKind
 from .loans import Loans
@@ -23,7 +23,8 @@ from .notify import Notifier
 from .plan import MAX_CHILDREN, Plan, Pool, Slot
 from .pools import PoolRecord
 from .restart import ExitKind
-from .scoreboard import Activity, Scoreboard
+from .scoreboard import Scoreboard
+from .settling import Settle, Settling
 from .states import (
     SUPERVISOR_TRANSITIONS,
     ChildEvent,
@@ -38,17 +39,8 @@ logger = logging.getLogger("flask_backend.supervisor")
 # How often the supervisor looks at its children without being called: for deadlines and memory.
 LOOK_S = 1.0
 FORK_RETRY_S = 1.0  # after a fork that the system refused
-# A turn that comes so late means that the supervisor itself was stopped, or the machine: no child is to blame for it.
-SUSPENDED_S = 5.0
 # Between the signal that makes a stuck child write its stacks and its end.
 DUMP_S = 0.2
-
-
-# How long the settling of a dead child's job may take.
-SETTLE_S = 15.0
-# What `settle` returns for a job that will come back, and for one that will not by itself; 0 for neither.
-SETTLED = 10
-SETTLED_FOR_GOOD = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +54,7 @@ class Work:
 
     body: process.Body
     labels: Mapping[str, Sequence[str]]
-    settle: Callable[[int, int, int, str], int]
-
-
-@dataclass(frozen=True, slots=True)
-class Settler:
-    """A process that settles a dead child's job."""
-
-    pool: str
-    job_id: int
-    deadline: float
+    settle: Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +82,12 @@ class Supervisor:
         self._state = SupervisorState.STARTING
         self._drain_deadline = math.inf
         self._last_look = time.monotonic()
-        self._lenient_until = 0.0  # until then no child is killed for being late
+        self._deadlines = Deadlines(options.boot_timeout_s)
         self._exit_code = ExitCode.OK
-        self._crashes = CrashCounts()
-        self._settlers: dict[int, Settler] = {}
         self._loans = Loans()
         self._inbox = Inbox(self._loans)
         self._links = process.Links(self._inbox, process.Lifeline(), self._loans)
+        self._settling = Settling(work.settle, self._links)
         # Twice: the old and the new child of each slot.
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._notifier = notifier
@@ -220,14 +202,14 @@ class Supervisor:
     # -- reap ------------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
-        for exit_ in process.reap(is_ours=lambda pid: self._children.get(pid) is not None or pid in self._settlers):
+        for exit_ in process.reap(is_ours=lambda pid: self._children.get(pid) is not None or pid in self._settling):
             if child := self._children.get(exit_.pid):
                 self._loans.receive()  # what it has lent may be there, but not be read yet
                 self._handle_exit(child, exit_)
                 self._loans.close(exit_.pid)
-            elif settler := self._settlers.pop(exit_.pid, None):
-                self._handle_settled(settler, exit_)
-        if self._is_draining and not self._children and not self._settlers:
+            elif exit_.pid in self._settling and (pool := self._settling.end(exit_)):
+                self._pools[pool].settled_after_death += 1
+        if self._is_draining and not self._children and not self._settling:
             self._apply(SupervisorEvent.NO_CHILDREN)
 
     def _handle_exit(self, child: Child, exit_: process.Exit) -> None:
@@ -242,7 +224,7 @@ class Supervisor:
         if death.activity and was_given_back:
             self._exit_code = self._exit_code or ExitCode.GAVE_BACK
         elif death.activity:
-            self._start_settling(death, death.activity, child)
+            self._settling.start(death, death.activity, child.row)
         if self._is_draining:
             if death.kind is not ExitKind.PLANNED and not was_given_back:
                 logger.error("%s", death, extra=death.as_dict())
@@ -256,34 +238,6 @@ class Supervisor:
         self._not_before[child.slot] = now + delay_s
         logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
         self._give_up_if_hopeless(child.slot, pool, death)
-
-    def _start_settling(self, death: Death, activity: Activity, child: Child) -> None:
-        """Have the job of a dead child settled before anybody else can have it."""
-        fd = self._loans.get(child.pid)
-        if fd is None:
-            logger.debug("job %d goes back as it was: its worker has lent no socket", activity.job_id)
-            return
-        crashes = self._crashes.note(death.pool, activity.job_id, time.monotonic())
-
-        def settle(context: process.ChildContext) -> int:
-            context.accept_signals()
-            context.show(f"settles job {activity.job_id}")
-            return self._work.settle(fd, activity.job_id, crashes, str(death))
-
-        try:
-            pid = process.spawn(settle, death.pool, child.row, self._links, keep_loan_of=child.pid)
-        except OSError as error:
-            logger.warning("job %d goes back as it was: no process to settle it: %s", activity.job_id, error)
-            return
-        self._settlers[pid] = Settler(death.pool, activity.job_id, time.monotonic() + SETTLE_S)
-
-    def _handle_settled(self, settler: Settler, exit_: process.Exit) -> None:
-        if exit_.status == SETTLED_FOR_GOOD:
-            self._crashes.forget(settler.pool, settler.job_id)
-        if exit_.status in (SETTLED, SETTLED_FOR_GOOD):
-            self._pools[settler.pool].settled_after_death += 1
-        elif exit_.status != ExitCode.OK:
-            logger.warning("job %d was not settled: its process %s", settler.job_id, exit_)
 
     def _give_up_if_hopeless(self, slot: Slot, pool: PoolRecord, death: Death) -> None:
         if pool.breaker.trips(time.monotonic(), self._progress(slot.pool)):
@@ -315,29 +269,13 @@ class Supervisor:
         now = time.monotonic()
         if now >= self._drain_deadline:
             self._kill_all("drain timeout")
-        if now - self._last_look > LOOK_S + SUSPENDED_S:
-            self._lenient_until = now + SUSPENDED_S
-        for pid, settler in self._settlers.items():
-            if now >= settler.deadline:
-                process.kill(pid)
-        if now < self._lenient_until:
-            return
+        self._settling.kill_overdue(now)
+        self._deadlines.note_turn(now - self._last_look - LOOK_S, now)
         for child in self._children:
-            if child.state is ChildState.KILLED:
-                continue
-            if reason := self._overdue(child, now):
+            if reason := self._deadlines.reason_to_kill(child, now):
                 self._end_stuck(child, reason, now)
             else:
                 child.dumped_at = None
-
-    def _overdue(self, child: Child, now: float) -> str | None:
-        """Say for what a child is to be killed."""
-        if child.state is ChildState.STARTING and now - child.started > self._options.boot_timeout_s:
-            return f"was not ready within {self._options.boot_timeout_s:g} s"
-        kill_at = child.row.kill_at
-        if kill_at is not None and now >= kill_at and (activity := child.row.activity):
-            return f"did not end job {activity.job_id} ({activity.label}) at its time limit"
-        return None
 
     def _end_stuck(self, child: Child, reason: str, now: float) -> None:
         """Have the child write its stacks, which it does even if its interpreter is stuck; a moment later, kill it."""

@@ -1,0 +1,35 @@
+"""Which children are stuck. Pure: time comes in as an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .children import Child
+from .states import ChildState
+
+# A turn that comes so late means that the supervisor itself was stopped, or the machine: no child is to blame for it.
+SUSPENDED_S = 5.0
+
+
+@dataclass(slots=True)
+class Deadlines:
+    """Compares children with the time that they have."""
+
+    boot_timeout_s: float
+    _lenient_until: float = float("-inf")
+
+    def note_turn(self, late_s: float, now: float) -> None:
+        """Hear by how much the supervisor's turn is late: after a suspend, children get time to act by themselves."""
+        if late_s > SUSPENDED_S:
+            self._lenient_until = now + SUSPENDED_S
+
+    def reason_to_kill(self, child: Child, now: float) -> str | None:
+        """Say for what a child is to be killed, if it is."""
+        if now < self._lenient_until or child.state is ChildState.KILLED:
+            return None
+        if child.state is ChildState.STARTING and now - child.started > self.boot_timeout_s:
+            return f"was not ready within {self.boot_timeout_s:g} s"
+        kill_at, activity = child.row.kill_at, child.row.activity
+        if activity and kill_at is not None and now >= kill_at:
+            return f"did not end job {activity.job_id} ({activity.label}) at its time limit"
+        return None

@@ -1,0 +1,89 @@
+"""What becomes of the jobs of dead children: each is settled in a short-lived process of its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask_backend.exits import ExitCode
+
+from . import process
+from .crashes import CrashCounts
+from .death import Death
+from .scoreboard import Activity, Row
+
+logger = logging.getLogger("flask_backend.supervisor")
+
+# How long settling a job may take: then the process is killed, and the job goes back as it was.
+DEADLINE_S = 15.0
+# What `settle` returns for a job that will come back, and for one that will not by itself; 0 for neither.
+SETTLED = 10
+SETTLED_FOR_GOOD = 11
+
+# With the socket that the dead child has lent, the job's id, how often the job has done so, and the story of the death.
+Settle = Callable[[int, int, int, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settler:
+    """A process that settles one job."""
+
+    pool: str
+    job_id: int
+    deadline: float
+
+
+class Settling:
+    """The processes that settle jobs, and how often each job has taken a child along."""
+
+    def __init__(self, settle: Settle, links: process.Links) -> None:
+        self._settle = settle
+        self._links = links
+        self._crashes = CrashCounts()
+        self._settlers: dict[int, _Settler] = {}
+
+    def __len__(self) -> int:
+        return len(self._settlers)
+
+    def __contains__(self, pid: object) -> bool:
+        return pid in self._settlers
+
+    def start(self, death: Death, activity: Activity, row: Row) -> None:
+        """Have the job of a dead child settled before anybody else can have it."""
+        dead = death.exit.pid
+        fd = self._links.loans.get(dead)
+        if fd is None:
+            logger.debug("job %d goes back as it was: its worker has lent no socket", activity.job_id)
+            return
+        now = time.monotonic()
+        crashes = self._crashes.note(death.pool, activity.job_id, now)
+
+        def settle(context: process.ChildContext) -> int:
+            context.accept_signals()
+            context.show(f"settles job {activity.job_id}")
+            return self._settle(fd, activity.job_id, crashes, str(death))
+
+        try:
+            pid = process.spawn(settle, death.pool, row, self._links, keep_loan_of=dead)
+        except OSError as error:
+            logger.warning("job %d goes back as it was: no process to settle it: %s", activity.job_id, error)
+            return
+        self._settlers[pid] = _Settler(death.pool, activity.job_id, now + DEADLINE_S)
+
+    def end(self, exit_: process.Exit) -> str | None:
+        """Take a dead settler off the books; return the pool whose job it has settled, if it has."""
+        settler = self._settlers.pop(exit_.pid)
+        if exit_.status == SETTLED_FOR_GOOD:
+            self._crashes.forget(settler.pool, settler.job_id)
+        if exit_.status in (SETTLED, SETTLED_FOR_GOOD):
+            return settler.pool
+        if exit_.status != ExitCode.OK:
+            logger.warning("job %d was not settled: its process %s", settler.job_id, exit_)
+        return None
+
+    def kill_overdue(self, now: float) -> None:
+        for pid, settler in self._settlers.items():
+            if now >= settler.deadline:
+                process.kill(pid)

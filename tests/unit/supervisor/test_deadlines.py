@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from flask_backend.supervisor.children import Child
+from flask_backend.supervisor.deadlines import SUSPENDED_S, Deadlines
+from flask_backend.supervisor.plan import Slot
+from flask_backend.supervisor.scoreboard import Scoreboard
+from flask_backend.supervisor.states import ChildEvent
+
+NOW = time.monotonic()
+
+
+@pytest.fixture
+def child():
+    return Child(Slot("q", 0), pid=1, row=Scoreboard({"q": ["task"]}, 1).take("q"), started=NOW)
+
+
+def test_a_child_that_is_not_ready_in_time_is_stuck(child):
+    deadlines = Deadlines(boot_timeout_s=10.0)
+    assert deadlines.reason_to_kill(child, NOW + 10) is None
+    assert deadlines.reason_to_kill(child, NOW + 10.1) == "was not ready within 10 s"
+    child.apply(ChildEvent.REPORTED_READY)
+    assert deadlines.reason_to_kill(child, NOW + 1000) is None
+
+
+def test_a_child_whose_job_is_over_its_time_is_stuck(child):
+    child.apply(ChildEvent.REPORTED_READY)
+    child.row.begin(7)
+    child.row.run("task", NOW + 5)
+    deadlines = Deadlines(10.0)
+    assert deadlines.reason_to_kill(child, NOW + 4) is None
+    assert deadlines.reason_to_kill(child, NOW + 5) == "did not end job 7 (task) at its time limit"
+    child.row.end(None)
+    assert deadlines.reason_to_kill(child, NOW + 5) is None
+
+
+def test_a_draining_child_is_watched_too_and_a_killed_one_no_more(child):
+    child.apply(ChildEvent.REPORTED_READY)
+    child.row.begin(7)
+    child.row.run("task", NOW)
+    child.apply(ChildEvent.DRAIN)
+    assert Deadlines(10.0).reason_to_kill(child, NOW + 1)
+    child.apply(ChildEvent.KILL)
+    assert Deadlines(10.0).reason_to_kill(child, NOW + 1) is None
+
+
+def test_after_a_suspend_children_get_time_to_act_by_themselves(child):
+    deadlines = Deadlines(10.0)
+    deadlines.note_turn(SUSPENDED_S + 1, NOW + 100)
+    assert deadlines.reason_to_kill(child, NOW + 100) is None
+    deadlines.note_turn(0.0, NOW + 101)
+    assert deadlines.reason_to_kill(child, NOW + 100 + SUSPENDED_S) is not None
