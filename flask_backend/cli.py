@@ -158,21 +158,33 @@ class StopWhileLoading(SystemExit):  # an exit, not an error
 
 
 class StopSignalsWhileLoading:
-    """TERM and INT end the process with 0 while there is nothing to drain; process 1 would ignore them otherwise."""
+    """TERM and INT end the process with 0 while there is nothing to drain; process 1 would ignore them otherwise.
 
-    def __init__(self) -> None:
+    After a reload there is: then they wait until the app is loaded.
+    """
+
+    def __init__(self, *, may_exit: bool = True) -> None:
         self._came = False
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
+        self._may_exit = may_exit
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])  # after a reload all are blocked
 
     def exit_if_one_came(self) -> None:
         """Exit now if code of the app, or of what it imports, has swallowed the exit that a signal raised in it."""
-        if self._came:
+        if self._came and self._may_exit:
             sys.exit(ExitCode.OK)
+
+    def pass_on(self) -> None:
+        """Have a signal that came after a reload handled by those who come next."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        if self._came:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._came = True
-        raise StopWhileLoading(ExitCode.OK)
+        if self._may_exit:
+            raise StopWhileLoading(ExitCode.OK)
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -260,16 +272,21 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
     """
-    from .supervisor import SETTLED, SETTLED_FOR_GOOD, Notifier, Options, Supervisor, Work
+    from .supervisor import SETTLED, SETTLED_FOR_GOOD, Handover, Notifier, Options, Supervisor, Work, is_check
 
-    signals = StopSignalsWhileLoading()
-    notifier = Notifier()
+    handover = Handover.take()
+    signals = StopSignalsWhileLoading(may_exit=handover is None)
+    is_only_check = is_check()
+    notifier = Notifier(handover.notify_address if handover else None)
     # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
     # unshare the pages of every worker.
     gc.disable()
     loaded = load_app(ctx)
     signals.exit_if_one_came()
     pools = plan_pools(loaded, queues, workers or available_cpus())
+    if is_only_check:
+        try_hooks(loaded, pools)
+        return
     warn_of_threads()
 
     from . import postmortem
@@ -305,12 +322,24 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
             max_memory_hard_bytes=max_memory_hard,
         )
         labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
-        supervisor = Supervisor(pools, Work(work, labels, settle), options, notifier)
+        supervisor = Supervisor(pools, Work(work, labels, settle), options, notifier, handover)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     gc.freeze()
     gc.enable()
+    signals.pass_on()
     sys.exit(supervisor.run())
+
+
+def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
+    """Run the hooks of all queues, as their workers would."""
+    from .execution import run_hooks
+
+    for pool in pools:
+        try:
+            run_hooks(loaded.app, loaded.backend.queues[pool.name])
+        except BaseException as error:
+            raise AppLoadError(f"a hook of {pool.name} failed.\n\n{_users_traceback(error)}") from error
 
 
 def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int) -> list[Pool]:

@@ -7,6 +7,18 @@ from .loop import Options, Supervisor, Work
 from .notify import Notifier
 from .plan import Pool
 from .process import ChildContext
+from .reload import Handover, is_check
 from .settling import SETTLED, SETTLED_FOR_GOOD
 
-__all__ = ["SETTLED", "SETTLED_FOR_GOOD", "ChildContext", "Notifier", "Options", "Pool", "Supervisor", "Work"]
+__all__ = [
+    "SETTLED",
+    "SETTLED_FOR_GOOD",
+    "ChildContext",
+    "Handover",
+    "Notifier",
+    "Options",
+    "Pool",
+    "Supervisor",
+    "Work",
+    "is_check",
+]

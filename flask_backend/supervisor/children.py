@@ -20,6 +20,7 @@ class Child:
     started: float
     state: ChildState = ChildState.STARTING
     was_ready: bool = False
+    is_old: bool = False  # runs the code of before a reload
     recycle_reason: str | None = None
     dumped_at: float | None = None  # when it was told to write its stacks, before it is killed
 
@@ -52,9 +53,15 @@ class Children:
         del self._by_pid[pid]
 
     def slots(self) -> set[Slot]:
-        return {child.slot for child in self._by_pid.values()}
+        """Return the slots that have a child of the newest code."""
+        return {child.slot for child in self._by_pid.values() if not child.is_old}
 
     def count_ready(self, pool: str | None = None) -> int:
+        """Count the children of the newest code that are ready."""
         return sum(
-            child.state is ChildState.READY and pool in (None, child.slot.pool) for child in self._by_pid.values()
+            child.state is ChildState.READY and not child.is_old and pool in (None, child.slot.pool)
+            for child in self._by_pid.values()
         )
+
+    def has_old(self, pool: str | None = None) -> bool:
+        return any(child.is_old and pool in (None, child.slot.pool) for child in self._by_pid.values())

@@ -49,6 +49,10 @@ class Loans:
             self.close(pid)
             self._lent[pid] = fds[0]
 
+    def keep(self, pid: int, fd: int) -> None:
+        """Take over what a child has lent to an earlier image of this process."""
+        self._lent[pid] = fd
+
     def get(self, pid: int) -> int | None:
         return self._lent.get(pid)
 

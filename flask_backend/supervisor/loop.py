@@ -22,8 +22,9 @@ from .memory import MemoryPolicy
 from .notify import Notifier
 from .plan import MAX_CHILDREN, Plan, Pool, Slot
 from .pools import PoolRecord
+from .reload import Handover, OldChild, execute_again, start_check
 from .restart import ExitKind
-from .scoreboard import Scoreboard
+from .scoreboard import Place, Row, Scoreboard
 from .settling import Settle, Settling
 from .states import (
     SUPERVISOR_TRANSITIONS,
@@ -58,6 +59,14 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Checker:
+    """The process that tries new code before a reload."""
+
+    pid: int
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """How children are treated. All times are in seconds."""
 
@@ -70,7 +79,10 @@ class Options:
 class Supervisor:
     """Keeps the children of all pools alive until told to stop; runs in the main thread of the only thread."""
 
-    def __init__(self, pools: list[Pool], work: Work, options: Options, notifier: Notifier) -> None:
+    def __init__(
+        self, pools: list[Pool], work: Work, options: Options, notifier: Notifier, handover: Handover | None = None
+    ) -> None:
+        """Plan the children; with a ``handover``, beside those of an earlier image of this process."""
         self._work = work
         self._options = options
         self._plan = Plan(pools)
@@ -88,13 +100,17 @@ class Supervisor:
         self._inbox = Inbox(self._loans)
         self._links = process.Links(self._inbox, process.Lifeline(), self._loans)
         self._settling = Settling(work.settle, self._links)
+        self._checker: Checker | None = None  # the process that tries new code before a reload
         # Twice: the old and the new child of each slot.
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._notifier = notifier
+        if handover:
+            self._adopt(handover)
 
     def run(self) -> ExitCode:
         """Supervise until stopped by a signal, or until a pool turns out to be unable to start."""
         self._inbox.install()
+        process.unblock_signals()  # after a reload they are blocked
         self._reconcile()
         while self._state is not SupervisorState.STOPPED:
             for event in self._inbox.wait(self._timeout_s()):
@@ -143,8 +159,8 @@ class Supervisor:
                 process.dump_stacks()
                 for child in self._children:
                     process.dump_stacks_of(child.pid)
-            case signal.SIGHUP:
-                logger.warning("HUP: no reload in this version, go on with the app as it is")
+            case signal.SIGHUP if not self._is_draining:
+                self._start_reload()
             case _:
                 pass  # SIGCHLD: every turn reaps
 
@@ -202,44 +218,68 @@ class Supervisor:
     # -- reap ------------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
-        for exit_ in process.reap(is_ours=lambda pid: self._children.get(pid) is not None or pid in self._settling):
+        for exit_ in process.reap(is_ours=self._is_ours):
             if child := self._children.get(exit_.pid):
                 self._loans.receive()  # what it has lent may be there, but not be read yet
                 self._handle_exit(child, exit_)
                 self._loans.close(exit_.pid)
+            elif self._checker and exit_.pid == self._checker.pid:
+                self._finish_reload(exit_)
             elif exit_.pid in self._settling and (pool := self._settling.end(exit_)):
                 self._pools[pool].settled_after_death += 1
         if self._is_draining and not self._children and not self._settling:
             self._apply(SupervisorEvent.NO_CHILDREN)
 
+    def _is_ours(self, pid: int) -> bool:
+        return (
+            self._children.get(pid) is not None
+            or pid in self._settling
+            or (self._checker is not None and pid == self._checker.pid)
+        )
+
     def _handle_exit(self, child: Child, exit_: process.Exit) -> None:
-        """Take a dead child off the books, and decide when its slot is filled again."""
+        """Take a dead child off the books, have its job settled, and its slot filled again."""
         now = time.monotonic()
         death = Death.of(child, exit_, now, self._memory.forget(child.pid) if self._memory else None)
-        pool = self._pools[child.slot.pool]
         self._children.remove(child.pid)
-        self._scoreboard.give_back(child.slot.pool, child.row)
+        if not child.is_old:
+            self._scoreboard.give_back(child.slot.pool, child.row)
         was_given_back = self._is_draining and child.state is ChildState.KILLED
         child.apply(ChildEvent.EXIT)
         if death.activity and was_given_back:
             self._exit_code = self._exit_code or ExitCode.GAVE_BACK
         elif death.activity:
             self._settling.start(death, death.activity, child.row)
-        if self._is_draining:
-            if death.kind is not ExitKind.PLANNED and not was_given_back:
-                logger.error("%s", death, extra=death.as_dict())
-            return
-        if death.kind is ExitKind.PLANNED and self._plan.wants(child.slot):
-            return  # a recycling goes on until the successor is ready
-        pool.end_recycling(child.slot)
+        if child.is_old:
+            self._handle_old_exit(death)
+        elif not self._is_draining:
+            self._fill_again(child.slot, death, now)
+        elif death.kind is not ExitKind.PLANNED and not was_given_back:
+            logger.error("%s", death, extra=death.as_dict())
+
+    def _fill_again(self, slot: Slot, death: Death, now: float) -> None:
+        """Decide when a slot whose child died gets its next one; a slot without an entry gets it at once."""
+        pool = self._pools[slot.pool]
         if death.kind is ExitKind.PLANNED:
+            if not self._plan.wants(slot):  # else a recycling goes on until the successor is ready
+                pool.end_recycling(slot)
             return
+        pool.end_recycling(slot)
         delay_s = pool.restarts.delay_s(death.kind, now, self._progress(death.pool))
-        self._not_before[child.slot] = now + delay_s
+        self._not_before[slot] = now + delay_s
         logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
-        self._give_up_if_hopeless(child.slot, pool, death)
+        self._give_up_if_hopeless(slot, pool, death)
+
+    def _handle_old_exit(self, death: Death) -> None:
+        """Nothing replaces a child of before a reload: its successors are there, or on their way."""
+        if death.kind is not ExitKind.PLANNED:
+            logger.error("%s; it had the old code", death, extra=death.as_dict())
+        if not self._children.has_old():
+            self._links.lifeline.let_go_of_old_ones()
 
     def _give_up_if_hopeless(self, slot: Slot, pool: PoolRecord, death: Death) -> None:
+        if self._children.has_old(slot.pool):
+            return  # the old code goes on serving until the new one can
         if pool.breaker.trips(time.monotonic(), self._progress(slot.pool)):
             logger.critical(
                 "the workers of %s have died %d times within %g s and done nothing in between: giving up",
@@ -270,6 +310,8 @@ class Supervisor:
         if now >= self._drain_deadline:
             self._kill_all("drain timeout")
         self._settling.kill_overdue(now)
+        if self._checker and now >= self._checker.deadline:
+            process.kill(self._checker.pid)
         self._deadlines.note_turn(now - self._last_look - LOOK_S, now)
         for child in self._children:
             if reason := self._deadlines.reason_to_kill(child, now):
@@ -320,7 +362,8 @@ class Supervisor:
             return
         for child in self._children:
             pool = self._pools[child.slot.pool]
-            if child.recycle_reason and child.state is ChildState.READY and pool.recycling is None:
+            is_due = child.recycle_reason and not child.is_old
+            if is_due and child.state is ChildState.READY and pool.recycling is None:
                 pool.recycling = child.slot
                 logger.info("worker %d of %s is recycled: %s", child.pid, child.slot.pool, child.recycle_reason)
                 self._drain(child)
@@ -332,11 +375,17 @@ class Supervisor:
         if self._is_draining:
             return
         for child in self._children:
-            if not self._plan.wants(child.slot) and not child.was_told_to_end:
+            if not self._is_wanted(child) and not child.was_told_to_end:
                 self._drain(child)
         for slot in self._vacant_slots():
             self._spawn(slot)
         show_master(len(self._plan.pools), self._plan.total)
+
+    def _is_wanted(self, child: Child) -> bool:
+        """Old code is wanted until there are as many ready children of the new one as there are to be."""
+        if child.is_old:
+            return self._children.count_ready(child.slot.pool) < self._plan.size_of(child.slot.pool)
+        return self._plan.wants(child.slot)
 
     def _vacant_slots(self) -> Iterator[Slot]:
         now = time.monotonic()
@@ -356,6 +405,66 @@ class Supervisor:
             logger.error("cannot fork a worker of %s: %s; trying again in %g s", slot.pool, error, FORK_RETRY_S)
             return
         self._children.add(Child(slot, pid, row, time.monotonic()))
+
+    # -- reload ----------------------------------------------------------------------------------------------
+
+    def _start_reload(self) -> None:
+        """Try the new code in a process of its own."""
+        if self._checker:
+            logger.info("HUP: a reload is under way")
+            return
+        logger.info("HUP: checking the app")
+        pid = start_check()
+        self._checker = Checker(pid, time.monotonic() + self._options.boot_timeout_s)
+
+    def _finish_reload(self, exit_: process.Exit) -> None:
+        """Go on as new code if the check was passed, else as the old one."""
+        self._checker = None
+        if self._is_draining:
+            return
+        if exit_.status != ExitCode.OK:
+            logger.critical("reload failed: the check of the new app %s; the old one goes on", exit_)
+            self._notifier.send(f"STATUS=Reload failed, the old app goes on: the check {exit_}")
+            return
+        for child in self._children:
+            if child.state is ChildState.STARTING:
+                self._drain(child)
+        self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._loans.receive()
+        try:
+            execute_again(self._handover())
+        except OSError as error:
+            logger.critical("reload failed: %s; the old app goes on", error)
+            self._notifier.send("READY=1", f"STATUS=Reload failed, the old app goes on: {error}")
+
+    def _handover(self) -> Handover:
+        children = [
+            OldChild(
+                pool=child.slot.pool,
+                pid=child.pid,
+                is_draining=child.was_told_to_end,
+                loan=self._loans.get(child.pid),
+                row_fd=child.row.place.fd,
+                row_offset=child.row.place.offset,
+                row_labels=list(child.row.place.labels),
+            )
+            for child in self._children
+        ]
+        return Handover(children, self._links.lifeline.write_ends, self._notifier.path)
+
+    def _adopt(self, handover: Handover) -> None:
+        """Go on with the children of the image before; those of queues that are no more are drained."""
+        self._links.lifeline.keep(handover.lifelines)
+        for old in handover.children:
+            row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels))
+            child = Child(Slot(old.pool, 0), old.pid, row, time.monotonic(), is_old=True, was_ready=True)
+            child.state = ChildState.DRAINING if old.is_draining else ChildState.READY
+            self._pools.setdefault(old.pool, PoolRecord())
+            self._children.add(child)
+            if old.loan is not None:
+                self._loans.keep(old.pid, old.loan)
+        if not handover.children:
+            self._links.lifeline.let_go_of_old_ones()
 
     # -- notify ----------------------------------------------------------------------------------------------
 

@@ -13,9 +13,10 @@ class Notifier:
     Takes the variable out of the environment: only the supervisor speaks, not what the app or a task starts.
     """
 
-    def __init__(self) -> None:
-        path = os.environ.pop("NOTIFY_SOCKET", "")
-        self._address = f"\0{path[1:]}" if path.startswith("@") else path
+    def __init__(self, path: str | None = None) -> None:
+        """Take the address from the environment, unless it is told."""
+        self.path = os.environ.pop("NOTIFY_SOCKET", "") if path is None else path
+        self._address = f"\0{self.path[1:]}" if self.path.startswith("@") else self.path
         self._last = ""
 
     def send(self, *lines: str) -> None:

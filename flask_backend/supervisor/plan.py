@@ -44,6 +44,10 @@ class Plan:
     def total(self) -> int:
         return sum(self._sizes.values())
 
+    def size_of(self, pool: str) -> int:
+        """Return how many children a pool is to have; none if there is no such pool any more."""
+        return self._sizes.get(pool, 0)
+
     def slots(self) -> Iterator[Slot]:
         """All wanted slots, one of each pool in turn, so that no pool waits for another's children at the start."""
         for index in range(max(self._sizes.values(), default=0)):

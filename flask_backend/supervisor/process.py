@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,21 @@ class Lifeline:
 
     def __init__(self) -> None:
         self.read_end, self._write_end = os.pipe()
+        self._old_ones: list[int] = []  # of children that an earlier image of this process has started
+
+    @property
+    def write_ends(self) -> list[int]:
+        return [self._write_end, *self._old_ones]
+
+    def keep(self, write_ends: Iterable[int]) -> None:
+        self._old_ones += write_ends
+
+    def let_go_of_old_ones(self) -> None:
+        while self._old_ones:
+            os.close(self._old_ones.pop())
 
     def close_in_child(self) -> None:
+        self.let_go_of_old_ones()
         os.close(self._write_end)
 
 
@@ -173,6 +186,15 @@ def _die_before(parent: int) -> None:
 
 def block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def unblock_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+def start_program(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Start a program in a process group of its own; return its pid."""
+    return os.posix_spawn(command[0], list(command), dict(environment), setpgroup=0, setsigmask=())
 
 
 def drain(pid: int) -> None:

@@ -9,6 +9,7 @@ another child takes it over: the sums over all rows tell of everything since the
 from __future__ import annotations
 
 import mmap
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,14 +59,33 @@ class Labels:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = ("?", *names)
         self.numbers = {name: number for number, name in enumerate(self.names)}
+        self.row_words = _FIXED_WORDS + len(self.names) * _LABEL_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row is: the memory's descriptor, the row's first word, and the names of what its child may do."""
+
+    fd: int
+    offset: int
+    labels: Sequence[str]
 
 
 class Row:
     """What one child tells of itself."""
 
-    def __init__(self, words: memoryview, labels: Labels) -> None:
+    def __init__(self, words: memoryview, labels: Labels, place: Place) -> None:
         self._words = words
         self._labels = labels
+        self.place = place
+
+    @classmethod
+    def find(cls, place: Place) -> Row:
+        """Return the row of a child that an earlier image of this process has started."""
+        labels = Labels(place.labels)
+        width = labels.row_words
+        memory = mmap.mmap(place.fd, 0)
+        return cls(memoryview(memory).cast("Q")[place.offset : place.offset + width], labels, place)
 
     # -- for the child ---------------------------------------------------------------------------------------
 
@@ -136,16 +156,21 @@ class _Stock:
     """The rows of one pool."""
 
     def __init__(self, names: Sequence[str], capacity: int) -> None:
+        self._names = names
         self._labels = Labels(names)
-        self._width = _FIXED_WORDS + len(self._labels.names) * _LABEL_WORDS
-        # Costs address space only: the system gives a page when it is first written to.
-        self._words = memoryview(mmap.mmap(-1, capacity * self._width * 8)).cast("Q")
+        size = capacity * self._labels.row_words * 8
+        # A file in memory, for a reload to find it again. Costs address space only: the system gives a page when it is
+        # first written to.
+        self._fd = os.memfd_create("flask-backend-scoreboard")
+        os.ftruncate(self._fd, size)
+        self._words = memoryview(mmap.mmap(self._fd, size)).cast("Q")
         self.rows: list[Row] = []
         self.free: list[Row] = []
 
     def add(self) -> Row:
-        start = len(self.rows) * self._width
-        row = Row(self._words[start : start + self._width], self._labels)
+        width = self._labels.row_words
+        start = len(self.rows) * width
+        row = Row(self._words[start : start + width], self._labels, Place(self._fd, start, self._names))
         self.rows.append(row)
         return row
 

@@ -350,17 +350,6 @@ def test_usr1_makes_every_process_write_its_stacks(supervise):
     supervised.assert_clean_exit(0)
 
 
-def test_hup_leaves_everything_running(supervise, tasks):
-    supervised = supervise(workers=1)
-    supervised.wait_ready()
-    supervised.send(signal.SIGHUP)
-    supervised.wait_for_log("HUP: no reload")
-    tasks.note("still here")
-    supervised.wait_for_line("note still here")
-    supervised.send(signal.SIGTERM)
-    supervised.assert_clean_exit(0)
-
-
 # -- orphans -------------------------------------------------------------------------------------------------
 
 

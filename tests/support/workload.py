@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import multiprocessing
 import os
 import select
@@ -40,6 +41,16 @@ if "SLOW_IMPORT" in os.environ:
         if "CAREFREE_IMPORT" not in os.environ:
             raise
 
+if "VERSION_IN" in os.environ:
+    sys.path.insert(0, os.environ["VERSION_IN"])
+    importlib.import_module("version")
+if slow := os.environ.get("SLOW_VERSION"):
+    # The first import finds no such file; then come the one that tries new code, and the one that is it.
+    mark = next(path for n in (0, 1, 2) if not (path := Path(f"{slow}.{n}")).exists())
+    mark.touch()
+    while mark.name.endswith(".2") and Path(slow).exists():
+        time.sleep(0.01)
+
 
 def write_down(text: str) -> None:
     """Append a line to the ledger, whole, whoever else writes."""
@@ -64,7 +75,7 @@ def hook():
     if gate := os.environ.get("HOOK_WAITS_WHILE"):
         while Path(gate).exists():
             time.sleep(0.01)
-    if os.environ.get("HOOK_FAILS"):
+    if os.environ.get("HOOK_FAILS") or getattr(sys.modules.get("version"), "FAIL_IN_HOOK", False):
         raise RuntimeError("the hook has no database")
 
 
@@ -85,6 +96,11 @@ def inbox(message):
 @backend.task(QUEUE)
 def note(text):
     write_down(f"note {text}")
+
+
+@backend.task(QUEUE)
+def version():
+    write_down(f"version {sys.modules['version'].VERSION}")
 
 
 @backend.task(QUEUE)

@@ -1,0 +1,93 @@
+"""Reload in place: new code needs a new interpreter, but the process, and its children, stay what they are.
+
+First the new code is tried in a process of its own. Only if that goes well, the supervisor executes itself again: it
+keeps its pid, its children stay its children, and what it knows of them crosses in a file that has no name. What must
+stay open crosses as inherited descriptors: the old children's lifeline, what they have lent, and the scoreboard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import process
+
+VARIABLE = "FLASK_BACKEND_HANDOVER"
+CHECK_VARIABLE = "FLASK_BACKEND_CHECK"
+
+
+@dataclass(frozen=True, slots=True)
+class OldChild:
+    """What crosses of one child."""
+
+    pool: str
+    pid: int
+    is_draining: bool
+    loan: int | None
+    row_fd: int
+    row_offset: int
+    row_labels: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What one image of the supervisor leaves to the next. ``lifeline`` is the end that is never written to."""
+
+    children: list[OldChild]
+    lifelines: list[int]
+    notify_address: str
+
+    def descriptors(self) -> set[int]:
+        loans = {child.loan for child in self.children if child.loan is not None}
+        return {*self.lifelines, *loans, *(child.row_fd for child in self.children)}
+
+    @classmethod
+    def take(cls) -> Handover | None:
+        """Return what the image before has left, if this process has been reloaded. Signals are blocked until then."""
+        number = os.environ.pop(VARIABLE, None)
+        if number is None:
+            return None
+        with os.fdopen(int(number), "rb") as file:
+            file.seek(0)
+            left: dict[str, Any] = json.load(file)
+        handover = cls([OldChild(**child) for child in left["children"]], left["lifelines"], left["notify_address"])
+        for fd in handover.descriptors():
+            os.set_inheritable(fd, False)
+        return handover
+
+
+def execute_again(handover: Handover) -> None:
+    """Replace this image by a new one of the same command; return only if the system refuses, with an :exc:`OSError`.
+
+    Signals stay blocked across it, and pending ones with it, until the new image has handlers.
+    """
+    fd = os.memfd_create("flask-backend-handover", 0)
+    os.write(fd, json.dumps(asdict(handover)).encode())
+    process.block_signals()
+    try:
+        for inherited in handover.descriptors():
+            os.set_inheritable(inherited, True)
+        # Our own command line, by the interpreter that we are.
+        os.execve(sys.executable, _command(), os.environ | {VARIABLE: str(fd)})  # noqa: S606
+    finally:  # it did not come to that
+        os.close(fd)
+        for inherited in handover.descriptors():
+            os.set_inheritable(inherited, False)
+        process.unblock_signals()
+
+
+def start_check() -> int:
+    """Start this process's command anew, to try only whether it could work; return the pid."""
+    return process.start_program(_command(), os.environ | {CHECK_VARIABLE: "1"})
+
+
+def is_check() -> bool:
+    """Say whether this process is to try the app, and no more. It is asked once: what the app starts is not."""
+    return os.environ.pop(CHECK_VARIABLE, None) is not None
+
+
+def _command() -> list[str]:
+    return [sys.executable, *sys.orig_argv[1:]]

@@ -1,0 +1,178 @@
+"""HUP: new code, the same process, no gap and no lost job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+
+import psutil
+import pytest
+from support.waiting import wait_until
+from support.workload import QUEUE
+
+
+@pytest.fixture
+def deploy(tmp_path):
+    """Write the version of the app that the next import finds."""
+    path = tmp_path / "version.py"
+
+    def write(code: str) -> None:
+        part = tmp_path / "version.part"
+        part.write_text(code)
+        # Python takes a cached module for the current one if its source has the same size and second of change.
+        for cached in tmp_path.glob("__pycache__/version.*"):
+            cached.unlink()
+        part.replace(path)
+
+    write("VERSION = 1")
+    return write
+
+
+def reload(supervised, tmp_path, times: int = 1) -> None:
+    before = supervised.log.count("supervisor: ready: ")
+    supervised.send(signal.SIGHUP)
+    wait_until(lambda: supervised.log.count("supervisor: ready: ") == before + times, "the new code is ready")
+
+
+def start(supervise, tmp_path, *args, **options):
+    supervised = supervise(*args, VERSION_IN=str(tmp_path), PYTHONDONTWRITEBYTECODE="1", **options)
+    supervised.wait_ready()
+    return supervised
+
+
+def test_new_code_serves_after_a_reload_in_the_same_process(supervise, tasks, tmp_path, deploy):
+    supervised = start(supervise, tmp_path)
+    old = supervised.workers()
+    tasks.version()
+    supervised.wait_for_line("version 1")
+    deploy("VERSION = 2")
+    reload(supervised, tmp_path)
+    wait_until(lambda: not set(supervised.workers()) & set(old), "the old workers are gone")
+    supervised.wait_reserving(4)
+    tasks.version()
+    supervised.wait_for_line("version 2")
+    assert supervised.process.poll() is None
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_a_task_of_the_old_code_is_finished_by_it(supervise, tasks, tmp_path, deploy, broker):
+    supervised = start(supervise, tmp_path, workers=2)
+    tasks.wait_for(str(tmp_path / "go"), "version")
+    supervised.wait_for_line("begin version")
+    (busy,) = wait_until(lambda: [pid for pid in supervised.workers() if _is_busy(pid)], "one is busy")
+    reload(supervised, tmp_path)
+    wait_until(lambda: len(supervised.workers()) == 3, "one old worker is left")
+    assert busy in supervised.workers()
+    (tmp_path / "go").touch()
+    wait_until(lambda: busy not in supervised.workers(), "the old worker is gone")
+    assert supervised.wrote("version")
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def _is_busy(pid: int) -> bool:
+    return "[wait_for" in " ".join(psutil.Process(pid).cmdline())
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise RuntimeError('bad deploy')", "RuntimeError: bad deploy"),
+        ("def (", "SyntaxError"),
+        ("import os; os._exit(9)", "the check of the new app exited with status 9"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the check of the new app was killed by signal 9"),
+        ("import time; time.sleep(600)", "the check of the new app was killed by signal 9"),
+        ("VERSION = 2\nFAIL_IN_HOOK = True", "a hook of com.example/default failed"),
+    ],
+    ids=["raises", "syntax", "exits", "dies", "hangs", "hook"],
+)
+def test_a_bad_deploy_leaves_the_old_code_serving_and_says_so_once(supervise, tasks, tmp_path, deploy, code, reason):
+    supervised = start(supervise, tmp_path, "--boot-timeout", "2", workers=2)
+    workers = supervised.workers()
+    deploy(code)
+    supervised.send(signal.SIGHUP)
+    supervised.wait_for_log("the old one goes on")
+    assert reason in supervised.log
+    assert supervised.log.count("reload failed") == 1
+    tasks.version()
+    supervised.wait_for_line("version 1")
+    assert supervised.workers() == workers
+    deploy("VERSION = 3")
+    reload(supervised, tmp_path)
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+@pytest.mark.parametrize("reloads", [4, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(300)])])
+def test_reloads_under_load_lose_no_job_double_none_and_never_have_fewer_workers(
+    supervise, tasks, broker, tmp_path, deploy, reloads
+):
+    supervised = start(supervise, tmp_path)
+    stop, sent, fewest = threading.Event(), [0], [4]
+
+    def load():
+        with tasks_context:
+            while not stop.is_set():
+                for _ in range(25):
+                    tasks.note(sent[0])
+                    sent[0] += 1
+                stop.wait(0.05)  # 500 jobs a second at most
+
+    def watch():
+        while not stop.wait(0.01):
+            fewest[0] = min(fewest[0], len(supervised.workers()))
+
+    from flask import current_app
+
+    tasks_context = current_app._get_current_object().app_context()
+    threads = [threading.Thread(target=load), threading.Thread(target=watch)]
+    for thread in threads:
+        thread.start()
+    try:
+        for n in range(reloads):
+            deploy(f"VERSION = {n + 2}")
+            reload(supervised, tmp_path)
+            wait_until(lambda: len(supervised.workers()) == 4, "the old ones are gone")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty")
+    ran = Counter(line for line in supervised.ledger if line.startswith("note"))
+    assert len(ran) == sent[0], f"{sent[0] - len(ran)} of {sent[0]} lost"
+    assert max(ran.values()) == 1
+    assert fewest[0] == 4
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_in_the_middle_of_a_reload_leaves_nothing(supervise, tasks, tmp_path, deploy, number):
+    supervised = start(supervise, tmp_path, SLOW_VERSION=str(tmp_path / "slow"))
+    old = supervised.workers()
+    (tmp_path / "slow").touch()
+    supervised.send(signal.SIGHUP)
+    wait_until((tmp_path / "slow.2").exists, "the new image is importing")
+    supervised.workers()
+    supervised.send(number)
+    (tmp_path / "slow").unlink()
+    supervised.seen.update(old)
+    supervised.assert_clean_exit(0 if number == signal.SIGTERM else -number)
+
+
+def test_an_old_worker_that_dies_at_a_job_after_a_reload_has_it_settled(supervise, tasks, tmp_path, deploy, broker):
+    supervised = start(supervise, tmp_path, workers=1)
+    (old,) = supervised.workers()
+    job = tasks.wait_for(str(tmp_path / "go"))
+    supervised.wait_for_line("begin waited")
+    reload(supervised, tmp_path)
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: broker.job(job.id)["releases"] == 1, "the job is released with a delay")
+    supervised.wait_for_log("it had the old code")
+    (tmp_path / "go").touch()
+    supervised.wait_for_line("waited")
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
