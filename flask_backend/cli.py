@@ -267,7 +267,8 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     """Import the app once, fork workers for each queue, and keep them running.
 
     TERM or INT drains: no new tasks, running ones get the drain timeout, then are given back. A second one, or QUIT,
-    gives back at once. TTIN and TTOU add and remove a worker for each queue; USR1 prints every Python stack.
+    gives back at once. HUP reloads the app, if its new code works. TTIN and TTOU add and remove a worker for each
+    queue; USR1 prints every Python stack.
 
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,6 +102,8 @@ class Supervisor:
         self._links = process.Links(self._inbox, process.Lifeline(), self._loans)
         self._settling = Settling(work.settle, self._links)
         self._checker: Checker | None = None  # the process that tries new code before a reload
+        self._old_files: set[int] = set()  # the scoreboards of old children
+        self._reload_failure = ""  # why the last reload did not come about
         # Twice: the old and the new child of each slot.
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._notifier = notifier
@@ -181,6 +184,8 @@ class Supervisor:
     def _begin_draining(self, reason: str) -> None:
         if not self._is_draining:
             self._apply(SupervisorEvent.DRAIN)
+            if self._checker:
+                process.kill(self._checker.pid)
             self._notifier.send("STOPPING=1", f"STATUS=Stopping: {reason}")
             logger.info("%s: stopping", reason)
 
@@ -274,8 +279,7 @@ class Supervisor:
         """Nothing replaces a child of before a reload: its successors are there, or on their way."""
         if death.kind is not ExitKind.PLANNED:
             logger.error("%s; it had the old code", death, extra=death.as_dict())
-        if not self._children.has_old():
-            self._links.lifeline.let_go_of_old_ones()
+        self._forget_the_past()
 
     def _give_up_if_hopeless(self, slot: Slot, pool: PoolRecord, death: Death) -> None:
         if self._children.has_old(slot.pool):
@@ -424,7 +428,7 @@ class Supervisor:
             return
         if exit_.status != ExitCode.OK:
             logger.critical("reload failed: the check of the new app %s; the old one goes on", exit_)
-            self._notifier.send(f"STATUS=Reload failed, the old app goes on: the check {exit_}")
+            self._reload_failure = f"the check of the new app {exit_}"
             return
         for child in self._children:
             if child.state is ChildState.STARTING:
@@ -435,7 +439,8 @@ class Supervisor:
             execute_again(self._handover())
         except OSError as error:
             logger.critical("reload failed: %s; the old app goes on", error)
-            self._notifier.send("READY=1", f"STATUS=Reload failed, the old app goes on: {error}")
+            self._reload_failure = str(error)
+            self._notifier.send("READY=1")
 
     def _handover(self) -> Handover:
         children = [
@@ -463,8 +468,15 @@ class Supervisor:
             self._children.add(child)
             if old.loan is not None:
                 self._loans.keep(old.pid, old.loan)
-        if not handover.children:
+            self._old_files.add(old.row_fd)
+        self._forget_the_past()
+
+    def _forget_the_past(self) -> None:
+        """Close what only old children need, when there are none any more."""
+        if not self._children.has_old():
             self._links.lifeline.let_go_of_old_ones()
+            while self._old_files:
+                os.close(self._old_files.pop())
 
     # -- notify ----------------------------------------------------------------------------------------------
 
@@ -477,7 +489,10 @@ class Supervisor:
             logger.info("ready: %s", self._plan)
             self._notifier.send("READY=1")
         if self._state is SupervisorState.RUNNING:
-            self._notifier.send(f"STATUS={ready} of {self._plan.total} workers ready")
+            status = f"STATUS={ready} of {self._plan.total} workers ready"
+            if self._reload_failure:
+                status += f"; reload failed, the old app goes on: {self._reload_failure}"
+            self._notifier.send(status)
 
     @property
     def _is_draining(self) -> bool:

@@ -179,9 +179,15 @@ def _die_before(parent: int) -> None:
     with suppress(OSError, ValueError):
         own = Path("/proc/self/oom_score_adj")
         own.write_text(str(min(_OOM_MAX, int(own.read_text()) + _OOM_MORE)))
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    hear_of_parents_death(signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked to be told
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def hear_of_parents_death(number: signal.Signals) -> None:
+    """Have the kernel send a signal to this process when its parent dies, where it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def block_signals() -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import process
+from .scoreboard import nameless_file
 
 VARIABLE = "FLASK_BACKEND_HANDOVER"
 CHECK_VARIABLE = "FLASK_BACKEND_CHECK"
@@ -64,7 +66,8 @@ def execute_again(handover: Handover) -> None:
 
     Signals stay blocked across it, and pending ones with it, until the new image has handlers.
     """
-    fd = os.memfd_create("flask-backend-handover", 0)
+    fd = nameless_file()
+    os.set_inheritable(fd, True)
     os.write(fd, json.dumps(asdict(handover)).encode())
     process.block_signals()
     try:
@@ -86,7 +89,10 @@ def start_check() -> int:
 
 def is_check() -> bool:
     """Say whether this process is to try the app, and no more. It is asked once: what the app starts is not."""
-    return os.environ.pop(CHECK_VARIABLE, None) is not None
+    if os.environ.pop(CHECK_VARIABLE, None) is None:
+        return False
+    process.hear_of_parents_death(signal.SIGKILL)  # nobody else would end it, should it hang
+    return True
 
 
 def _command() -> list[str]:

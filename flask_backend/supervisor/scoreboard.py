@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,14 @@ class LabelStats:
             self.failed + other.failed,
             tuple(map(sum, zip(self.buckets, other.buckets, strict=True))),
         )
+
+
+def nameless_file() -> int:
+    """Open a file that only those have who inherit it: in memory, where the system knows such files."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("flask-backend")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 class Labels:
@@ -161,7 +170,7 @@ class _Stock:
         size = capacity * self._labels.row_words * 8
         # A file in memory, for a reload to find it again. Costs address space only: the system gives a page when it is
         # first written to.
-        self._fd = os.memfd_create("flask-backend-scoreboard")
+        self._fd = nameless_file()
         os.ftruncate(self._fd, size)
         self._words = memoryview(mmap.mmap(self._fd, size)).cast("Q")
         self.rows: list[Row] = []

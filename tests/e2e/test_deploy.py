@@ -266,6 +266,31 @@ def test_ready_is_told_when_every_queue_has_a_ready_worker_and_stopping_when_it_
     assert manager.has_heard_nothing()
 
 
+def test_a_reload_is_told_and_a_failed_one_is_in_the_status(start, app, manager):
+    (app / "gate").touch()
+    supervisor = start(f"{GATED}=1", NOTIFY_SOCKET=manager.variable)
+    assert manager.next() == ["READY=1"]
+    assert manager.next() == ["STATUS=1 of 1 workers ready"]
+
+    supervisor.send_signal(signal.SIGHUP)
+    reloading, monotonic = manager.next()
+    assert reloading == "RELOADING=1"
+    assert 0 < int(monotonic.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+    assert manager.next() == ["READY=1"]
+    assert manager.next() == ["STATUS=1 of 1 workers ready"]
+
+    (app / "app.py").write_text("raise RuntimeError('bad deploy')")
+    supervisor.send_signal(signal.SIGHUP)
+    (status,) = manager.next()
+    assert status.startswith(
+        "STATUS=1 of 1 workers ready; reload failed, the old app goes on: the check of the new app"
+    )
+
+    supervisor.send_signal(signal.SIGTERM)
+    assert manager.next()[0] == "STOPPING=1"
+    assert supervisor.wait(20) == 0
+
+
 def test_stopping_before_ready_never_tells_ready(start, app, manager):
     supervisor = start(f"{GATED}=1", NOTIFY_SOCKET=manager.variable)
     wait_until(lambda: children_of(supervisor.pid), "a worker is in its hook")

@@ -73,8 +73,15 @@ def test_a_task_of_the_old_code_is_finished_by_it(supervise, tasks, tmp_path, de
     supervised.assert_clean_exit(0)
 
 
+def title(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _is_busy(pid: int) -> bool:
-    return "[wait_for" in " ".join(psutil.Process(pid).cmdline())
+    return "[wait_for" in title(pid)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,8 @@ def test_reloads_under_load_lose_no_job_double_none_and_never_have_fewer_workers
 
     def watch():
         while not stop.wait(0.01):
-            fewest[0] = min(fewest[0], len(supervised.workers()))
+            ready = sum("[starting]" not in title(pid) for pid in supervised.workers())
+            fewest[0] = min(fewest[0], ready)
 
     from flask import current_app
 
@@ -131,11 +139,14 @@ def test_reloads_under_load_lose_no_job_double_none_and_never_have_fewer_workers
     threads = [threading.Thread(target=load), threading.Thread(target=watch)]
     for thread in threads:
         thread.start()
+    descriptors = []
     try:
         for n in range(reloads):
             deploy(f"VERSION = {n + 2}")
             reload(supervised, tmp_path)
             wait_until(lambda: len(supervised.workers()) == 4, "the old ones are gone")
+            wait_until(lambda: len(supervised.loans()) == 4, "each new one has lent its socket")
+            descriptors.append(psutil.Process(supervised.pid).num_fds())
     finally:
         stop.set()
         for thread in threads:
@@ -145,6 +156,7 @@ def test_reloads_under_load_lose_no_job_double_none_and_never_have_fewer_workers
     assert len(ran) == sent[0], f"{sent[0] - len(ran)} of {sent[0]} lost"
     assert max(ran.values()) == 1
     assert fewest[0] == 4
+    assert len(set(descriptors)) == 1, f"the supervisor has opened ever more: {descriptors}"
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 

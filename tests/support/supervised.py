@@ -102,6 +102,10 @@ class Supervised(Command):
         self.seen.update(pids)
         return pids
 
+    def loans(self) -> list[int]:
+        """The supervisor's connections to the broker, which are those of its workers."""
+        return [c.fd for c in psutil.Process(self.pid).net_connections("tcp") if c.raddr.port == self.broker.port]
+
     def assert_clean_exit(self, code: int) -> None:
         """The end that every fault test has: the right exit code, no process, no reserved job."""
         self.workers()
