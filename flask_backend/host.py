@@ -23,6 +23,9 @@ class Host(Protocol):
     def lend(self, fd: int) -> None:
         """Get a duplicate of the connection to the broker, before the first job comes over it."""
 
+    def live(self) -> None:
+        """Hear that the worker's loop turns."""
+
     def begin(self, job_id: int) -> None:
         """Hear that a job is there."""
 
@@ -53,6 +56,9 @@ class Foreground:
         logger.info("ready: %s", self._queue)
 
     def lend(self, fd: int) -> None:
+        pass
+
+    def live(self) -> None:
         pass
 
     def begin(self, job_id: int) -> None:

@@ -107,6 +107,7 @@ class Worker:
     def _serve(self) -> None:
         backoff = Backoff()
         while not self._stop.requested:
+            self._host.live()
             try:
                 connection = self._connected()
                 if backoff.tries:

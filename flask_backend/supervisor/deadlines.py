@@ -9,6 +9,8 @@ from .states import ChildState
 
 # A turn that comes so late means that the supervisor itself was stopped, or the machine: no child is to blame for it.
 SUSPENDED_S = 5.0
+# A ready child without a job gives a sign of life at least every half a minute, whatever its broker does.
+SILENT_S = 120.0
 
 
 @dataclass(slots=True)
@@ -32,4 +34,6 @@ class Deadlines:
         kill_at, activity = child.row.kill_at, child.row.activity
         if activity and kill_at is not None and now >= kill_at:
             return f"did not end job {activity.job_id} ({activity.label}) at its time limit"
+        if activity is None and child.state is ChildState.READY and now - child.row.alive_at > SILENT_S:
+            return f"has given no sign of life for {now - child.row.alive_at:.0f} s, though it has no job"
         return None

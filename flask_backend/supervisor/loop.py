@@ -247,7 +247,9 @@ class Supervisor:
         now = time.monotonic()
         death = Death.of(child, exit_, now, self._memory.forget(child.pid) if self._memory else None)
         self._children.remove(child.pid)
-        if not child.is_old:
+        if child.is_old:
+            self._scoreboard.bid_farewell(child.pid)
+        else:
             self._scoreboard.give_back(child.slot.pool, child.row)
         was_given_back = self._is_draining and child.state is ChildState.KILLED
         child.apply(ChildEvent.EXIT)
@@ -455,17 +457,20 @@ class Supervisor:
             )
             for child in self._children
         ]
-        return Handover(children, self._links.lifeline.write_ends, self._notifier.path)
+        past = self._scoreboard.past(alive=[child.row for child in self._children])
+        return Handover(children, self._links.lifeline.write_ends, self._notifier.path, past)
 
     def _adopt(self, handover: Handover) -> None:
         """Go on with the children of the image before; those of queues that are no more are drained."""
         self._links.lifeline.keep(handover.lifelines)
+        self._scoreboard.begin_with(handover.past)
         for old in handover.children:
             row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels))
             child = Child(Slot(old.pool, 0), old.pid, row, time.monotonic(), is_old=True, was_ready=True)
             child.state = ChildState.DRAINING if old.is_draining else ChildState.READY
             self._pools.setdefault(old.pool, PoolRecord())
             self._children.add(child)
+            self._scoreboard.welcome(old.pid, old.pool, row)
             if old.loan is not None:
                 self._loans.keep(old.pid, old.loan)
             self._old_files.add(old.row_fd)

@@ -108,6 +108,9 @@ class ChildContext:
     def lend(self, fd: int) -> None:
         self._links.loans.lend(fd)
 
+    def live(self) -> None:
+        self._row.live()
+
     def begin(self, job_id: int) -> None:
         self._row.begin(job_id)
 

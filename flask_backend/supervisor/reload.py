@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import process
-from .scoreboard import nameless_file
+from .scoreboard import LabelStats, Totals, nameless_file
 
 VARIABLE = "FLASK_BACKEND_HANDOVER"
 CHECK_VARIABLE = "FLASK_BACKEND_CHECK"
@@ -41,6 +41,7 @@ class Handover:
     children: list[OldChild]
     lifelines: list[int]
     notify_address: str
+    past: dict[str, Totals]
 
     def descriptors(self) -> set[int]:
         loans = {child.loan for child in self.children if child.loan is not None}
@@ -55,7 +56,18 @@ class Handover:
         with os.fdopen(int(number), "rb") as file:
             file.seek(0)
             left: dict[str, Any] = json.load(file)
-        handover = cls([OldChild(**child) for child in left["children"]], left["lifelines"], left["notify_address"])
+        handover = cls(
+            children=[OldChild(**child) for child in left["children"]],
+            lifelines=left["lifelines"],
+            notify_address=left["notify_address"],
+            past={
+                pool: {
+                    label: LabelStats(stats["done"], stats["failed"], tuple(stats["buckets"]))
+                    for label, stats in totals.items()
+                }
+                for pool, totals in left["past"].items()
+            },
+        )
         for fd in handover.descriptors():
             os.set_inheritable(fd, False)
         return handover

@@ -12,7 +12,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from flask_backend.ending import Ending
@@ -21,7 +21,9 @@ from flask_backend.ending import Ending
 _JOB, _LABEL, _STARTED_NS, _KILL_AT_NS = range(4)
 # ... and what has been done in its row: how jobs ended, and the time that they took.
 _ENDINGS, _BUSY_NS = 4, 7  # three words, in the order of Ending; one word
-_FIXED_WORDS = 8  # 64 bytes, a cache line
+# The last sign of life: a turn of the child's loop, or a job's beginning or end.
+_ALIVE_NS = 8
+_FIXED_WORDS = 16  # 128 bytes, two cache lines
 
 # For each label: how often it was done and how often it failed, and how long it took. A duration of up to 2**n ms is in
 # bucket n; the last bucket, from 17.5 min on, has no upper end.
@@ -102,7 +104,7 @@ class Row:
         """Say that a job is there; what it is will be known when it is decoded."""
         words = self._words
         words[_LABEL] = words[_KILL_AT_NS] = 0
-        words[_STARTED_NS] = time.monotonic_ns()
+        words[_STARTED_NS] = words[_ALIVE_NS] = time.monotonic_ns()
         words[_JOB] = job_id  # last: whoever sees it sees the rest
 
     def run(self, label: str, kill_at: float | None) -> None:
@@ -115,7 +117,8 @@ class Row:
         """Say that the job is settled, and how; None for not by us."""
         words = self._words
         words[_JOB] = 0  # first: a death from here on is not its doing
-        took_ns = time.monotonic_ns() - words[_STARTED_NS]
+        words[_ALIVE_NS] = time.monotonic_ns()
+        took_ns = words[_ALIVE_NS] - words[_STARTED_NS]
         words[_BUSY_NS] += took_ns
         words[_KILL_AT_NS] = 0
         if ending is None:
@@ -125,11 +128,16 @@ class Row:
         words[base + (ending is not Ending.DONE)] += 1
         words[base + 2 + min(BUCKETS - 1, (took_ns // 1_000_000).bit_length())] += 1
 
+    def live(self) -> None:
+        """Give a sign of life."""
+        self._words[_ALIVE_NS] = time.monotonic_ns()
+
     # -- for its parent --------------------------------------------------------------------------------------
 
     def clear_activity(self) -> None:
         for index in (_JOB, _LABEL, _STARTED_NS, _KILL_AT_NS):
             self._words[index] = 0
+        self.live()
 
     @property
     def activity(self) -> Activity | None:
@@ -144,6 +152,11 @@ class Row:
     def kill_at(self) -> float | None:
         """When the child may be killed for what it does now, in seconds of the monotonic clock."""
         return self._words[_KILL_AT_NS] / 1e9 if self._words[_JOB] and self._words[_KILL_AT_NS] else None
+
+    @property
+    def alive_at(self) -> float:
+        """When the child has last given a sign of life, in seconds of the monotonic clock."""
+        return self._words[_ALIVE_NS] / 1e9
 
     @property
     def settled(self) -> int:
@@ -184,6 +197,9 @@ class _Stock:
         return row
 
 
+Totals = dict[str, LabelStats]
+
+
 class Scoreboard:
     """The rows of all children. Created before the first fork."""
 
@@ -193,6 +209,8 @@ class Scoreboard:
         ``labels`` tells for each pool what its children may do, for example the names of its tasks.
         """
         self._stocks = {pool: _Stock(names, capacity) for pool, names in labels.items()}
+        self._guests: dict[int, tuple[str, Row]] = {}
+        self._past: dict[str, Totals] = {}
 
     def take(self, pool: str) -> Row:
         """Return a row that no other child has."""
@@ -205,13 +223,40 @@ class Scoreboard:
         self._stocks[pool].free.append(row)
 
     def settled(self, pool: str) -> int:
-        """Count the jobs that were settled in a pool since the start."""
+        """Count the jobs that were settled in a pool by the children of this scoreboard."""
         return sum(row.settled for row in self._stocks[pool].rows)
 
-    def stats(self, pool: str) -> dict[str, LabelStats]:
-        """Return what became of the jobs of a pool since the start, by label."""
-        total: dict[str, LabelStats] = {}
-        for row in self._stocks[pool].rows:
-            for label, stats in row.stats().items():
-                total[label] = total[label] + stats if label in total else stats
-        return total
+    def stats(self, pool: str) -> Totals:
+        """Return what became of the jobs of a pool since the first start, by label."""
+        rows = self._stocks[pool].rows if pool in self._stocks else []
+        guests = [row for guest_pool, row in self._guests.values() if guest_pool == pool]
+        return _sum(self._past.get(pool, {}), *(row.stats() for row in [*rows, *guests]))
+
+    # -- across a reload -------------------------------------------------------------------------------------
+
+    def past(self, alive: Collection[Row]) -> dict[str, Totals]:
+        """Return the totals of all rows but those whose children live on, for the next scoreboard to begin with."""
+        totals = dict(self._past)
+        for pool, stock in self._stocks.items():
+            ended = (row.stats() for row in stock.rows if row not in alive)
+            totals[pool] = _sum(totals.get(pool, {}), *ended)
+        return totals
+
+    def begin_with(self, past: Mapping[str, Totals]) -> None:
+        self._past = dict(past)
+
+    def welcome(self, pid: int, pool: str, row: Row) -> None:
+        """Count with a row of an earlier scoreboard, as long as its child lives."""
+        self._guests[pid] = pool, row
+
+    def bid_farewell(self, pid: int) -> None:
+        pool, row = self._guests.pop(pid)
+        self._past[pool] = _sum(self._past.get(pool, {}), row.stats())
+
+
+def _sum(*parts: Totals) -> Totals:
+    total: Totals = {}
+    for part in parts:
+        for label, stats in part.items():
+            total[label] = total[label] + stats if label in total else stats
+    return total

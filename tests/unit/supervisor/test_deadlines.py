@@ -5,7 +5,7 @@ import time
 import pytest
 
 from flask_backend.supervisor.children import Child
-from flask_backend.supervisor.deadlines import SUSPENDED_S, Deadlines
+from flask_backend.supervisor.deadlines import SILENT_S, SUSPENDED_S, Deadlines
 from flask_backend.supervisor.plan import Slot
 from flask_backend.supervisor.scoreboard import Scoreboard
 from flask_backend.supervisor.states import ChildEvent
@@ -23,7 +23,7 @@ def test_a_child_that_is_not_ready_in_time_is_stuck(child):
     assert deadlines.reason_to_kill(child, NOW + 10) is None
     assert deadlines.reason_to_kill(child, NOW + 10.1) == "was not ready within 10 s"
     child.apply(ChildEvent.REPORTED_READY)
-    assert deadlines.reason_to_kill(child, NOW + 1000) is None
+    assert deadlines.reason_to_kill(child, NOW + 100) is None
 
 
 def test_a_child_whose_job_is_over_its_time_is_stuck(child):
@@ -45,6 +45,15 @@ def test_a_draining_child_is_watched_too_and_a_killed_one_no_more(child):
     assert Deadlines(10.0).reason_to_kill(child, NOW + 1)
     child.apply(ChildEvent.KILL)
     assert Deadlines(10.0).reason_to_kill(child, NOW + 1) is None
+
+
+def test_an_idle_child_that_gives_no_sign_of_life_is_stuck(child):
+    child.apply(ChildEvent.REPORTED_READY)
+    deadlines = Deadlines(10.0)
+    reason = deadlines.reason_to_kill(child, time.monotonic() + SILENT_S + 1)
+    assert "has given no sign of life for 121 s" in reason
+    child.row.begin(7)  # a job may take as long as it likes, unless it has a limit
+    assert deadlines.reason_to_kill(child, time.monotonic() + 10 * SILENT_S) is None
 
 
 def test_after_a_suspend_children_get_time_to_act_by_themselves(child):

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from flask_backend.ending import Ending
-from flask_backend.supervisor.scoreboard import BUCKETS, Scoreboard
+from flask_backend.supervisor.scoreboard import BUCKETS, Row, Scoreboard
 
 
 @pytest.fixture
@@ -93,3 +93,33 @@ def test_what_a_child_wrote_survives_it(board):
         os._exit(0)
     os.waitpid(pid, 0)
     assert (row.activity.job_id, row.activity.label, row.kill_at) == (42, "hello", 5.0)
+
+
+def test_totals_cross_a_reload_and_count_each_job_once(board):
+    def work(row, label):
+        row.begin(1)
+        row.run(label, None)
+        row.end(Ending.DONE)
+
+    ended, alive = board.take("q"), board.take("q")
+    work(ended, "hello")
+    work(alive, "hello")
+    board.give_back("q", ended)
+
+    new = Scoreboard({"q": ["hello", "brand new"]}, capacity=8)
+    new.begin_with(board.past(alive=[alive]))
+    guest = Row.find(alive.place)
+    new.welcome(77, "q", guest)
+    assert new.stats("q")["hello"].done == 2
+    work(alive, "resize")  # the old child goes on, in its own memory
+    work(new.take("q"), "brand new")
+    new.bid_farewell(77)
+    assert {label: stats.done for label, stats in new.stats("q").items()} == {"hello": 2, "resize": 1, "brand new": 1}
+
+
+def test_a_sign_of_life_is_seen(board):
+    row = board.take("q")
+    before = row.alive_at
+    time.sleep(0.001)
+    row.live()
+    assert before < row.alive_at <= time.monotonic()

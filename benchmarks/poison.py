@@ -1,0 +1,74 @@
+"""What jobs that kill their worker cost the good ones beside them.
+
+Usage: python benchmarks/poison.py [--rounds N]. In each round 2,000 good jobs of 5 ms run in 4 workers, alone and then
+with 10 poison jobs among them, of five kinds. Prints the times, their ratio, the crashes, and how many were buried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.beanstalkd import Beanstalkd
+from support.supervised import Supervised
+from support.waiting import wait_until
+from support.workload import QUEUE
+
+GOOD = 2_000
+POISON = [
+    ("leave", ["kill"]),
+    ("leave", ["segv"]),
+    ("leave", ["exit 7"]),
+    ("devour", []),
+    ("limited", ["stubborn"]),
+] * 2
+
+
+def run(*, poisoned: bool) -> tuple[float, int, int]:
+    """Return the seconds until all good jobs were done, the crashes, and the jobs buried in the end."""
+    jobs = [("sleep", [0.005, f"good {n}"]) for n in range(GOOD)]
+    if poisoned:
+        for index, job in enumerate(POISON):
+            jobs.insert(index * GOOD // len(POISON), job)
+    broker = Beanstalkd()
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--max-memory-hard", "150M", "--kill-grace", "0.5")
+        supervised = Supervised(broker, Path(folder), *options, workers=4)
+        try:
+            supervised.wait_ready()
+            with broker.client(QUEUE) as client:
+                for endpoint, args in jobs:
+                    client.put(json.dumps({"endpoint": endpoint, "args": args}).encode())
+            start = time.perf_counter()
+            wait_until(lambda: len({x for x in supervised.ledger if x.startswith("good")}) == GOOD, "all are done", 120)
+            took = time.perf_counter() - start
+            wait_until(lambda: broker.jobs() == broker.count(QUEUE, "buried"), "only buried jobs are left", 120)
+            return took, supervised.log.count("; replaced"), broker.count(QUEUE, "buried")
+        finally:
+            supervised.end()
+            broker.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    ratios: list[float] = []
+    for _ in range(parser.parse_args().rounds):
+        alone, _, _ = run(poisoned=False)
+        beside, crashes, buried = run(poisoned=True)
+        ratios.append(beside / alone)
+        print(
+            f"alone {alone:.2f} s, with poison {beside:.2f} s: {ratios[-1]:.2f} times; {crashes} crashes, {buried} buried"
+        )
+    print(f"median {statistics.median(ratios):.2f} times, {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
