@@ -273,11 +273,24 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
     """
-    from .supervisor import SETTLED, SETTLED_FOR_GOOD, Handover, Notifier, Options, Supervisor, Work, is_check
+    from .supervisor import (
+        SETTLED,
+        SETTLED_FOR_GOOD,
+        Handover,
+        HandoverError,
+        Notifier,
+        Options,
+        Supervisor,
+        Work,
+        is_check,
+    )
 
     handover = Handover.take()
     signals = StopSignalsWhileLoading(may_exit=handover is None)
-    is_only_check = is_check()
+    try:
+        is_only_check = is_check()
+    except HandoverError as error:
+        raise AppLoadError(str(error)) from error
     notifier = Notifier(handover.notify_address if handover else None)
     # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
     # unshare the pages of every worker.

@@ -7,7 +7,7 @@ from .loop import Options, Supervisor, Work
 from .notify import Notifier
 from .plan import Pool
 from .process import ChildContext
-from .reload import Handover, is_check
+from .reload import Handover, HandoverError, is_check
 from .settling import SETTLED, SETTLED_FOR_GOOD
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "SETTLED_FOR_GOOD",
     "ChildContext",
     "Handover",
+    "HandoverError",
     "Notifier",
     "Options",
     "Pool",

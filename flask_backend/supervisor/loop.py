@@ -131,11 +131,16 @@ class Supervisor:
 
     def _timeout_s(self) -> float:
         """How long until there is something to do without an event."""
+        now = time.monotonic()
         due = [self._drain_deadline, self._last_look + LOOK_S]
-        due += [child.dumped_at + DUMP_S for child in self._children if child.dumped_at is not None]
+        for child in self._children:
+            if child.dumped_at is not None:
+                due.append(child.dumped_at + DUMP_S)
+            elif (kill_at := child.row.kill_at) is not None and child.state is not ChildState.KILLED:
+                due.append(max(kill_at, now + DUMP_S))  # later than it, if the child is given time after a suspend
         if not self._is_draining:
             due += self._not_before.values()
-        return min(due) - time.monotonic()
+        return min(due) - now
 
     # -- handle ----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,12 @@ from .scoreboard import LabelStats, Totals, nameless_file
 
 VARIABLE = "FLASK_BACKEND_HANDOVER"
 CHECK_VARIABLE = "FLASK_BACKEND_CHECK"
+# To be raised when a Handover changes: an image with another number cannot take over, which the check finds out.
+FORMAT = "1"
+
+
+class HandoverError(Exception):
+    """Two versions of this package cannot follow each other in one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +102,19 @@ def execute_again(handover: Handover) -> None:
 
 def start_check() -> int:
     """Start this process's command anew, to try only whether it could work; return the pid."""
-    return process.start_program(_command(), os.environ | {CHECK_VARIABLE: "1"})
+    return process.start_program(_command(), os.environ | {CHECK_VARIABLE: FORMAT})
 
 
 def is_check() -> bool:
-    """Say whether this process is to try the app, and no more. It is asked once: what the app starts is not."""
-    if os.environ.pop(CHECK_VARIABLE, None) is None:
+    """Say whether this process is to try the app, and no more. It is asked once: what the app starts is not.
+
+    Raises :exc:`HandoverError` if the process that wants to know is one that this version cannot take over from.
+    """
+    theirs = os.environ.pop(CHECK_VARIABLE, None)
+    if theirs is None:
         return False
+    if theirs != FORMAT:
+        raise HandoverError("this version of Flask-Backend cannot take over from the one that runs: restart it instead")
     process.hear_of_parents_death(signal.SIGKILL)  # nobody else would end it, should it hang
     return True
 

@@ -176,6 +176,12 @@ def test_help_and_version_need_no_flask():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_version_that_cannot_take_over_from_the_running_one_says_so_before_a_reload():
+    result = run("--app", WORKLOAD, "supervise", FLASK_BACKEND_CHECK="0")
+    assert result.returncode == 3
+    assert "cannot take over from the one that runs: restart it instead" in result.stderr
+
+
 def test_options_come_from_the_environment(command, broker):
     running = command(
         "supervise", BACKEND_QUEUES=f"{QUEUE}=1 {INBOX}=2", BACKEND_DRAIN_TIMEOUT="7", BACKEND_MAX_MEMORY="1.5G"
