@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import gc
 import json
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from .extension import Backend
-    from .supervisor import ChildContext, Pool
+    from .supervisor import ChildContext, Pool, Work
+    from .worker import Limits
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 
@@ -273,24 +275,15 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
     """
-    from .supervisor import (
-        SETTLED,
-        SETTLED_FOR_GOOD,
-        Handover,
-        HandoverError,
-        Notifier,
-        Options,
-        Supervisor,
-        Work,
-        is_check,
-    )
+    from .supervisor import Handover, Notifier, Options, Supervisor
+    from .worker import Limits
 
+    if is_only_to_check():
+        loaded = load_app(ctx)
+        try_hooks(loaded, plan_pools(loaded, queues, workers or available_cpus()))
+        return
     handover = Handover.take()
     signals = StopSignalsWhileLoading(may_exit=handover is None)
-    try:
-        is_only_check = is_check()
-    except HandoverError as error:
-        raise AppLoadError(str(error)) from error
     notifier = Notifier(handover.notify_address if handover else None)
     # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
     # unshare the pages of every worker.
@@ -298,29 +291,38 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     loaded = load_app(ctx)
     signals.exit_if_one_came()
     pools = plan_pools(loaded, queues, workers or available_cpus())
-    if is_only_check:
-        try_hooks(loaded, pools)
-        return
     warn_of_threads()
+    options = Options(
+        drain_timeout_s=drain_timeout,
+        boot_timeout_s=boot_timeout,
+        max_memory_bytes=share_of_memory(pools) if max_memory == "auto" else max_memory,
+        max_memory_hard_bytes=max_memory_hard,
+    )
+    limits = Limits(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace, max_tasks=max_tasks)
+    try:
+        supervisor = Supervisor(pools, make_work(loaded, pools, limits), options, notifier, handover)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    gc.freeze()
+    gc.enable()
+    signals.pass_on()
+    sys.exit(supervisor.run())
 
+
+def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
+    """Tell the supervisor, which knows neither Flask nor Beanstalkd, what its children do."""
     from . import postmortem
     from .ending import Ending
-    from .worker import Limits, Worker
+    from .supervisor import SETTLED, SETTLED_FOR_GOOD, Work
+    from .worker import Worker
 
     def work(context: ChildContext) -> int:
-        limits = Limits(
-            drain_timeout,
-            time_limit_s=time_limit,
-            kill_grace_s=kill_grace,
-            max_tasks=max_tasks,
-            lifeline=context.lifeline,
-        )
-        return Worker(loaded.app, loaded.backend, context.pool, context, limits).run()
+        own_limits = dataclasses.replace(limits, lifeline=context.lifeline)
+        return Worker(loaded.app, loaded.backend, context.pool, context, own_limits).run()
 
     def settle(fd: int, job_id: int, crashes: int, story: str) -> int:
         settings = loaded.backend.settings_of(loaded.app)
-        ending = postmortem.settle(settings, fd, job_id, crashes=crashes, story=story)
-        match ending:
+        match postmortem.settle(settings, fd, job_id, crashes=crashes, story=story):
             case Ending.RETRIED:
                 return SETTLED
             case Ending.BURIED:
@@ -328,21 +330,17 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
             case _:
                 return ExitCode.OK
 
+    return Work(work, {pool.name: loaded.backend.queues[pool.name].names for pool in pools}, settle)
+
+
+def is_only_to_check() -> bool:
+    """Say whether a running supervisor has started this process to try whether it could take over."""
+    from .supervisor import HandoverError, is_check
+
     try:
-        options = Options(
-            drain_timeout_s=drain_timeout,
-            boot_timeout_s=boot_timeout,
-            max_memory_bytes=share_of_memory(pools) if max_memory == "auto" else max_memory,
-            max_memory_hard_bytes=max_memory_hard,
-        )
-        labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
-        supervisor = Supervisor(pools, Work(work, labels, settle), options, notifier, handover)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    gc.freeze()
-    gc.enable()
-    signals.pass_on()
-    sys.exit(supervisor.run())
+        return is_check()
+    except HandoverError as error:
+        raise AppLoadError(str(error)) from error
 
 
 def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:

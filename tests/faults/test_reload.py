@@ -189,3 +189,26 @@ def test_an_old_worker_that_dies_at_a_job_after_a_reload_has_it_settled(supervis
     supervised.wait_for_line("waited")
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
+
+
+def test_a_check_that_is_told_to_end_is_not_one_that_was_passed(supervise, tasks, tmp_path, deploy):
+    supervised = start(supervise, tmp_path, workers=1)
+    workers = supervised.workers()
+    deploy("import time; time.sleep(600)")
+    supervised.send(signal.SIGHUP)
+    (checker,) = wait_until(lambda: set(supervised.workers()) - set(workers), "the check runs")
+    os.kill(checker, signal.SIGTERM)
+    supervised.wait_for_log("the old one goes on")
+    assert supervised.workers() == workers
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_a_drain_ends_a_check_that_is_under_way(supervise, tasks, tmp_path, deploy):
+    supervised = start(supervise, tmp_path, workers=1)
+    workers = supervised.workers()
+    deploy("import time; time.sleep(600)")
+    supervised.send(signal.SIGHUP)
+    wait_until(lambda: set(supervised.workers()) - set(workers), "the check runs")
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
