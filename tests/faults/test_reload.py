@@ -9,6 +9,7 @@ from collections import Counter
 
 import psutil
 import pytest
+from support.supervised import title
 from support.waiting import wait_until
 from support.workload import QUEUE
 
@@ -73,13 +74,6 @@ def test_a_task_of_the_old_code_is_finished_by_it(supervise, tasks, tmp_path, de
     supervised.assert_clean_exit(0)
 
 
-def title(pid: int) -> str:
-    try:
-        return " ".join(psutil.Process(pid).cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def _is_busy(pid: int) -> bool:
     return "[wait_for" in title(pid)
 
@@ -130,8 +124,7 @@ def test_reloads_under_load_lose_no_job_double_none_and_never_have_fewer_workers
 
     def watch():
         while not stop.wait(0.01):
-            titles = [title(pid) for pid in supervised.workers()]
-            ready = sum("worker" in text and "[starting]" not in text for text in titles)
+            ready = sum("[starting]" not in (title(pid) or "[starting]") for pid in supervised.workers())
             fewest[0] = min(fewest[0], ready)
 
     from flask import current_app
@@ -196,7 +189,7 @@ def test_a_check_that_is_told_to_end_is_not_one_that_was_passed(supervise, tasks
     workers = supervised.workers()
     deploy("import time; time.sleep(600)")
     supervised.send(signal.SIGHUP)
-    (checker,) = wait_until(lambda: set(supervised.workers()) - set(workers), "the check runs")
+    (checker,) = wait_until(lambda: set(supervised.children()) - set(workers), "the check runs")
     os.kill(checker, signal.SIGTERM)
     supervised.wait_for_log("the old one goes on")
     assert supervised.workers() == workers
@@ -209,6 +202,6 @@ def test_a_drain_ends_a_check_that_is_under_way(supervise, tasks, tmp_path, depl
     workers = supervised.workers()
     deploy("import time; time.sleep(600)")
     supervised.send(signal.SIGHUP)
-    wait_until(lambda: set(supervised.workers()) - set(workers), "the check runs")
+    wait_until(lambda: set(supervised.children()) - set(workers), "the check runs")
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)

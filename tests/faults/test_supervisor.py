@@ -10,16 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.supervised import title
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(pid, number)
-
-
-def title(pid: int) -> str:
-    return " ".join(psutil.Process(pid).cmdline()).strip()
 
 
 # -- start ---------------------------------------------------------------------------------------------------

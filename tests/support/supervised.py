@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,8 +93,8 @@ class Supervised(Command):
     def wait_reserving(self, count: int, queue: str = QUEUE) -> None:
         wait_until(lambda: self.broker.waiting(queue) == count, f"{count} workers wait; log:\n{self.log[-3000:]}")
 
-    def workers(self) -> list[int]:
-        """The pids of the living workers."""
+    def children(self) -> list[int]:
+        """The pids of all living children: workers, and who settles a job or tries new code."""
         try:
             children = psutil.Process(self.pid).children()
         except psutil.NoSuchProcess:
@@ -101,6 +102,10 @@ class Supervised(Command):
         pids = [child.pid for child in children if child.is_running() and _is_alive(child)]
         self.seen.update(pids)
         return pids
+
+    def workers(self) -> list[int]:
+        """The pids of the living workers."""
+        return [pid for pid in self.children() if re.match(r"flask-backend: worker \S+ \[(?!settles)", title(pid))]
 
     def loans(self) -> list[int]:
         """The supervisor's connections to the broker, which are those of its workers."""
@@ -117,6 +122,14 @@ class Supervised(Command):
             )
         for queue in (QUEUE, INBOX):
             wait_until(lambda queue=queue: self.broker.count(queue, "reserved") == 0, f"no job of {queue} is reserved")
+
+
+def title(pid: int) -> str:
+    """A process's title; empty if it is gone."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline()).strip()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _descendants(pid: int) -> list[int]:
