@@ -22,6 +22,8 @@ class Child:
     was_ready: bool = False
     is_old: bool = False  # runs the code of before a reload
     recycle_reason: str | None = None
+    sampled_at: float = float("-inf")  # when its private memory was last read, and what it was
+    private_bytes: int | None = None
     dumped_at: float | None = None  # when it was told to write its stacks, before it is killed
 
     def apply(self, event: ChildEvent) -> None:

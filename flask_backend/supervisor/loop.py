@@ -40,6 +40,8 @@ logger = logging.getLogger("flask_backend.supervisor")
 
 # How often the supervisor looks at its children without being called: for deadlines and memory.
 LOOK_S = 1.0
+# How often it reads the memory of one child where there is no ceiling: it takes milliseconds.
+SAMPLE_S = 5.0
 FORK_RETRY_S = 1.0  # after a fork that the system refused
 # Between the signal that makes a stuck child write its stacks and its end.
 DUMP_S = 0.2
@@ -95,6 +97,7 @@ class Supervisor:
         self._state = SupervisorState.STARTING
         self._drain_deadline = math.inf
         self._last_look = time.monotonic()
+        self._last_sample = float("-inf")
         self._deadlines = Deadlines(options.boot_timeout_s)
         self._exit_code = ExitCode.OK
         self._loans = Loans()
@@ -250,7 +253,8 @@ class Supervisor:
     def _handle_exit(self, child: Child, exit_: process.Exit) -> None:
         """Take a dead child off the books, have its job settled, and its slot filled again."""
         now = time.monotonic()
-        death = Death.of(child, exit_, now, self._memory.forget(child.pid) if self._memory else None)
+        private_bytes = self._memory.forget(child.pid) if self._memory else child.private_bytes
+        death = Death.of(child, exit_, now, private_bytes)
         self._children.remove(child.pid)
         if child.is_old:
             self._scoreboard.bid_farewell(child.pid)
@@ -346,12 +350,21 @@ class Supervisor:
             return
         self._last_look = now
         if self._memory is None:
+            self._sample_memory(now)
             return
         for child in self._children:
             if child.state is not ChildState.KILLED:
                 private = self._memory.private_if_over(child.pid, now, process.rss_bytes, process.private_bytes)
                 if private is not None:
                     self._judge_memory(child, private)
+
+    def _sample_memory(self, now: float) -> None:
+        """Read the memory of the child that was read longest ago, for the story of its death if it should die."""
+        if now - self._last_sample >= SAMPLE_S and (children := list(self._children)):
+            self._last_sample = now
+            child = min(children, key=lambda child: child.sampled_at)
+            child.sampled_at = now
+            child.private_bytes = process.private_bytes(child.pid)
 
     def _judge_memory(self, child: Child, private: int) -> None:
         soft, hard = self._options.max_memory_bytes, self._options.max_memory_hard_bytes

@@ -147,9 +147,25 @@ def test_an_abnormal_death_is_told_in_one_line(supervise, tasks, broker, tmp_pat
     supervised.wait_for_line("survived")
     pattern = (
         rf"worker \d+ of {QUEUE} was killed by signal 11 \(Segmentation fault\) at job {job.id} \(die_once\) "
-        r"after \d+\.\d s \(lived \d+\.\d s, CPU \d+\.\d s \+ \d+\.\d s, peak \d+ MiB\); replaced at once"
+        r"after \d+\.\d s \(lived \d+\.\d s, CPU \d+\.\d s \+ \d+\.\d s, peak \d+ MiB(, last seen with \d+ MiB private)?\)"
+        r"; replaced at once"
     )
     assert re.search(pattern, supervised.log), supervised.log
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_the_private_memory_of_the_dead_is_told_where_it_was_seen(supervise, tasks, tmp_path):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    tasks.grow(80, str(tmp_path / "go"))
+    wait_until(lambda: any(line.startswith("grow") for line in supervised.ledger), "the worker has grown")
+    tasks.sleep(7, "time for a look at its memory")
+    (tmp_path / "go").touch()
+    supervised.wait_for_line("time for a look at its memory")
+    os.kill(supervised.workers()[0], signal.SIGKILL)
+    supervised.wait_for_log("MiB private); replaced at once")
+    assert int(re.search(r"last seen with (\d+) MiB private", supervised.log)[1]) >= 80
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
