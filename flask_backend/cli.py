@@ -123,7 +123,7 @@ def load_app(ctx: click.Context) -> LoadedApp:
         raise AppLoadError(error.format_message()) from error
     except StopWhileLoading:
         raise
-    except BaseException as error:
+    except BaseException as error:  # SystemExit of the app's own, too: it cannot be loaded
         raise AppLoadError(f"the app cannot be imported.\n\n{_users_traceback(error)}") from error
     configure(app)
     backend = app.extensions.get(EXTENSION_KEY)
@@ -350,7 +350,7 @@ def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
     for pool in pools:
         try:
             run_hooks(loaded.app, loaded.backend.queues[pool.name])
-        except BaseException as error:
+        except BaseException as error:  # whatever it raises, SystemExit too: no worker could start
             raise AppLoadError(f"a hook of {pool.name} failed.\n\n{_users_traceback(error)}") from error
 
 

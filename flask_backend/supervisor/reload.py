@@ -92,7 +92,7 @@ def execute_again(handover: Handover) -> None:
         for inherited in handover.descriptors():
             os.set_inheritable(inherited, True)
         # Our own command line, by the interpreter that we are.
-        os.execve(sys.executable, _command(), os.environ | {VARIABLE: str(fd)})  # noqa: S606
+        os.execve(sys.executable, _command(), os.environ | {VARIABLE: str(fd)})  # noqa: S606  # no shell is wanted
     finally:  # it did not come to that
         os.close(fd)
         for inherited in handover.descriptors():
