@@ -22,8 +22,9 @@ def drive(supervised, tasks, broker, *, jobs: int, terms: int, seed: int) -> Cou
         tasks.note.map(range(turn * per_term, (turn + 1) * per_term))
         # Never far ahead of the workers, so that the signals come while they are busy.
         wait_until(lambda: broker.count(QUEUE, "ready") < 2 * per_term, "the workers keep up")
+        workers = wait_until(supervised.workers, "there is a worker")  # on a busy machine all may be leaving
         with suppress(ProcessLookupError):
-            os.kill(rng.choice(supervised.workers() or [0]) or supervised.workers()[0], signal.SIGTERM)
+            os.kill(rng.choice(workers), signal.SIGTERM)
     wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty", 60)
     return Counter(line for line in supervised.ledger if line.startswith("note"))
 
