@@ -3,6 +3,7 @@
 It knows neither Flask nor Beanstalkd: what a child does is a callable handed in.
 """
 
+from .death import Death
 from .loop import Options, Supervisor, Work
 from .notify import Notifier
 from .plan import Pool
@@ -14,6 +15,7 @@ __all__ = [
     "SETTLED",
     "SETTLED_FOR_GOOD",
     "ChildContext",
+    "Death",
     "Handover",
     "HandoverError",
     "Notifier",

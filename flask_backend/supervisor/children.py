@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .memory import Reading
 from .plan import Slot
 from .scoreboard import Row
 from .states import CHILD_TRANSITIONS, ChildEvent, ChildState, next_state
@@ -22,8 +23,7 @@ class Child:
     was_ready: bool = False
     is_old: bool = False  # runs the code of before a reload
     recycle_reason: str | None = None
-    sampled_at: float = float("-inf")  # when its private memory was last read, and what it was
-    private_bytes: int | None = None
+    reading: Reading | None = None  # the last one of its memory
     dumped_at: float | None = None  # when it was told to write its stacks, before it is killed
 
     def apply(self, event: ChildEvent) -> None:
@@ -33,6 +33,10 @@ class Child:
     @property
     def was_told_to_end(self) -> bool:
         return self.state in (ChildState.DRAINING, ChildState.KILLED)
+
+    @property
+    def private_bytes(self) -> int | None:
+        return self.reading.private_bytes if self.reading else None
 
 
 class Children:
@@ -44,6 +48,9 @@ class Children:
 
     def __len__(self) -> int:
         return len(self._by_pid)
+
+    def __contains__(self, pid: object) -> bool:
+        return pid in self._by_pid
 
     def add(self, child: Child) -> None:
         self._by_pid[child.pid] = child
@@ -58,12 +65,10 @@ class Children:
         """Return the slots that have a child of the newest code."""
         return {child.slot for child in self._by_pid.values() if not child.is_old}
 
-    def count_ready(self, pool: str | None = None) -> int:
+    def count_ready(self, pool: str) -> int:
         """Count the children of the newest code that are ready."""
-        return sum(
-            child.state is ChildState.READY and not child.is_old and pool in (None, child.slot.pool)
-            for child in self._by_pid.values()
-        )
+        ours = (child for child in self._by_pid.values() if child.slot.pool == pool and not child.is_old)
+        return sum(child.state is ChildState.READY for child in ours)
 
     def has_old(self, pool: str | None = None) -> bool:
         return any(child.is_old and pool in (None, child.slot.pool) for child in self._by_pid.values())

@@ -62,7 +62,7 @@ class Death:
             "exit_signal": self.exit.signal,
             "lived_s": round(self.lived_s, 3),
             "job_id": self.activity.job_id if self.activity else None,
-            "endpoint": self.activity.label if self.activity else None,
+            "task": self.activity.label if self.activity else None,
             "running_s": round(self.activity.running_s, 3) if self.activity else None,
             "user_s": self.exit.user_s,
             "system_s": self.exit.system_s,

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .plan import Slot
+from flask_backend.exits import ExitCode
+
+from .plan import Plan, Slot
 from .restart import Breaker, RestartPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """Why a pool is to be given up, and the exit code that tells it."""
+
+    reason: str
+    code: ExitCode
 
 
 @dataclass(slots=True)
@@ -19,6 +29,27 @@ class PoolRecord:
     settled_after_death: int = 0  # jobs of dead children
     recycling: Slot | None = None  # the one slot whose child is being replaced as planned
 
+    def is_recycling(self, plan: Plan) -> bool:
+        """Say whether a successor is awaited; nobody comes for a child whose slot is not wanted any more."""
+        return self.recycling is not None and plan.wants(self.recycling)
+
+    def note_ready(self, slot: Slot) -> None:
+        """Note that the child of a slot can work, which ends the slot's recycling."""
+        self.was_ever_ready = True
+        self.end_recycling(slot)
+
     def end_recycling(self, slot: Slot) -> None:
         if self.recycling == slot:
             self.recycling = None
+
+    def find_hopeless(self, slot: Slot, size: int, status: int | None, now: float, progress: int) -> Hopeless | None:
+        """Note an abnormal exit; say whether it was the one too many for a pool of this size."""
+        if self.breaker.trips(now, progress):
+            times = f"{self.breaker.limit} times within {self.breaker.window_s:g} s"
+            reason = f"the workers of {slot.pool} have died {times} and done nothing in between"
+            return Hopeless(reason, ExitCode.GAVE_UP)
+        if not self.was_ever_ready and status == ExitCode.CONFIG:
+            self.failed_first.add(slot)
+            if all(Slot(slot.pool, index) in self.failed_first for index in range(size)):
+                return Hopeless(f"no worker of {slot.pool} can start, for the reason above", ExitCode.CONFIG)
+        return None

@@ -8,14 +8,24 @@ stay open crosses as inherited descriptors: the old children's lifeline, what th
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flask_backend.exits import ExitCode
+
 from . import process
-from .scoreboard import LabelStats, Totals, nameless_file
+from .children import Child, Children
+from .notify import Notifier
+from .plan import Slot
+from .scoreboard import LabelStats, Place, Row, Scoreboard, Totals, nameless_file
+from .states import ChildState
+
+logger = logging.getLogger("flask_backend.supervisor")
 
 VARIABLE = "FLASK_BACKEND_HANDOVER"
 CHECK_VARIABLE = "FLASK_BACKEND_CHECK"
@@ -42,7 +52,7 @@ class OldChild:
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """What one image of the supervisor leaves to the next. ``lifeline`` is the end that is never written to."""
+    """What one image of the supervisor leaves to the next. ``lifelines`` are the ends that are never written to."""
 
     children: list[OldChild]
     lifelines: list[int]
@@ -79,7 +89,122 @@ class Handover:
         return handover
 
 
-def execute_again(handover: Handover) -> None:
+@dataclass(frozen=True, slots=True)
+class _Checker:
+    """The process that tries the new code."""
+
+    pid: int
+    deadline: float
+
+
+class Reload:
+    """The way to the next image of this process, and what is left of the one before."""
+
+    def __init__(
+        self, children: Children, scoreboard: Scoreboard, links: process.Links, notifier: Notifier, timeout_s: float
+    ) -> None:
+        """Prepare for reloads; the check of each may take ``timeout_s`` seconds."""
+        self.failure = ""  # why the last reload did not come about
+        self._children = children
+        self._scoreboard = scoreboard
+        self._links = links
+        self._notifier = notifier
+        self._timeout_s = timeout_s
+        self._checker: _Checker | None = None
+        self._old_files: set[int] = set()  # the scoreboards of old children
+
+    def start_check(self) -> None:
+        """Start this process's command anew, to try only whether it could work."""
+        if self._checker:
+            logger.info("HUP: a reload is under way")
+            return
+        logger.info("HUP: checking the app")
+        try:
+            pid = process.start_program(_command(), os.environ | {CHECK_VARIABLE: FORMAT})
+        except OSError as error:
+            self._fail(str(error))
+            return
+        self._checker = _Checker(pid, time.monotonic() + self._timeout_s)
+
+    def is_checked_by(self, pid: int) -> bool:
+        return self._checker is not None and self._checker.pid == pid
+
+    def call_off(self) -> None:
+        """End a check that is under way, whose result concerns nobody any more."""
+        if self._checker:
+            process.kill(self._checker.pid)
+            self._checker = None
+
+    def kill_overdue(self, now: float) -> None:
+        if self._checker and now >= self._checker.deadline:
+            process.kill(self._checker.pid)
+
+    def end_check(self, exit_: process.Exit) -> bool:
+        """Take the dead checker off the books; say whether the new code has passed."""
+        self._checker = None
+        if exit_.status != ExitCode.OK:
+            self._fail(f"the check of the new app {exit_}")
+        return exit_.status == ExitCode.OK
+
+    def execute(self) -> None:
+        """Go on as a new image, with all that crosses; return only if the system refuses."""
+        self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._links.loans.receive()
+        try:
+            _execute_again(self._handover())
+        except OSError as error:
+            self._fail(str(error))
+            self._notifier.send("READY=1")
+
+    def _fail(self, reason: str) -> None:
+        logger.critical("reload failed: %s; the old app goes on", reason)
+        self.failure = reason
+
+    def _handover(self) -> Handover:
+        children = [
+            OldChild(
+                pool=child.slot.pool,
+                pid=child.pid,
+                is_draining=child.was_told_to_end,
+                loan=self._links.loans.get(child.pid),
+                row_fd=child.row.place.fd,
+                row_offset=child.row.place.offset,
+                row_labels=list(child.row.place.labels),
+            )
+            for child in self._children
+        ]
+        past = self._scoreboard.past(alive=[child.row for child in self._children])
+        return Handover(children, self._links.lifeline.write_ends, self._notifier.path, past)
+
+    def adopt(self, handover: Handover) -> None:
+        """Go on with the children of the image before."""
+        self._links.lifeline.keep(handover.lifelines)
+        self._scoreboard.begin_with(handover.past)
+        for old in handover.children:
+            row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels))
+            state = ChildState.DRAINING if old.is_draining else ChildState.READY
+            slot = Slot(old.pool, 0)  # any: old children have none of the plan's
+            self._children.add(Child(slot, old.pid, row, time.monotonic(), state, was_ready=True, is_old=True))
+            self._scoreboard.welcome(old.pid, old.pool, row)
+            if old.loan is not None:
+                self._links.loans.keep(old.pid, old.loan)
+            self._old_files.add(old.row_fd)
+        self._forget_the_past()
+
+    def bid_farewell(self, pid: int) -> None:
+        """Let go of an old child that is dead and off the books."""
+        self._scoreboard.bid_farewell(pid)
+        self._forget_the_past()
+
+    def _forget_the_past(self) -> None:
+        """Close what only old children need, when there are none any more."""
+        if not self._children.has_old():
+            self._links.lifeline.let_go_of_old_ones()
+            while self._old_files:
+                os.close(self._old_files.pop())
+
+
+def _execute_again(handover: Handover) -> None:
     """Replace this image by a new one of the same command; return only if the system refuses, with an :exc:`OSError`.
 
     Signals stay blocked across it, and pending ones with it, until the new image has handlers.
@@ -98,11 +223,6 @@ def execute_again(handover: Handover) -> None:
         for inherited in handover.descriptors():
             os.set_inheritable(inherited, False)
         process.unblock_signals()
-
-
-def start_check() -> int:
-    """Start this process's command anew, to try only whether it could work; return the pid."""
-    return process.start_program(_command(), os.environ | {CHECK_VARIABLE: FORMAT})
 
 
 def is_check() -> bool:

@@ -22,8 +22,8 @@ DEADLINE_S = 15.0
 SETTLED = 10
 SETTLED_FOR_GOOD = 11
 
-# With the socket that the dead child has lent, the job's id, how often the job has done so, and the story of the death.
-Settle = Callable[[int, int, int, str], int]
+# With the socket that the dead child has lent, what is known of its death, and how often the job has caused one.
+Settle = Callable[[int, Death, int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Settling:
         def settle(context: process.ChildContext) -> int:
             context.accept_signals()
             context.show(f"settles job {activity.job_id}")
-            return self._settle(fd, activity.job_id, crashes, str(death))
+            return self._settle(fd, death, crashes)
 
         try:
             pid = process.spawn(settle, death.pool, row, self._links, keep_loan_of=dead)

@@ -193,7 +193,7 @@ def test_pages_shared_with_the_supervisor_do_not_count(supervise, tasks, broker)
 def test_a_worker_is_recycled_after_its_number_of_tasks(supervise, tasks, broker):
     supervised = supervise("--max-tasks", "5", workers=2)
     supervised.wait_ready()
-    tasks.backend.put_many(QUEUE, [b'{"endpoint": "pid"}'] * 50)
+    tasks.backend.send_many(QUEUE, [{"endpoint": "pid"}] * 50)
     wait_until(lambda: sum(line.startswith("pid") for line in supervised.ledger) == 50, "50 tasks are done")
     by_worker = [supervised.ledger.count(line) for line in {x for x in supervised.ledger if x.startswith("pid")}]
     assert max(by_worker) == 5
@@ -321,6 +321,34 @@ def test_ttin_and_ttou_change_the_number_of_workers(supervise):
     supervised.send(signal.SIGTTOU)  # never fewer than one
     supervised.send(signal.SIGTTIN)
     supervised.wait_reserving(2)
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_a_busy_worker_too_many_that_is_killed_is_not_replaced_and_costs_no_further_thought(
+    supervise, tasks, broker, tmp_path
+):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    (kept,) = supervised.workers()
+    supervised.send(signal.SIGTTIN)
+    supervised.wait_reserving(2)
+    (surplus,) = set(supervised.workers()) - {kept}
+    jobs = [tasks.wait_for(str(tmp_path / "go")) for _ in range(2)]
+    supervised.wait_for_line("begin waited", times=2)
+    supervised.send(signal.SIGTTOU)
+    supervised.wait_for_log(f"now {QUEUE}=1")
+    kill(surplus)
+    supervised.wait_for_log("; it was one too many")
+    (job,) = wait_until(lambda: [job for job in jobs if broker.job(job.id)["state"] == "delayed"], "its job is settled")
+    before = psutil.Process(supervised.pid).num_ctx_switches().voluntary
+    # The job's delay, a second at least, is the time in which the supervisor has next to nothing to do.
+    wait_until(lambda: broker.job(job.id)["state"] == "ready", "the job's delay is over")
+    assert psutil.Process(supervised.pid).num_ctx_switches().voluntary - before < 50
+    assert "replaced" not in supervised.log
+    assert supervised.workers() == [kept]
+    (tmp_path / "go").touch()
+    supervised.wait_for_line("waited", times=2)
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from flask_backend.supervisor.memory import READ_AGAIN_S, MemoryPolicy
+from flask_backend.supervisor.memory import READ_AGAIN_S, MemoryPolicy, Reading
 
 MB = 1 << 20
+POLICY = MemoryPolicy(soft_bytes=100 * MB, hard_bytes=None)
 
 
 class Process:
@@ -10,48 +11,63 @@ class Process:
 
     def __init__(self, rss: int, private: int) -> None:
         self.rss, self.private, self.readings = rss, private, 0
+        self.last: Reading | None = None
 
-    def read_rss(self, _pid: int) -> int:
-        return self.rss
-
-    def read_private(self, _pid: int) -> int:
+    def check(self, now: float, policy: MemoryPolicy = POLICY) -> str | None:
+        if not policy.needs_reading(self.rss, self.last, now):
+            return None
         self.readings += 1
-        return self.private
-
-    def check(self, policy: MemoryPolicy, now: float) -> int | None:
-        return policy.private_if_over(1, now, self.read_rss, self.read_private)
+        self.last = Reading(now, self.private, self.rss)
+        return policy.reason_to_recycle(self.last)
 
 
 def test_shared_pages_do_not_count():
-    assert Process(rss=500 * MB, private=50 * MB).check(MemoryPolicy(100 * MB), 0.0) is None
+    assert Process(rss=500 * MB, private=50 * MB).check(0.0) is None
 
 
 def test_private_pages_count():
-    assert Process(rss=500 * MB, private=101 * MB).check(MemoryPolicy(100 * MB), 0.0) == 101 * MB
+    reason = Process(rss=500 * MB, private=101 * MB).check(0.0)
+    assert reason == "its private memory is 101 MiB, over 100 MiB"
 
 
 def test_a_process_that_is_small_altogether_is_never_read_exactly():
     process = Process(rss=99 * MB, private=99 * MB)
-    assert process.check(MemoryPolicy(100 * MB), 0.0) is None
+    assert process.check(0.0) is None
     assert process.readings == 0
 
 
 def test_a_process_that_does_not_grow_is_read_rarely():
-    process, policy = Process(rss=500 * MB, private=50 * MB), MemoryPolicy(100 * MB)
+    process = Process(rss=500 * MB, private=50 * MB)
     for second in range(int(READ_AGAIN_S)):
-        process.check(policy, float(second))
+        process.check(float(second))
     assert process.readings == 1
 
 
 def test_growth_that_may_exceed_the_ceiling_is_read_at_once():
-    process, policy = Process(rss=500 * MB, private=50 * MB), MemoryPolicy(100 * MB)
-    process.check(policy, 0.0)
+    process = Process(rss=500 * MB, private=50 * MB)
+    process.check(0.0)
     process.rss, process.private = 560 * MB, 110 * MB
-    assert process.check(policy, 1.0) == 110 * MB
+    assert process.check(1.0) is not None
 
 
 def test_pages_that_become_private_without_growth_are_found_in_time():
-    process, policy = Process(rss=500 * MB, private=50 * MB), MemoryPolicy(100 * MB)
-    process.check(policy, 0.0)
+    process = Process(rss=500 * MB, private=50 * MB)
+    process.check(0.0)
     process.private = 200 * MB
-    assert process.check(policy, READ_AGAIN_S) == 200 * MB
+    assert process.check(READ_AGAIN_S) is not None
+
+
+def test_of_two_ceilings_the_lower_one_decides_what_is_read():
+    policy = MemoryPolicy(soft_bytes=300 * MB, hard_bytes=200 * MB)
+    assert policy.ceiling_bytes == 200 * MB
+    process = Process(rss=250 * MB, private=250 * MB)
+    assert process.check(0.0, policy) is None
+    assert policy.reason_to_kill(process.last) == "its private memory is 250 MiB, over the hard ceiling of 200 MiB"
+
+
+def test_without_a_ceiling_nothing_is_too_much():
+    policy = MemoryPolicy(None, None)
+    assert policy.ceiling_bytes is None
+    assert not policy.needs_reading(500 * MB, None, 0.0)
+    assert policy.reason_to_kill(Reading(0.0, 500 * MB)) is None
+    assert policy.reason_to_recycle(Reading(0.0, 500 * MB)) is None

@@ -1,0 +1,91 @@
+"""The limits of children, enforced: Deadlines and MemoryPolicy judge, this acts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from . import process
+from .children import Child, Children
+from .deadlines import Deadlines
+from .memory import MemoryPolicy, Reading
+from .states import ChildState
+
+logger = logging.getLogger("flask_backend.supervisor")
+
+# How often the supervisor looks at its children without being called.
+LOOK_S = 1.0
+# How often it reads the memory of one child where there is no ceiling: it takes milliseconds.
+SAMPLE_S = 5.0
+# Between the signal that makes a stuck child write its stacks and its end.
+DUMP_S = 0.2
+
+
+class Enforcement:
+    """Kills children that are stuck or much too big, and marks those to be recycled that are too big."""
+
+    def __init__(
+        self, children: Children, deadlines: Deadlines, memory: MemoryPolicy, kill: Callable[[Child], None]
+    ) -> None:
+        self._children = children
+        self._deadlines = deadlines
+        self._memory = memory
+        self._kill = kill
+        self._last_look = time.monotonic()
+        self._last_sample = float("-inf")
+
+    def next_at(self, now: float) -> float:
+        """Return when there is something to enforce without an event."""
+        due = [self._last_look + LOOK_S]
+        for child in self._children:
+            if child.state is ChildState.KILLED:
+                continue
+            if child.dumped_at is not None:
+                due.append(child.dumped_at + DUMP_S)
+            elif (kill_at := child.row.kill_at) is not None:
+                due.append(max(kill_at, now + DUMP_S))  # later than it, if the child is given time after a suspend
+        return min(due)
+
+    def enforce(self, now: float) -> None:
+        self._deadlines.note_turn(now - self._last_look - LOOK_S, now)
+        for child in self._children:
+            if reason := self._deadlines.reason_to_kill(child, now):
+                self._end_stuck(child, reason, now)
+            else:
+                child.dumped_at = None
+        if now - self._last_look >= LOOK_S:
+            self._last_look = now
+            if self._memory.ceiling_bytes is None:
+                self._sample_memory(now)
+            else:
+                self._check_memory(now)
+
+    def _end_stuck(self, child: Child, reason: str, now: float) -> None:
+        """Have the child write its stacks, which it does even if its interpreter is stuck; a moment later, kill it."""
+        if child.dumped_at is None:
+            child.dumped_at = now
+            logger.error("worker %d of %s %s: its stacks follow, then it is killed", child.pid, child.slot.pool, reason)
+            process.dump_stacks_of(child.pid)
+        elif now - child.dumped_at >= DUMP_S:
+            self._kill(child)
+
+    def _sample_memory(self, now: float) -> None:
+        """Read the memory of the child that was read longest ago, for the story of its death if it should die."""
+        if now - self._last_sample >= SAMPLE_S and (children := list(self._children)):
+            self._last_sample = now
+            child = min(children, key=lambda child: child.reading.at if child.reading else float("-inf"))
+            child.reading = Reading(now, process.private_bytes(child.pid))
+
+    def _check_memory(self, now: float) -> None:
+        for child in self._children:
+            if child.state is ChildState.KILLED:
+                continue
+            rss = process.rss_bytes(child.pid)
+            if self._memory.needs_reading(rss, child.reading, now):
+                child.reading = Reading(now, process.private_bytes(child.pid), rss)
+                if reason := self._memory.reason_to_kill(child.reading):
+                    logger.error("worker %d of %s is killed: %s", child.pid, child.slot.pool, reason)
+                    self._kill(child)
+                elif child.recycle_reason is None:
+                    child.recycle_reason = self._memory.reason_to_recycle(child.reading)

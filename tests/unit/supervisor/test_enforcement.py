@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from flask_backend.supervisor import process
+from flask_backend.supervisor.children import Child, Children
+from flask_backend.supervisor.deadlines import Deadlines
+from flask_backend.supervisor.enforcement import DUMP_S, LOOK_S, SAMPLE_S, Enforcement
+from flask_backend.supervisor.memory import MemoryPolicy
+from flask_backend.supervisor.plan import Slot
+from flask_backend.supervisor.scoreboard import Scoreboard
+from flask_backend.supervisor.states import ChildEvent
+
+
+@pytest.fixture
+def now():
+    return time.monotonic()
+
+
+@pytest.fixture
+def scoreboard():
+    return Scoreboard({"q": ["task"]}, 2)
+
+
+@pytest.fixture
+def child(scoreboard, now):
+    child = Child(Slot("q", 0), os.getpid(), scoreboard.take("q"), now)
+    child.apply(ChildEvent.REPORTED_READY)
+    return child
+
+
+@pytest.fixture
+def children(child):
+    children = Children()
+    children.add(child)
+    return children
+
+
+@pytest.fixture
+def killed():
+    return []
+
+
+@pytest.fixture
+def enforcement(children, killed):
+    """Build one with ceilings; whom it kills is in the list ``killed``."""
+
+    def kill(child):
+        child.apply(ChildEvent.KILL)
+        killed.append(child)
+
+    def build(soft: int | None = None, hard: int | None = None) -> Enforcement:
+        return Enforcement(children, Deadlines(10.0), MemoryPolicy(soft, hard), kill)
+
+    return build
+
+
+@pytest.fixture
+def dumped(monkeypatch):
+    dumped = []
+    monkeypatch.setattr(process, "dump_stacks_of", dumped.append)
+    return dumped
+
+
+def begin(child, kill_at):
+    child.row.begin(7)
+    child.row.run("task", kill_at)
+
+
+def test_a_stuck_child_writes_its_stacks_and_is_killed_a_moment_later(enforcement, child, now, killed, dumped):
+    enforcement = enforcement()
+    begin(child, now + 3)
+    enforcement.enforce(now + 2)
+    assert not dumped
+    enforcement.enforce(now + 3)
+    enforcement.enforce(now + 3 + DUMP_S / 2)
+    assert dumped == [child.pid]
+    assert not killed
+    enforcement.enforce(now + 3.1 + DUMP_S)
+    enforcement.enforce(now + 4 + DUMP_S)
+    assert dumped == [child.pid]
+    assert killed == [child]
+
+
+def test_a_child_that_ends_its_job_after_all_is_not_killed(enforcement, child, now, killed, dumped):
+    enforcement = enforcement()
+    begin(child, now + 3)
+    enforcement.enforce(now + 3)
+    child.row.end(None)
+    enforcement.enforce(now + 4)
+    begin(child, now + 5)
+    enforcement.enforce(now + 5)
+    assert dumped == [child.pid, child.pid]
+    assert not killed
+
+
+def test_there_is_something_to_enforce_at_the_earliest_deadline(enforcement, child, now, killed, dumped):
+    enforcement = enforcement()
+    enforcement.enforce(now + 2)
+    assert enforcement.next_at(now + 2) == now + 2 + LOOK_S
+    begin(child, now + 2.5)
+    assert enforcement.next_at(now + 2) == pytest.approx(now + 2.5)
+    enforcement.enforce(now + 2.6)
+    assert enforcement.next_at(now + 2.6) == now + 2.6 + DUMP_S
+    enforcement.enforce(now + 2.7 + DUMP_S)
+    assert killed
+    assert enforcement.next_at(now + 2.9) == now + 2 + LOOK_S
+
+
+def test_a_child_over_the_soft_ceiling_is_to_be_recycled(enforcement, child, now, killed):
+    enforcement(soft=1).enforce(now + 2)
+    assert "over 0 MiB" in child.recycle_reason
+    assert not killed
+
+
+def test_a_child_over_the_hard_ceiling_is_killed(enforcement, child, now, killed):
+    enforcement(soft=1, hard=2).enforce(now + 2)
+    assert killed == [child]
+    assert child.private_bytes > 2
+    assert child.recycle_reason is None
+
+
+def test_without_a_ceiling_children_are_read_in_turn_and_rarely(enforcement, child, now, children, scoreboard):
+    other = Child(Slot("q", 1), os.getppid(), scoreboard.take("q"), now)
+    children.add(other)
+    enforcement = enforcement()
+    enforcement.enforce(now + 2)
+    assert [child.reading is not None, other.reading is not None] == [True, False]
+    enforcement.enforce(now + 2 + LOOK_S)
+    assert other.reading is None
+    enforcement.enforce(now + 2 + SAMPLE_S)
+    assert other.reading.at == now + 2 + SAMPLE_S
+    assert child.reading.at == now + 2

@@ -1,0 +1,83 @@
+"""The supervisor, told facts: no process is started, and none is signalled."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+
+import pytest
+
+from flask_backend.supervisor import Notifier, Options, Pool, Supervisor, Work, loop, process
+from flask_backend.supervisor.inbox import ReportKind
+from flask_backend.supervisor.states import ChildState
+
+
+class System:
+    """Gives each child a number and no process, or refuses to."""
+
+    def __init__(self) -> None:
+        self.refuses = False
+        self._pids = itertools.count(1)
+
+    def spawn(self, *_args):
+        if self.refuses:
+            raise BlockingIOError("no more processes")
+        return next(self._pids)
+
+
+@pytest.fixture
+def system(monkeypatch):
+    system = System()
+    monkeypatch.setattr(process, "spawn", system.spawn)
+    monkeypatch.setattr(process, "drain", lambda _pid: None)
+    monkeypatch.setattr(loop, "show_master", lambda _queues, _workers: None)
+    return system
+
+
+@pytest.fixture
+def supervisor(system):
+    work = Work(body=lambda _context: 0, labels={"q": ["task"]}, settle=lambda _fd, _death, _crashes: 0)
+    supervisor = Supervisor([Pool("q", 3)], work, Options(drain_timeout_s=1.0), Notifier(""))
+    turn(supervisor)
+    yield supervisor
+    supervisor._loans.close_all()
+
+
+def turn(supervisor):
+    """Start the children that are missing, and have them report."""
+    supervisor._reconcile()
+    for child in supervisor._children:
+        if child.state is ChildState.STARTING:
+            supervisor._handle_report(child, ReportKind.READY)
+
+
+def end(supervisor, child, *, status=None, number=None):
+    supervisor._handle_exit(child, process.Exit(child.pid, status, number))
+
+
+def test_a_recycling_whose_slot_is_not_wanted_any_more_keeps_no_other_child_from_its_own(supervisor, system):
+    first, _, last = supervisor._children
+    last.recycle_reason = "it is due"
+    turn(supervisor)
+    assert last.state is ChildState.DRAINING
+    system.refuses = True
+    end(supervisor, last, status=0)
+    turn(supervisor)
+    first.recycle_reason = "it is due"
+    turn(supervisor)
+    assert first.state is ChildState.READY  # its turn comes when the last one's successor is there, ...
+    supervisor._handle_signal(signal.SIGTTOU)
+    turn(supervisor)
+    assert first.state is ChildState.DRAINING  # ... or nobody waits for that any more
+
+
+def test_children_too_many_that_die_as_they_drain_leave_nothing_to_do_and_are_no_reason_to_give_up(supervisor):
+    for _ in range(supervisor._pools["q"].breaker.limit):
+        *_, last = supervisor._children
+        supervisor._handle_signal(signal.SIGTTOU)
+        turn(supervisor)
+        end(supervisor, last, number=signal.SIGKILL)
+        assert not supervisor._not_before
+        supervisor._handle_signal(signal.SIGTTIN)
+        turn(supervisor)
+    assert not supervisor._is_draining
