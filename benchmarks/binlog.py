@@ -22,7 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.beanstalkd import Beanstalkd
 
-JOBS, KILLS, CONSUMERS, PIPELINE = 2_000, 8, 3, 500
+from flask_backend.config import Address, Settings
+from flask_backend.options import Options
+from flask_backend.producer import Producer
+
+JOBS, KILLS, CONSUMERS = 2_000, 8, 3
 BODY = b"%05d"
 
 
@@ -80,16 +84,10 @@ def put_all(broker: Beanstalkd, *, pipelined: bool) -> set[int]:
     with broker.client("q") as client:
         if not pipelined:
             return {client.put(BODY % n) for n in range(JOBS)}
-    from flask_backend.broker import Connection
-    from flask_backend.config import Address, Settings
-
-    connection = Connection(Settings(Address("127.0.0.1", broker.port)))
-    ids: set[int] = set()
-    for _ in range(JOBS // PIPELINE):
-        results = connection.put_many("q", [BODY % n for n in range(PIPELINE)], 120)
-        ids |= {result for result in results if isinstance(result, int)}
-    connection.close()
-    return ids
+    outcome = Producer(Settings(Address("127.0.0.1", broker.port))).put_many(
+        "q", range(JOBS), lambda _, n: BODY % n, Options()
+    )
+    return {job_id for index in outcome.accepted if (job_id := outcome.accepted.find(index))}
 
 
 def run(seed: int, *, pipelined: bool, meanwhile: bool) -> bool:

@@ -6,13 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .current import CurrentJob, current_job
+    from .decisions import Bury, Discard, RetryLater, TaskDecision
     from .errors import (
         BackendError,
         BrokerConnectionError,
         BrokerError,
         ConfigError,
+        JobNotFoundError,
         JobTooBigError,
         MessageEncodeError,
+        OptionError,
         QueueNameError,
         RegistrationError,
         TaskArgumentsError,
@@ -20,7 +24,9 @@ if TYPE_CHECKING:
     )
     from .extension import Backend
     from .flask_script import BackendCommand
-    from .task import Job, Task
+    from .job import BulkError, Job, Jobs, JobState
+    from .retry import Retry
+    from .task import Task
 
 __version__ = "0.1.0"
 
@@ -30,18 +36,45 @@ __all__ = [
     "BackendError",
     "BrokerConnectionError",
     "BrokerError",
+    "BulkError",
+    "Bury",
     "ConfigError",
+    "CurrentJob",
+    "Discard",
     "Job",
+    "JobNotFoundError",
+    "JobState",
     "JobTooBigError",
+    "Jobs",
     "MessageEncodeError",
+    "OptionError",
     "QueueNameError",
     "RegistrationError",
+    "Retry",
+    "RetryLater",
     "Task",
     "TaskArgumentsError",
+    "TaskDecision",
     "TaskTimeout",
+    "current_job",
 ]
 
-_HOMES = {"Backend": "extension", "BackendCommand": "flask_script", "Job": "task", "Task": "task"}
+_HOMES = {
+    "Backend": "extension",
+    "BackendCommand": "flask_script",
+    "BulkError": "job",
+    "Bury": "decisions",
+    "CurrentJob": "current",
+    "Discard": "decisions",
+    "Job": "job",
+    "JobState": "job",
+    "Jobs": "job",
+    "Retry": "retry",
+    "RetryLater": "decisions",
+    "Task": "task",
+    "TaskDecision": "decisions",
+    "current_job": "current",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,19 +12,18 @@ import logging
 import os
 import select
 import socket
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 import greenstalk
 
 from .config import Address, Settings
-from .errors import BackendError, BrokerConnectionError, BrokerError, JobNotFoundError, JobTooBigError
+from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobTooBigError
 from .names import check_queue_name
+from .options import PutOptions
 from .retry import Attempts
 
 P = ParamSpec("P")
@@ -32,16 +31,14 @@ R = TypeVar("R")
 
 logger = logging.getLogger("flask_backend.broker")
 
-# greenstalk's default, in the middle of what the protocol calls urgent (below 1024) and its end (2**32 - 1).
-PRIORITY = greenstalk.DEFAULT_PRIORITY
-# Unread replies fill the buffers of both sides: this many puts at most are on the way in a pipeline, ...
+# Unread replies fill the buffers of both sides: this many commands at most are on the way in a pipeline.
 PIPELINE_JOBS = 500
-# ... and this many bytes are collected before they are sent, which bounds our own memory.
-PIPELINE_BYTES = 1 << 20
 
 # The server read something else than we meant to say: what follows on the stream cannot be trusted.
-_OUT_OF_STEP = (greenstalk.BadFormatError, greenstalk.UnknownCommandError, greenstalk.ExpectedCrlfError)
+_OUT_OF_STEP = {"BAD_FORMAT", "UNKNOWN_COMMAND", "EXPECTED_CRLF"}
+_WITH_DATA = {"OK", "FOUND", "RESERVED"}
 # greenstalk asserts what a peer sent and indexes what may be empty: all these mean a broken stream.
+_GONE = "the job is gone, or no longer held by this connection"
 _BROKEN = (OSError, AssertionError, ValueError, greenstalk.Error)
 
 _REFUSALS: dict[type[greenstalk.Error], str] = {
@@ -51,6 +48,31 @@ _REFUSALS: dict[type[greenstalk.Error], str] = {
     greenstalk.DeadlineSoonError: "the server reports a reserved job that nobody touches",
 }
 _REFUSED: tuple[type[greenstalk.Error], ...] = tuple(_REFUSALS)
+
+
+# A tube without jobs, since the protocol has every connection watch one.
+NOWHERE = "flask-backend.nowhere"
+
+Stats = dict[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the server answered to one command: a status word, further words, and the data that some replies carry."""
+
+    status: str
+    words: tuple[str, ...] = ()
+    data: bytes = b""
+
+    @property
+    def stats(self) -> Stats:
+        """The data of a reply to a ``stats`` command: YAML of one level, numbers, and some names."""
+        pairs = (line.split(": ", 1) for line in self.data.decode("ascii").splitlines() if ": " in line)
+        # A tube may be named as a number.
+        return {
+            key: int(value) if value.isdecimal() and key not in ("tube", "name") else value.strip('"')
+            for key, value in pairs
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +85,18 @@ class ReservedJob:
 
 @dataclass(frozen=True, slots=True)
 class JobCounters:
-    """What the server knows of a job: its priority, its time to run in seconds, and how its attempts ended."""
+    """What the server knows of a job: its priority, time to run and age in seconds, and how its attempts ended."""
 
     priority: int
     ttr_s: int
+    age_s: int
     attempts: Attempts
 
     @classmethod
-    def from_stats(cls, stats: greenstalk.StatsJob) -> JobCounters:
-        return cls(stats["pri"], stats["ttr"], Attempts(releases=stats["releases"], buries=stats["buries"]))
+    def from_stats(cls, stats: Stats) -> JobCounters:
+        number = {key: int(stats[key]) for key in ("pri", "ttr", "age", "releases", "buries")}
+        attempts = Attempts(releases=number["releases"], buries=number["buries"])
+        return cls(number["pri"], number["ttr"], number["age"], attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +111,7 @@ class Connection:
     """One connection to the server: opened at once, used by one thread at a time, closed for good on any doubt."""
 
     def __init__(self, settings: Settings, *, watch: str | None = None, sock: socket.socket | None = None) -> None:
-        """Connect, unless there is a socket already, and watch one queue and no other.
+        """Connect, unless there is a socket already, and watch one queue and no other; without ``watch``, none.
 
         Raises :exc:`BrokerConnectionError` after ``settings.timeout_s`` seconds at most for each address that the
         host's name has.
@@ -96,19 +121,22 @@ class Connection:
         self._used = greenstalk.DEFAULT_TUBE
         self._pid = os.getpid()
         self._received = bytearray()
+        self._max_job_size: int | None = None
+        self._unread = 0  # replies that came too late for who asked, to be thrown away
         self._socket = sock or _open_socket(settings.address, settings.timeout_s)
         _open_connections.add(self)
         self._client = self._call(greenstalk.Client, self._socket, encoding=None)
-        if watch is not None:
-            self._call(self._client.watch, check_queue_name(watch))
-            self._call(self._client.ignore, greenstalk.DEFAULT_TUBE)
+        if sock is None:
+            self._watch_only(check_queue_name(watch) if watch is not None else NOWHERE)
 
     @classmethod
     def adopt(cls, fd: int, settings: Settings) -> Connection:
         """Go on with the connection of a process that is dead. Call :meth:`find_held` first."""
         sock = socket.socket(fileno=fd)
         sock.settimeout(settings.timeout_s)
-        return cls(settings, sock=sock)
+        connection = cls(settings, sock=sock)
+        connection._used = ""  # whatever its owner has used last
+        return connection
 
     def __del__(self) -> None:
         if hasattr(self, "_socket"):  # a thread has ended, and its connection with it
@@ -126,9 +154,12 @@ class Connection:
         if self._pid != os.getpid():  # forked by C code that runs no Python hooks, as uWSGI does
             self.abandon()
             return False
+        return not self._is_readable(0)
+
+    def _is_readable(self, wait_s: float) -> bool:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return not poll.poll(0)
+        return bool(poll.poll(wait_s * 1000))
 
     def close(self) -> None:
         """Close; the server gives back every job that this connection holds. More than once is harmless."""
@@ -145,7 +176,7 @@ class Connection:
 
     # -- for producers ---------------------------------------------------------------------------------------
 
-    def put(self, queue: str, body: bytes, ttr_s: int) -> int:
+    def put(self, queue: str, body: bytes, options: PutOptions) -> int:
         """Put one job and return its id.
 
         Raises :exc:`JobTooBigError`, another :exc:`BrokerError` if the server refuses, or
@@ -153,21 +184,27 @@ class Connection:
         """
         self._use(queue)
         try:
-            return self._call(self._client.put, body, PRIORITY, 0, ttr_s)
+            return self._call(self._client.put, body, options.priority, options.delay_s, options.ttr_s)
         except greenstalk.BuriedError as error:
             return self._stored_buried(queue, error.id)
         except greenstalk.JobTooBigError as error:
             raise self._too_big(body) from error
 
-    def put_many(self, queue: str, bodies: list[bytes], ttr_s: int) -> list[int | BrokerError]:
-        """Put jobs in one go; return for each its id, or why the server refused it.
+    def put_many(self, queue: str, bodies: list[bytes], options: PutOptions, results: list[int | BrokerError]) -> None:
+        """Put jobs in one go; add for each its id to ``results``, or why the server refused it.
 
-        At most ``PIPELINE_JOBS``, or both sides may wait for the other to read.
+        At most ``PIPELINE_JOBS``, or both sides may wait for the other to read. If the connection breaks there are
+        fewer results: of the other jobs it is open.
         """
         self._use(queue)
-        pipeline = b"".join(b"put %d 0 %d %d\r\n%b\r\n" % (PRIORITY, ttr_s, len(body), body) for body in bodies)
-        replies = self._call(self._exchange, pipeline, len(bodies))
-        return [self._put_result(queue, body, reply) for body, reply in zip(bodies, replies, strict=True)]
+        head = b"put %d %d %d" % (options.priority, options.delay_s, options.ttr_s)
+        pipeline = b"".join(b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies)
+        replies: list[bytes] = []
+        try:
+            self._call(self._exchange, pipeline, len(bodies), replies)
+        finally:
+            for body, reply in zip(bodies, replies, strict=False):
+                results.append(self._put_result(queue, body, reply))
 
     # -- for workers -----------------------------------------------------------------------------------------
 
@@ -199,7 +236,24 @@ class Connection:
         self._call(self._client.touch, greenstalk.Job(job_id, b""))
 
     def counters(self, job_id: int) -> JobCounters:
-        return JobCounters.from_stats(self._call(self._client.stats_job, job_id))
+        [reply] = self.ask([b"stats-job %d\r\n" % job_id])
+        if reply.status != "OK":
+            raise JobNotFoundError(_GONE)
+        return JobCounters.from_stats(reply.stats)
+
+    def counters_within(self, job_id: int, wait_s: float) -> JobCounters | None:
+        """Return the counters, or None if the server does not answer in time; the connection stays usable."""
+        if self._unread and not self._is_readable(0):
+            return None  # silent as before
+        return self._call(self._counters_within, job_id, wait_s)
+
+    def _counters_within(self, job_id: int, wait_s: float) -> JobCounters | None:
+        self._socket.sendall(b"stats-job %d\r\n" % job_id)
+        if not self._is_readable(wait_s):
+            self._unread += 1
+            return None
+        reply = self._read_reply()
+        return JobCounters.from_stats(reply.stats) if reply.status == "OK" else None
 
     def peek(self, job_id: int) -> bytes:
         return self._call(self._client.peek, job_id).body
@@ -215,18 +269,42 @@ class Connection:
         return self._call(self._find_held, job_id)
 
     def _find_held(self, job_id: int) -> HeldJob | None:
-        # The second command is there to be recognized: its reply is the last, whatever the first one's may be.
-        self._socket.sendall(b"stats-job %d\r\nlist-tube-used\r\n" % job_id)
+        # The second command is there to be recognized: no worker sends it, and its reply is the last, whatever comes.
+        self._socket.sendall(b"stats-job %d\r\nlist-tubes-watched\r\n" % job_id)
         found: HeldJob | None = None
-        while not (line := self._read_line()).startswith(b"USING "):
-            status, _, rest = line.partition(b" ")
-            if status == b"OK":
-                stats = _parse_stats(self._read_exactly(int(rest) + 2))
+        while not (reply := self._read_reply()).data.startswith(b"---\n- "):
+            if reply.status == "OK":
+                stats = reply.stats
                 if stats.get("id") == job_id and stats.get("state") == "reserved":
                     found = HeldJob(job_id, JobCounters.from_stats(stats))
-            elif line not in _STALE:
-                raise greenstalk.UnknownResponseError(status, [rest])
+            elif reply.status not in _STALE:
+                raise greenstalk.UnknownResponseError(reply.status.encode(), [])
         return found
+
+    # -- for those who look at what is there -----------------------------------------------------------------
+
+    def ask(self, commands: Sequence[bytes]) -> list[Reply]:
+        """Send commands, line breaks included, many at a time; return the reply to each.
+
+        For every command but ``reserve`` without a timeout. A refusal is a reply as any; raises
+        :exc:`BrokerConnectionError` when a reply shows that the server has read something else than was meant.
+        """
+        return self._call(self._ask, commands)
+
+    def _ask(self, commands: Sequence[bytes]) -> list[Reply]:
+        replies: list[Reply] = []
+        for start in range(0, len(commands), PIPELINE_JOBS):
+            batch = commands[start : start + PIPELINE_JOBS]
+            self._socket.sendall(b"".join(batch))
+            replies += [self._read_reply() for _ in batch]
+        return replies
+
+    def _read_reply(self) -> Reply:
+        status, *words = self._read_line().decode("ascii").split()
+        if status in _OUT_OF_STEP:
+            raise greenstalk.UnknownResponseError(status.encode(), [])
+        data = self._read_exactly(int(words[-1]) + 2)[:-2] if status in _WITH_DATA else b""
+        return Reply(status, tuple(words), data)
 
     # -- inner workings --------------------------------------------------------------------------------------
 
@@ -235,11 +313,14 @@ class Connection:
         if self.fileno() < 0:
             raise BrokerConnectionError(f"the connection to Beanstalkd at {self.address} is closed")
         try:
+            while self._unread:
+                self._read_reply()
+                self._unread -= 1
             return command(*args, **kwargs)
         except (greenstalk.BuriedError, greenstalk.JobTooBigError):
             raise
         except greenstalk.NotFoundError as error:
-            raise JobNotFoundError("the job is gone, or no longer held by this connection") from error
+            raise JobNotFoundError(_GONE) from error
         except _REFUSED as error:
             raise BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[type(error)]}") from error
         except _BROKEN as error:
@@ -251,14 +332,20 @@ class Connection:
             self.close()  # interrupted in the middle: the reply may come when another command waits for its own
             raise
 
+    def _watch_only(self, tube: str) -> None:
+        # Every connection begins by watching `default`, and would count there as a worker.
+        if tube != greenstalk.DEFAULT_TUBE:
+            self.ask([b"watch %b\r\n" % tube.encode(), b"ignore default\r\n"])
+
     def _use(self, queue: str) -> None:
         if queue != self._used:
             self._call(self._client.use, check_queue_name(queue))
             self._used = queue
 
-    def _exchange(self, commands: bytes, replies: int) -> list[bytes]:
+    def _exchange(self, commands: bytes, count: int, replies: list[bytes]) -> None:
         self._socket.sendall(commands)
-        return [self._read_line() for _ in range(replies)]
+        for _ in range(count):
+            replies.append(self._read_line())  # noqa: PERF401  # one by one: those before an error count
 
     def _put_result(self, queue: str, body: bytes, reply: bytes) -> int | BrokerError:
         status, _, rest = reply.partition(b" ")
@@ -315,7 +402,9 @@ class Connection:
         return job_id or 0
 
     def _too_big(self, body: bytes) -> JobTooBigError:
-        limit = self._call(self._client.stats)["max-job-size"]
+        if self._max_job_size is None:
+            self._max_job_size = self._call(self._client.stats)["max-job-size"]
+        limit = self._max_job_size
         return JobTooBigError(
             f"the job has {len(body)} bytes, but Beanstalkd at {self.address} takes at most {limit} "
             "(its option -z); pass a reference to the data, for example a row's id or a file's name"
@@ -323,76 +412,7 @@ class Connection:
 
 
 # What a dead worker may have left unread: replies to its last command.
-_STALE = {b"DELETED", b"RELEASED", b"BURIED", b"TOUCHED", b"NOT_FOUND", b"TIMED_OUT"}
-
-
-def _parse_stats(data: bytes) -> greenstalk.StatsJob:
-    """Read the statistics of a job: YAML of one level, numbers but for two names."""
-    pairs = (line.split(": ", 1) for line in data.decode("ascii").splitlines() if ": " in line)
-    return cast(
-        "greenstalk.StatsJob", {key: int(value) if value.isdecimal() else value.strip('"') for key, value in pairs}
-    )
-
-
-class Producer:
-    """Puts jobs, from any thread and after any fork: each thread has its own connection, opened when needed."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._local = threading.local()
-
-    def put(self, queue: str, body: bytes) -> int:
-        """Put one job, see :meth:`Connection.put`.
-
-        A connection that broke since the last put is replaced first. One that breaks in the middle is an error for
-        the caller to see: the server may have the job, and a second put could run it twice.
-        """
-        return self._connection().put(check_queue_name(queue), body, self.settings.ttr_s)
-
-    def put_many(self, queue: str, bodies: Iterable[bytes]) -> Iterator[int]:
-        """Put jobs and yield their ids, in order and in large steps."""
-        check_queue_name(queue)
-        remaining = iter(bodies)
-        accepted = 0
-        while True:
-            chunk: list[bytes] = []
-            try:
-                _fill(chunk, remaining)
-                results = self._connection().put_many(queue, chunk, self.settings.ttr_s) if chunk else []
-            except BackendError as error:
-                error.add_note(
-                    f"{accepted} items were accepted before; of the {len(chunk)} items from index {accepted} on "
-                    "it is open"
-                    if isinstance(error, BrokerConnectionError)
-                    else f"{accepted} items were accepted; index {accepted + len(chunk)} is at fault"
-                )
-                raise
-            if not results:
-                return
-            for result in results:
-                if isinstance(result, BrokerError):
-                    refused = [i for i, r in enumerate(results, start=accepted) if isinstance(r, BrokerError)]
-                    result.add_note(f"refused: index {refused}; accepted: the others before {accepted + len(results)}")
-                    raise result
-                yield result
-            accepted += len(results)
-
-    def _connection(self) -> Connection:
-        connection: Connection | None = getattr(self._local, "connection", None)
-        if connection is None or not connection.is_usable:
-            if connection is not None:
-                connection.close()
-            connection = self._local.connection = Connection(self.settings)
-        return connection
-
-
-def _fill(chunk: list[bytes], bodies: Iterator[bytes]) -> None:
-    size = 0
-    for body in islice(bodies, PIPELINE_JOBS):
-        chunk.append(body)
-        size += len(body)
-        if size >= PIPELINE_BYTES:
-            return
+_STALE = {"DELETED", "RELEASED", "BURIED", "TOUCHED", "NOT_FOUND", "TIMED_OUT", "USING", "INSERTED"}
 
 
 def _open_socket(address: Address, timeout_s: float) -> socket.socket:

@@ -19,6 +19,10 @@ class QueueNameError(BackendError, ValueError):
     """Beanstalkd would refuse the name of this queue."""
 
 
+class OptionError(BackendError, ValueError):
+    """An option of a call, or a delay, has a value that cannot work."""
+
+
 class TaskArgumentsError(BackendError, TypeError):
     """The arguments of a call do not fit the task's signature."""
 

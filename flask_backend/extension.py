@@ -10,15 +10,20 @@ from typing import Any, ParamSpec, TypeVar
 from flask import Flask, has_app_context
 from flask.globals import app_ctx
 
-from .broker import Producer
 from .config import Settings
 from .errors import ConfigError, MessageEncodeError, RegistrationError
-from .message import encode_json
-from .names import check_queue_name
-from .task import Job, Task
+from .job import Batch, BulkError, Job, Jobs, batch_uid
+from .message import encode_json, new_uid
+from .names import check_queue_name, check_worked_queue_name
+from .options import DEFAULTS, Options
+from .producer import Producer
+from .retry import Retry
+from .seconds import Delay
+from .task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 Hook = TypeVar("Hook", bound=Callable[[], Any])
 Receiver = TypeVar("Receiver", bound=Callable[[Any], Any])
 
@@ -27,11 +32,16 @@ EXTENSION_KEY = "backend"
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A task or a receiver: its name, what to call, and the seconds that it may take, if that is limited."""
+    """A task or a receiver: its name, what to call, its own time limit in seconds and retry policy, if any.
+
+    ``defaults`` are the options of the task's calls.
+    """
 
     name: str
     function: Callable[..., Any]
-    time_limit_s: float | None
+    time_limit_s: float | None = None
+    retry: Retry | None = None
+    defaults: Options = DEFAULTS
 
 
 @dataclass(slots=True)
@@ -59,6 +69,11 @@ def check_time_limit(seconds: float | None) -> None:
         raise ConfigError(f"time_limit is {seconds!r}; expected seconds, more than 0")
 
 
+def check_retry(retry: Retry | None) -> None:
+    if retry is not None and not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"retry is {retry!r}; expected a Retry(...), as Retry(max_retries=5)")
+
+
 class Backend:
     """Background tasks of a Flask app, or of several: what is registered here is shared, connections are per app.
 
@@ -82,17 +97,29 @@ class Backend:
         self._producers[app] = Producer(settings)
         app.extensions[EXTENSION_KEY] = self
 
-    def task(
-        self, queue: str, endpoint: str | None = None, *, time_limit: float | None = None
+    def task(  # noqa: PLR0913  # all but two by name only
+        self,
+        queue: str,
+        endpoint: str | None = None,
+        *,
+        time_limit: float | None = None,
+        retry: Retry | None = None,
+        delay: Delay | None = None,
+        priority: int | None = None,
+        ttr: float | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task of ``queue``: calling it schedules it.
 
         ``endpoint`` is the task's name on the wire, by default the function's own. After ``time_limit`` seconds
         :exc:`TaskTimeout` is raised inside the task; without it the limit of the worker's command line counts, if
-        there is one. Raises :exc:`RegistrationError` if the queue already has that endpoint, or has a receiver, and
-        :exc:`ConfigError` for a limit that is none.
+        there is one. ``retry`` says what happens after a failure; without it ``BACKEND_RETRY`` does. ``delay``,
+        ``priority`` and ``ttr`` are for calls that do not set them, see :meth:`Task.options`. Raises
+        :exc:`RegistrationError` if the queue already has that endpoint, or has a receiver, :exc:`ConfigError` for a
+        limit that is none, and :exc:`OptionError`.
         """
         check_time_limit(time_limit)
+        check_retry(retry)
+        defaults = Options(delay, priority, ttr)
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:
             name = endpoint if endpoint is not None else function.__name__
@@ -107,24 +134,28 @@ class Backend:
                     f"queue {queue!r} already has a task {name!r}: give one of them another name "
                     f"with @backend.task({queue!r}, endpoint=...)"
                 )
-            handlers.tasks[name] = Handler(name, function, time_limit)
-            return Task(self, queue, name, function)
+            handlers.tasks[name] = Handler(name, function, time_limit, retry, defaults)
+            return Task(self, queue, name, function, defaults)
 
         return decorate
 
-    def receiver(self, queue: str, *, time_limit: float | None = None) -> Callable[[Receiver], Receiver]:
+    def receiver(
+        self, queue: str, *, time_limit: float | None = None, retry: Retry | None = None
+    ) -> Callable[[Receiver], Receiver]:
         """Have a function called with every JSON message that other systems put on ``queue``.
 
-        ``time_limit`` is as for a task. Raises :exc:`RegistrationError` if the queue already has a receiver or tasks.
+        ``time_limit`` and ``retry`` are as for a task. Raises :exc:`RegistrationError` if the queue already has a
+        receiver or tasks.
         """
         check_time_limit(time_limit)
+        check_retry(retry)
 
         def decorate(function: Receiver) -> Receiver:
             handlers = self._handlers_of(queue)
             if handlers.receiver is not None or handlers.tasks:
                 has = "a receiver" if handlers.receiver else f"the tasks {', '.join(handlers.tasks)}"
                 raise RegistrationError(f"queue {queue!r} already has {has}: a queue has either tasks or one receiver")
-            handlers.receiver = Handler(function.__name__, function, time_limit)
+            handlers.receiver = Handler(function.__name__, function, time_limit, retry)
             return function
 
         return decorate
@@ -138,17 +169,39 @@ class Backend:
 
         return decorate
 
-    def send(self, queue: str, message: Any) -> Job:
+    def send(
+        self,
+        queue: str,
+        message: Any,
+        *,
+        delay: Delay | None = None,
+        priority: int | None = None,
+        ttr: float | None = None,
+    ) -> Job:
         """Send a message, anything that JSON can carry, to an external system on the same server.
 
-        Raises what scheduling a task raises.
+        The options are those of :meth:`Task.options`. Raises what scheduling a task raises.
         """
         check_queue_name(queue)
-        try:
-            body = encode_json(message)
-        except MessageEncodeError as error:
-            raise MessageEncodeError(f"the message for {queue!r} cannot be sent as JSON: {error}") from error
-        return self.put(queue, body)
+        return self.put(queue, _encode_message(queue, message), Options(delay, priority, ttr), None)
+
+    def send_many(
+        self,
+        queue: str,
+        messages: Iterable[Any],
+        *,
+        delay: Delay | None = None,
+        priority: int | None = None,
+        ttr: float | None = None,
+    ) -> Jobs:
+        """Send many messages, in order and many at a time, as :meth:`Task.map` schedules many calls.
+
+        Raises :exc:`BulkError`, which tells what became of each, if one was not accepted.
+        """
+        check_queue_name(queue)
+        return self._put_batch(
+            queue, messages, lambda _, message: _encode_message(queue, message), Options(delay, priority, ttr), None
+        )
 
     @property
     def queues(self) -> dict[str, Handlers]:
@@ -158,15 +211,35 @@ class Backend:
     def settings_of(self, app: Flask) -> Settings:
         return self._producers[app].settings
 
-    def put(self, queue: str, body: bytes) -> Job:
-        """Put one encoded message; tasks and ``send`` come through here."""
-        return Job(queue, self._producer().put(queue, body))
+    # -- for tasks and jobs ----------------------------------------------------------------------------------
 
-    def put_many(self, queue: str, bodies: Iterable[bytes]) -> list[Job]:
-        return [Job(queue, id_) for id_ in self._producer().put_many(queue, bodies)]
+    def put(self, queue: str, body: bytes, options: Options, uid: str | None) -> Job:
+        producer = self._producer()
+        return Job(queue, producer.put(queue, body, options), uid, producer)
+
+    def put_many(self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options) -> Jobs:
+        prefix = new_uid(12)
+        return self._put_batch(
+            queue, items, lambda index, item: encode(item, batch_uid(prefix, index)), options, prefix
+        )
+
+    def _put_batch(
+        self,
+        queue: str,
+        items: Iterable[T],
+        encode: Callable[[int, T], bytes],
+        options: Options,
+        uid_prefix: str | None,
+    ) -> Jobs:
+        producer = self._producer()
+        outcome = producer.put_many(queue, items, encode, options)
+        batch = Batch(queue, outcome, producer, uid_prefix)
+        if not outcome.is_complete:
+            raise BulkError(batch)
+        return Jobs(batch)
 
     def _handlers_of(self, queue: str) -> Handlers:
-        return self._handlers.setdefault(check_queue_name(queue), Handlers(queue))
+        return self._handlers.setdefault(check_worked_queue_name(queue), Handlers(queue))
 
     def _producer(self) -> Producer:
         """Return the current app's connection to its broker, or outside of a context that of the only app."""
@@ -183,3 +256,10 @@ class Backend:
             if self._producers
             else "this Backend has no app: use Backend(app), or backend.init_app(app)"
         )
+
+
+def _encode_message(queue: str, message: Any) -> bytes:
+    try:
+        return encode_json(message)
+    except MessageEncodeError as error:
+        raise MessageEncodeError(f"the message for {queue!r} cannot be sent as JSON: {error}") from error

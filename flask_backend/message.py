@@ -28,8 +28,13 @@ class Message:
     headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def new_headers() -> dict[str, Any]:
-    return {"id": os.urandom(16).hex(), "at": round(time.time(), 3)}
+def new_uid(size: int = 16) -> str:
+    """Return a random name of so many bytes."""
+    return os.urandom(size).hex()
+
+
+def new_headers(uid: str | None = None) -> dict[str, Any]:
+    return {"id": uid or new_uid(), "at": round(time.time(), 3)}
 
 
 def encode_json(value: Any) -> bytes:
@@ -73,6 +78,20 @@ def decode(body: bytes) -> Message:
         if name in fields and not isinstance(fields[name], wanted):
             raise MessageDecodeError(f"{name!r} is {_json_type(fields[name])}, not {_JSON_TYPES[wanted]}")
     return Message(**{name: fields[name] for name in _PARTS if name in fields})
+
+
+def show_call(endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the call as a person would write it, with JSON's values."""
+    parts = [_shown(value) for value in args] + [f"{name}={_shown(value)}" for name, value in kwargs.items()]
+    return f"{endpoint}({', '.join(parts)})"
+
+
+def cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 _PARTS = {"endpoint": str, "args": list, "kwargs": dict, "headers": dict}

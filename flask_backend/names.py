@@ -26,3 +26,28 @@ def check_queue_name(name: str) -> str:
             "with no hyphen in front, for example 'com.example/default'"
         )
     return name
+
+
+# Beside each queue with workers: the tube that keeps the stories of its buried jobs.
+_FAILURES = ".failures"
+
+
+def failures_tube(queue: str) -> str:
+    return queue + _FAILURES
+
+
+def is_failures_tube(tube: str) -> bool:
+    return tube.endswith(_FAILURES)
+
+
+def check_worked_queue_name(name: str) -> str:
+    """Return ``name`` if workers can serve that queue: its tube of failures needs a name, too."""
+    check_queue_name(name)
+    if is_failures_tube(name):
+        raise QueueNameError(f"{name!r}: queues whose names end in {_FAILURES} keep the stories of buried jobs")
+    if len(name) > _MAX_BYTES - len(_FAILURES):
+        raise QueueNameError(
+            f"{name[:60]!r}… ({len(name)} bytes) is too long for a queue with workers: "
+            f"use at most {_MAX_BYTES - len(_FAILURES)}"
+        )
+    return name

@@ -4,30 +4,54 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from .errors import MessageEncodeError, TaskArgumentsError
-from .message import Message, encode, encode_json, new_headers
+from .job import Job, Jobs
+from .message import Message, cut, encode, encode_json, new_headers
+from .options import Options
+from .seconds import Delay
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job that Beanstalkd has accepted: its queue, and the id that Beanstalkd gave it."""
-
-    queue: str
-    id: int
+def bind(
+    endpoint: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """Give each argument of a call its parameter; raise :exc:`TaskArgumentsError` if they do not fit."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TaskArgumentsError(f"{endpoint}{signature} cannot be called with these arguments: {error}") from None
 
 
 class Scheduler(Protocol):
     """What a task needs of the extension."""
 
-    def put(self, queue: str, body: bytes) -> Job: ...
-    def put_many(self, queue: str, bodies: Iterable[bytes]) -> list[Job]: ...
+    def put(self, queue: str, body: bytes, options: Options, uid: str | None) -> Job: ...
+    def put_many(self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options) -> Jobs: ...
+
+
+class Call(Generic[P]):
+    """A task with options of how to schedule it: call it, as the task itself, or :meth:`map` it."""
+
+    def __init__(self, task: Task[P, Any], options: Options) -> None:
+        self._task = task
+        self._options = options
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Schedule one call with these options. Raises what the task's own call raises."""
+        return self._task.schedule(args, kwargs, self._options)
+
+    def map(self, /, *iterables: Iterable[Any]) -> Jobs:
+        """Schedule one call for each item with these options, see :meth:`Task.map`."""
+        return self._task.schedule_many(iterables, self._options)
+
+    def __repr__(self) -> str:
+        return f"<{self._task!r} with {self._options}>"
 
 
 class Task(Generic[P, R]):
@@ -36,10 +60,13 @@ class Task(Generic[P, R]):
     ``hello("world")`` schedules and returns at once; ``hello.run("world")`` runs here and now, in the caller.
     """
 
-    def __init__(self, scheduler: Scheduler, queue: str, endpoint: str, function: Callable[P, R]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, queue: str, endpoint: str, function: Callable[P, R], defaults: Options
+    ) -> None:
         functools.update_wrapper(self, function)
         self._scheduler = scheduler
         self._signature = inspect.signature(function)
+        self._defaults = defaults
         self.queue = queue
         self.endpoint = endpoint
         self.function = function
@@ -51,32 +78,47 @@ class Task(Generic[P, R]):
         JSON cannot carry one, :exc:`JobTooBigError` if the server takes no message of this size and
         :exc:`BrokerConnectionError` if it does not answer.
         """
-        return self._scheduler.put(self.queue, self._encode(args, kwargs))
+        return self.schedule(args, kwargs, self._defaults)
 
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function in the caller, and return what it returns."""
         return self.function(*args, **kwargs)
 
-    def map(self, /, *iterables: Iterable[Any]) -> list[Job]:
+    def options(self, *, delay: Delay | None = None, priority: int | None = None, ttr: float | None = None) -> Call[P]:
+        """Return the task with options of how to schedule it, to be called: ``hello.options(delay=60)("world")``.
+
+        ``delay`` is seconds, a ``timedelta`` or an aware ``datetime``; ``priority`` is from 0, the first, to
+        4294967295, 65536 without it; ``ttr`` is the seconds that its worker may be silent, ``BACKEND_TTR`` without it.
+        What is not said is as the task's decorator says. Raises :exc:`OptionError` for what cannot work.
+        """
+        return Call(self, Options(delay, priority, ttr).over(self._defaults))
+
+    def map(self, /, *iterables: Iterable[Any]) -> Jobs:
         """Schedule one call for each item, as the built-in ``map`` would make them: ``hello.map(["a", "b"])``.
 
-        With several iterables each call takes one item of each. The calls travel many at a time. If one is refused
-        the error's note says which, and how many before it were accepted.
+        With several iterables each call takes one item of each. The calls travel many at a time, and items are taken
+        as they are sent: a generator of a million takes no memory. Items that are at fault themselves are left out;
+        raises :exc:`BulkError`, which tells what became of each, if one was not accepted.
         """
-        return self._scheduler.put_many(self.queue, (self._encode(args, {}) for args in zip(*iterables, strict=False)))
+        return self.schedule_many(iterables, self._defaults)
+
+    def schedule(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Job:
+        headers = new_headers()
+        return self._scheduler.put(self.queue, self._encode(args, kwargs, headers), options, headers["id"])
+
+    def schedule_many(self, iterables: tuple[Iterable[Any], ...], options: Options) -> Jobs:
+        def encode_item(args: tuple[Any, ...], uid: str) -> bytes:
+            return self._encode(args, {}, new_headers(uid))
+
+        return self._scheduler.put_many(self.queue, zip(*iterables, strict=False), encode_item, options)
 
     def __repr__(self) -> str:
         return f"<Task {self.endpoint} on {self.queue}>"
 
-    def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], headers: dict[str, Any]) -> bytes:
+        bound = bind(self.endpoint, self._signature, args, kwargs)
         try:
-            bound = self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TaskArgumentsError(
-                f"{self.endpoint}{self._signature} cannot be called with these arguments: {error}"
-            ) from None
-        try:
-            return encode(Message(self.endpoint, args, kwargs, new_headers()))
+            return encode(Message(self.endpoint, args, kwargs, headers))
         except MessageEncodeError as error:
             raise self._blame(bound) from error
 
@@ -87,12 +129,7 @@ class Task(Generic[P, R]):
                 encode_json(value)
             except MessageEncodeError as error:
                 return MessageEncodeError(
-                    f"argument {name!r} of {self.endpoint} is {_shown(value)}, which JSON cannot carry ({error}); "
-                    "pass plain data, for example a row's id"
+                    f"argument {name!r} of {self.endpoint} is {cut(repr(value), 60)}, which JSON cannot carry "
+                    f"({error}); pass plain data, for example a row's id"
                 )
         return MessageEncodeError(f"the arguments of {self.endpoint} cannot be encoded together")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{text[:60]}…" if len(text) > 60 else text  # noqa: PLR2004

@@ -9,19 +9,26 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask
 from support.beanstalkd import Beanstalkd
+from support.proxy import Proxy
 from support.waiting import wait_until
 
 from flask_backend import (
     Backend,
     BrokerConnectionError,
     BrokerError,
+    BulkError,
+    ConfigError,
     Job,
+    JobState,
     JobTooBigError,
     MessageEncodeError,
+    OptionError,
     QueueNameError,
     RegistrationError,
     TaskArgumentsError,
@@ -109,7 +116,7 @@ def test_map_schedules_in_order_as_the_builtin_map_would(broker, backend, hello)
 
     _, second = pair.map([1, 2], ["x", "y"])
     assert json.loads(broker.peek(second.id))["args"] == [2, "y"]
-    assert hello.map([]) == []
+    assert len(hello.map([])) == 0
 
 
 def test_map_and_single_calls_share_a_connection_without_mixing_replies(broker, hello):
@@ -119,17 +126,205 @@ def test_map_and_single_calls_share_a_connection_without_mixing_replies(broker, 
         assert ids == list(range(single - len(ids), single))
 
 
-def test_a_refused_item_of_a_map_is_an_error_that_names_it(broker, hello):
-    with pytest.raises(MessageEncodeError) as caught:
-        hello.map(["a", object(), "c"])
-    assert "0 items were accepted; index 1 is at fault" in caught.value.__notes__[0]
-    assert broker.is_empty(QUEUE)
-    with pytest.raises(JobTooBigError) as caught:
-        hello.map(["a", "x" * 70_000, "c"])
-    assert "refused: index [1]; accepted: the others before 3" in caught.value.__notes__[0]
-    assert broker.count(QUEUE, "ready") == 2
-    hello("next")
-    assert broker.count(QUEUE, "ready") == 3
+class TestOptions:
+    """How a call is scheduled is said apart from its arguments."""
+
+    def test_they_go_to_the_server(self, broker, hello):
+        stats = broker.job(hello.options(delay=60, priority=10, ttr=7.5)("world").id)
+        assert (stats["state"], stats["delay"], stats["pri"], stats["ttr"]) == ("delayed", 60, 10, 8)
+        assert broker.job(hello.options(delay=timedelta(hours=1))("x").id)["delay"] == 3600
+        assert (
+            86_390 <= broker.job(hello.options(delay=datetime.now(UTC) + timedelta(days=1))("x").id)["delay"] <= 86_400
+        )
+
+    def test_they_never_collide_with_the_tasks_own_parameters(self, broker, backend):
+        @backend.task(QUEUE)
+        def wait(delay, *, priority=0, ttr=None): ...
+
+        job = wait.options(delay=5)(delay=7, priority="high", ttr=1)
+        assert json.loads(broker.peek(job.id))["kwargs"] == {"delay": 7, "priority": "high", "ttr": 1}
+        assert broker.job(job.id)["delay"] == 5
+
+    def test_the_decorators_are_the_defaults(self, broker, backend):
+        @backend.task(QUEUE, delay=30, priority=5, ttr=60)
+        def later(n): ...
+
+        def put(job):
+            stats = broker.job(job.id)
+            return stats["delay"], stats["pri"], stats["ttr"]
+
+        assert put(later(1)) == (30, 5, 60)
+        assert put(later.options(priority=0)(1)) == (30, 0, 60)
+        assert put(later.options(delay=0)(1)) == (0, 5, 60)
+        assert put(later.map([1])[0]) == (30, 5, 60)
+        assert put(later.options(ttr=9).map([1])[0]) == (30, 5, 9)
+
+    def test_a_message_has_them_too(self, broker, backend):
+        stats = broker.job(backend.send("com.external/other", {}, delay=3, priority=1, ttr=5).id)
+        assert (stats["delay"], stats["pri"], stats["ttr"]) == (3, 1, 5)
+        [job] = backend.send_many("com.external/other", [{}], delay=4)
+        assert broker.job(job.id)["delay"] == 4
+
+    def test_what_cannot_work_is_an_error_where_it_is_said(self, backend, hello):
+        with pytest.raises(OptionError, match="priority is -1"):
+            hello.options(priority=-1)
+        with pytest.raises(OptionError, match="delay is 'x'"):
+            backend.task(QUEUE, delay="x")
+        with pytest.raises(ConfigError, match=r"retry is 5; expected a Retry\(...\), as Retry\(max_retries=5\)"):
+            backend.task(QUEUE, retry=5)
+        with pytest.raises(ConfigError, match="retry is 5"):
+            backend.receiver(QUEUE, retry=5)
+
+
+class TestJob:
+    """What the caller has in hand."""
+
+    def test_it_tells_its_state(self, broker, hello):
+        job = hello("x")
+        assert job.state() is JobState.READY
+        assert str(job.state()) == "ready"
+        with broker.client(QUEUE) as client:
+            reserved = client.reserve()
+            assert job.state() is JobState.RESERVED
+            client.bury(reserved)
+            assert job.state() is JobState.BURIED
+            client.delete(reserved)
+        assert job.state() is JobState.DONE
+        assert hello.options(delay=9)("x").state() is JobState.DELAYED
+
+    def test_cancel_deletes_what_no_worker_has(self, broker, backend, hello):
+        for job in (hello("x"), hello.options(delay=9)("x"), hello.map(["x"])[0], backend.send("q", "x")):
+            assert job.cancel() is True
+            assert job.state() is JobState.DONE
+            assert job.cancel() is False
+        job = hello("x")
+        with broker.client(QUEUE) as client:
+            client.reserve()
+            assert job.cancel() is False
+            assert job.state() is JobState.RESERVED
+
+    def test_a_job_of_the_same_number_after_a_restart_is_another_one(self, broker, backend, hello):
+        old, old_of_many, foreign = hello("x"), hello.map(["y"])[0], backend.send("a", 1)
+        broker.stop()
+        broker.start()
+        hello("new"), hello(old.uid), backend.send("b", 1)
+        for job in (old, old_of_many, foreign):
+            assert job.state() is JobState.DONE
+            assert job.cancel() is False
+        assert broker.jobs() == 3
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            "bool(job)",
+            "not job",
+            "job + 1",
+            "1 - job",
+            "-job",
+            "job < 5",
+            "job >= job",
+            "job and 1",
+            "round(job)",
+            "list(job)",
+            "int(job)",
+            "float(job)",
+            "len(job)",
+            "sum(job)",
+            "job['x']",
+            "'x' in job",
+            "job % 2",
+            "2 ** job",
+        ],
+    )
+    def test_it_is_not_taken_for_the_tasks_value(self, hello, use):
+        job = hello("x")
+        with pytest.raises(TypeError, match=r"is a job that is scheduled, .* the task has not run yet"):
+            eval(use)  # noqa: S307  # ours
+        assert job is not None
+
+    def test_one_made_by_hand_knows_no_server(self):
+        with pytest.raises(TypeError, match="was not made by scheduling"):
+            Job("q", 1).state()
+
+
+class TestBulk:
+    """Many at once: what is at fault is told, by its index, and the rest is scheduled."""
+
+    def test_items_at_fault_are_left_out_and_the_others_go_on(self, broker, hello):
+        items = [str(n) for n in range(1200)]
+        items[3], items[700], items[701] = object(), "x" * 70_000, "y" * 70_000
+        with pytest.raises(BulkError) as caught:
+            hello.map(items)
+        error = caught.value
+        assert list(error.refused) == [range(3, 4), range(700, 702)]
+        assert isinstance(error.reasons[3], MessageEncodeError)
+        assert isinstance(error.reasons[701], JobTooBigError)
+        assert (error.unknown, error.unsent_from) == ([], None)
+        assert list(error.jobs) == [n for n in range(1200) if n not in (3, 700, 701)]
+        assert 3 not in error.jobs
+        assert json.loads(broker.peek(error.jobs[702].id))["args"] == ["702"]
+        assert broker.count(QUEUE, "ready") == len(error.jobs) == 1197
+        assert str(error).startswith(
+            "accepted: 0 to 2, 4 to 699, 702 to 1199; refused: index 3, 700 to 701, at index 3 "
+        )
+        hello("next")
+        assert broker.count(QUEUE, "ready") == 1198
+
+    def test_arguments_that_do_not_fit_are_told_too(self, hello):
+        with pytest.raises(
+            BulkError, match=r"refused: 0 to 1, at index 0 because hello\(target, \*, loud=False\) cannot"
+        ):
+            hello.map([1, 2], [3, 4])
+
+    def test_messages_of_other_systems_go_the_same_way(self, broker, backend):
+        jobs = backend.send_many("com.external/other", ({"n": n} for n in range(1001)))
+        assert broker.peek(jobs[-1].id) == b'{"n":1000}'
+        assert len(jobs) == broker.count("com.external/other", "ready") == 1001
+        with pytest.raises(BulkError, match="refused: index 1, at index 1 because the message for 'q' cannot be sent"):
+            backend.send_many("q", [1, {2}, 3])
+        assert broker.count("q", "ready") == 2
+
+    def test_an_error_of_the_items_themselves_tells_how_far_it_came(self, broker, hello):
+        def items():
+            yield from map(str, range(700))
+            raise RuntimeError("no more")
+
+        with pytest.raises(RuntimeError, match="no more") as caught:
+            hello.map(items())
+        assert caught.value.__notes__ == ["of the items before it: accepted: 0 to 499"]
+        assert broker.count(QUEUE, "ready") == 500
+
+    def test_a_connection_that_breaks_in_the_middle_tells_what_is_open(self, broker):
+        proxy = Proxy(broker.port, lambda: 10_000)  # bytes of replies
+        app = make_app(broker)
+        app.config["BACKEND_CONNECTION_URI"] = proxy.uri
+        backend = Backend(app)
+        with pytest.raises(BulkError) as caught:
+            backend.send_many("q", iter(range(100_000)))
+        proxy.close()
+        error = caught.value
+        accepted, open_, unsent = len(error.jobs), error.unknown, error.unsent_from
+        assert open_ == [range(accepted, unsent)]
+        assert accepted > 500
+        assert unsent % 500 == 0
+        assert all(broker.peek(error.jobs[n].id) == b"%d" % n for n in range(0, accepted, 50))
+        assert accepted <= broker.count("q", "ready") <= unsent
+        assert isinstance(error.__cause__, BrokerConnectionError)
+
+    @pytest.mark.parametrize(
+        "number", [20_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(300)])]
+    )
+    def test_memory_does_not_grow_with_the_number(self, hello, number):
+        hello.map(map(str, range(2000)))
+        tracemalloc.start()
+        jobs = hello.map(map(str, range(number)))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1_000_000
+        assert jobs[number - 1].id == jobs[0].id + number - 1
+        assert [job.id for job in jobs[1:3]] == [jobs[1].id, jobs[2].id]
+        with pytest.raises(IndexError, match=f"there are {number} jobs"):
+            jobs[number]
 
 
 class TestRefusals:
@@ -180,8 +375,10 @@ class TestRefusals:
         wait_until(lambda: self._drains(broker), "drain mode")
         with pytest.raises(BrokerError, match="drain mode"):
             hello("x")
-        with pytest.raises(BrokerError, match="drain mode"):
-            hello.map(["x"])
+        with pytest.raises(
+            BulkError, match=r"accepted: none; refused: 0 to 499, at index 0 because .* drain mode .*; not sent"
+        ):
+            hello.map(str(n) for n in range(1000))
 
     @staticmethod
     def _drains(broker) -> bool:
@@ -337,13 +534,15 @@ class TestConnections:
         for reply in (b"INSER", b"INSERTED 1", b"\r\n", b"NONSENSE 7\r\n", b""):
             for put in (
                 lambda backend: backend.send("default", 1),
-                lambda backend: backend.put_many("default", [b"1", b"2"]),
+                lambda backend: backend.send_many("default", [1, 2]),
             ):
                 with _half_a_server(reply) as port:
                     app = Flask("app")
                     app.config["BACKEND_CONNECTION_URI"] = f"btq://127.0.0.1:{port}"
                     backend = Backend(app)
-                    with pytest.raises(BrokerConnectionError, match=r"lost the connection|answered a put with"):
+                    with pytest.raises(
+                        (BrokerConnectionError, BulkError), match=r"lost the connection|answered a put with"
+                    ):
                         put(backend)
 
     # The exception may strike while Python itself tidies up, where it can only be reported.

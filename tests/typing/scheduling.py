@@ -6,7 +6,7 @@ from typing import Any, assert_type
 
 from flask import Flask
 
-from flask_backend import Backend, Job
+from flask_backend import Backend, Job, Jobs
 
 backend = Backend(Flask(__name__))
 
@@ -28,7 +28,7 @@ def schedule() -> None:
     assert_type(resize("cat.jpg"), Job)
     assert_type(resize("cat.jpg", 50, crop=True), Job)
     assert_type(resize.run("cat.jpg"), tuple[int, int])
-    assert_type(resize.map(["cat.jpg", "dog.jpg"]), list[Job])
+    assert_type(resize.map(["cat.jpg", "dog.jpg"]), Jobs)
     assert_type(backend.send("com.external/other", {"any": ["json"]}), Job)
     assert_type(resize("cat.jpg").id, int)
     assert_type(inbox({}), None)

@@ -1,0 +1,72 @@
+"""How a call is scheduled, apart from its arguments. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import OptionError
+from .seconds import Delay, whole_seconds
+
+# greenstalk's default, in the middle of what the protocol calls urgent (below 1024) and its end.
+DEFAULT_PRIORITY = 2**16
+_MAX_PRIORITY = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a job is put; None for what is not said.
+
+    ``delay``
+        When workers may have it: after so many seconds (rounded up to whole ones) or a ``timedelta``, or from an aware
+        ``datetime`` on. Without it, at once.
+    ``priority``
+        From 0, which comes first, to 4294967295; 65536 without it.
+    ``ttr``
+        The seconds, at least 1, that its worker may be silent before another one gets it; ``BACKEND_TTR`` without it.
+
+    Raises :exc:`OptionError`.
+    """
+
+    delay: Delay | None = None
+    priority: int | None = None
+    ttr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.delay is not None:
+            whole_seconds("delay", self.delay)
+        if self.ttr is not None:
+            whole_seconds("ttr", self.ttr, least=1)
+        priority = self.priority
+        is_whole = isinstance(priority, int) and not isinstance(priority, bool)
+        if priority is not None and not (is_whole and 0 <= priority <= _MAX_PRIORITY):
+            raise OptionError(
+                f"priority is {priority!r}; expected a whole number from 0, the first, to {_MAX_PRIORITY}"
+            )
+
+    def over(self, defaults: Options) -> Options:
+        """Return these options, and those of ``defaults`` for what is not said here."""
+        return Options(
+            delay=self.delay if self.delay is not None else defaults.delay,
+            priority=self.priority if self.priority is not None else defaults.priority,
+            ttr=self.ttr if self.ttr is not None else defaults.ttr,
+        )
+
+    def resolve(self, default_ttr_s: int) -> PutOptions:
+        """Return what the wire wants; a time of day becomes the seconds from now."""
+        return PutOptions(
+            priority=DEFAULT_PRIORITY if self.priority is None else self.priority,
+            delay_s=0 if self.delay is None else whole_seconds("delay", self.delay),
+            ttr_s=default_ttr_s if self.ttr is None else whole_seconds("ttr", self.ttr, least=1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PutOptions:
+    """The three numbers of a put, as the protocol wants them. Seconds are whole."""
+
+    priority: int
+    delay_s: int
+    ttr_s: int
+
+
+DEFAULTS = Options()
