@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError
+from .retry import DEFAULT_RETRY, Retry
+from .seconds import MAX_SECONDS
 
 URI_KEY = "BACKEND_CONNECTION_URI"
 DEFAULT_PORT = 11300  # beanstalkd's own
 _URI = re.compile(r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?")
-_MAX_UINT32 = 2**32 - 1  # the protocol's limit of a TTR
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,14 @@ class Settings:
         job while it runs, so this is no limit on a task's length.
     ``BACKEND_TIMEOUT`` (5)
         The seconds to wait for Beanstalkd to connect or to answer.
+    ``BACKEND_RETRY`` (:class:`flask_backend.Retry`'s own defaults)
+        What tasks and receivers have that set no ``retry`` of their own: a ``Retry(...)``, or a mapping of its numbers.
     """
 
     address: Address = Address()
     ttr_s: int = 120
     timeout_s: float = 5.0
+    retry: Retry = DEFAULT_RETRY
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
@@ -64,19 +68,20 @@ class Settings:
             address=Address.parse(uri) if uri is not None else _DEFAULTS.address,
             ttr_s=_whole(config, "BACKEND_TTR", _DEFAULTS.ttr_s),
             timeout_s=_positive(config, "BACKEND_TIMEOUT", _DEFAULTS.timeout_s),
+            retry=Retry.from_setting("BACKEND_RETRY", config.get("BACKEND_RETRY", _DEFAULTS.retry)),
         )
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_UINT32:
-        raise ConfigError(f"{key} is {value!r}; expected whole seconds from 1 to {_MAX_UINT32}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SECONDS:
+        raise ConfigError(f"{key} is {value!r}; expected whole seconds from 1 to {MAX_SECONDS}")
     return value
 
 
 def _positive(config: Mapping[str, Any], key: str, default: float) -> float:
     value = config.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _MAX_UINT32:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < MAX_SECONDS:
         raise ConfigError(f"{key} is {value!r}; expected seconds, more than 0")
     return float(value)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from flask import Flask
 
 from .errors import UnknownEndpointError
-from .extension import Handlers
-from .message import decode, decode_json
+from .extension import Handler, Handlers
+from .message import decode, decode_json, show_call
+from .retry import Retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +22,37 @@ class Call:
     function: Callable[..., Any]
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
     time_limit_s: float | None = None
+    retry: Retry | None = None
+
+    def __str__(self) -> str:
+        return show_call(self.label, self.args, self.kwargs)
 
 
 def read_call(handlers: Handlers, body: bytes) -> Call:
-    """Find what to call.
+    """Find what to call; raise :exc:`MessageDecodeError` for what can never succeed.
 
-    Raises :exc:`MessageDecodeError` for what can never succeed, and :exc:`UnknownEndpointError` for a task that this
-    version of the app lacks: a newer one may have it.
+    The call of a task that this version of the app lacks raises :exc:`UnknownEndpointError` when it is run, and so is
+    tried again: a newer version may have it.
     """
     if handlers.receiver is not None:
         receiver = handlers.receiver
-        return Call(receiver.name, receiver.function, [decode_json(body)], time_limit_s=receiver.time_limit_s)
+        args = [decode_json(body)]
+        return Call(receiver.name, receiver.function, args, time_limit_s=receiver.time_limit_s, retry=receiver.retry)
     message = decode(body)
-    task = handlers.tasks.get(message.endpoint)
-    if task is None:
+    task = handlers.tasks.get(message.endpoint) or _lacking(handlers, message.endpoint)
+    return Call(task.name, task.function, message.args, message.kwargs, message.headers, task.time_limit_s, task.retry)
+
+
+def _lacking(handlers: Handlers, endpoint: str) -> Handler:
+    def fail(*_args: Any, **_kwargs: Any) -> NoReturn:
         raise UnknownEndpointError(
-            f"queue {handlers.queue!r} has no task {message.endpoint!r} in this version of the app; "
+            f"queue {handlers.queue!r} has no task {endpoint!r} in this version of the app; "
             f"it has {', '.join(sorted(handlers.tasks))}"
         )
-    return Call(task.name, task.function, message.args, message.kwargs, task.time_limit_s)
+
+    return Handler(endpoint, fail)
 
 
 def run_call(app: Flask, call: Call) -> None:

@@ -11,14 +11,15 @@ import faulthandler
 import logging
 import os
 import select
+import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from .broker import Connection, ReservedJob
-from .errors import BrokerConnectionError, BrokerError
+from .broker import Connection, JobCounters, ReservedJob
+from .errors import BrokerConnectionError, BrokerError, JobNotFoundError
 from .host import Host
 
 logger = logging.getLogger("flask_backend.worker")
@@ -29,6 +30,10 @@ TICK_S = 0.5
 YOUNG_S = 0.25
 # Touched this many times within its TTR, a job survives two touches that come late.
 TOUCHES_PER_TTR = 3
+# How long a task waits for a touch that is on its way: more than the broker has to answer.
+LOCK_PATIENCE_S = 10.0
+# All but those that stop a worker, which raise nothing.
+_MAY_RAISE = signal.valid_signals() - {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
 
 @dataclass(slots=True)
@@ -47,6 +52,26 @@ class Lease:
     is_lost: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Grip:
+    """What a running task can do with its own job, through the keeper."""
+
+    keeper: Keeper
+    lease: Lease
+
+    def counters(self) -> JobCounters:
+        with self.keeper.exchange(self.lease) as connection:
+            return connection.counters(self.lease.job.id)
+
+    def counters_within(self, wait_s: float) -> JobCounters | None:
+        with self.keeper.exchange(self.lease, wait_s) as connection:
+            return connection.counters_within(self.lease.job.id, wait_s)
+
+    def touch(self) -> None:
+        with self.keeper.exchange(self.lease) as connection:
+            connection.touch(self.lease.job.id)
+
+
 class Keeper:
     """Start it after the fork; then tell it of each job with :meth:`hold` and :meth:`let_go`."""
 
@@ -59,6 +84,7 @@ class Keeper:
         ``leaves_when_stuck`` tells whether that is for us to do if the interrupt did not help.
         """
         self._host = host
+        self._pid = os.getpid()
         self._interrupt = interrupt
         self._leave = leave
         self._leaves_when_stuck = leaves_when_stuck
@@ -88,6 +114,29 @@ class Keeper:
         """Stop caring for the job; when this returns no touch is on the way and none will come."""
         with self._lock:
             self._lease = None
+
+    @contextmanager
+    def exchange(self, lease: Lease, wait_s: float = LOCK_PATIENCE_S) -> Generator[Connection]:
+        """Have the connection for a command of the task that runs, while no touch is on the way.
+
+        Raises :exc:`JobNotFoundError` if the task's job is no longer held, and :exc:`BrokerConnectionError` in a
+        process that the task has forked.
+        """
+        if os.getpid() != self._pid:
+            raise BrokerConnectionError("the job is held by the process that this one was forked from")
+        # What a signal raises, our own time limit or a task's alarm, must not come between the lock and its release.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _MAY_RAISE)
+        try:
+            if not self._lock.acquire(timeout=wait_s):
+                raise BrokerConnectionError("the connection to Beanstalkd is in use")
+            try:
+                if self._lease is not lease or lease.is_lost:
+                    raise JobNotFoundError(f"job {lease.job.id} is no longer held by this worker")
+                yield lease.connection
+            finally:
+                self._lock.release()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def leave_by(self, deadline: float) -> None:
         """End the process at ``deadline`` of the monotonic clock, unless it has ended by itself."""
@@ -149,7 +198,11 @@ class Keeper:
         The last touch leaves the whole TTR for it; where that is short, the process is killed sooner: while it lives,
         no other worker may have the job.
         """
-        if not lease.is_interrupted:
+        if self._leaves_when_stuck and lease.kill_at is not None and now >= lease.kill_at:
+            logger.error("job %d (%s) did not end at its time limit: leaving", lease.job.id, lease.label)
+            faulthandler.dump_traceback()
+            self._leave()
+        elif not lease.is_interrupted:
             lease.is_interrupted = True
             self._touch(lease, now)
             ttr_s = (lease.touch_every_s or 0.0) * TOUCHES_PER_TTR
@@ -157,10 +210,6 @@ class Keeper:
                 lease.kill_at = now + ttr_s / 2
                 self._host.run(lease.label, lease.kill_at)
             self._interrupt()
-        elif self._leaves_when_stuck and lease.kill_at is not None and now >= lease.kill_at:
-            logger.error("job %d (%s) did not end at its time limit: leaving", lease.job.id, lease.label)
-            faulthandler.dump_traceback()
-            self._leave()
 
     def _touch(self, lease: Lease, now: float) -> None:
         with self._lock:

@@ -9,21 +9,29 @@ from __future__ import annotations
 import logging
 import random
 
-from .broker import Connection
+from .broker import Connection, HeldJob
 from .config import Settings
 from .ending import Ending
-from .errors import BrokerConnectionError, BrokerError
-from .retry import Bury, Release, after_crash
+from .errors import BrokerConnectionError, BrokerError, MessageDecodeError
+from .execution import Call, read_call
+from .extension import Handlers
+from .notes import Note, here_and_now
+from .retry import Buried, Released, after_crash
+from .settlement import bury, task_logger
+from .supervisor import Death
 
-logger = logging.getLogger("flask_backend.task")
+logger = logging.getLogger("flask_backend.worker")
 
 
-def settle(settings: Settings, fd: int, job_id: int, *, crashes: int, story: str) -> Ending | None:
+def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Ending | None:
     """Release or bury the job that a dead worker held; return None if there was nothing to settle.
 
-    ``crashes`` is how often the job has taken a worker along, this time included; ``story`` tells how.
-    Any doubt about what is on the connection ends in its being closed, which gives the job back as it was.
+    ``crashes`` is how often the job has taken a worker along, this time included. Any doubt about what is on the
+    connection ends in its being closed, which gives the job back as it was.
     """
+    if death.activity is None:
+        return None
+    job_id = death.activity.job_id
     connection: Connection | None = None
     try:
         connection = Connection.adopt(fd, settings)
@@ -31,15 +39,7 @@ def settle(settings: Settings, fd: int, job_id: int, *, crashes: int, story: str
         if job is None:
             logger.debug("job %d was settled before its worker died", job_id)
             return None
-        match after_crash(job.counters.attempts, crashes, random.random):
-            case Release(delay_s):
-                connection.release(job.id, job.counters.priority, delay_s)
-                logger.warning("job %d has taken its worker along (%s), next try in %d s", job_id, story, delay_s)
-                return Ending.RETRIED
-            case Bury(reason):
-                connection.bury(job.id, job.counters.priority)
-                logger.error("job %d is buried: %s (%s)", job_id, reason, story)
-                return Ending.BURIED
+        return _settle(connection, settings, handlers, job, death, crashes)
     except BrokerConnectionError as error:
         logger.debug("job %d goes back as it was: %s", job_id, error)
     except BrokerError as error:
@@ -48,3 +48,44 @@ def settle(settings: Settings, fd: int, job_id: int, *, crashes: int, story: str
         if connection is not None:
             connection.close()
     return None
+
+
+def _settle(  # noqa: PLR0913
+    connection: Connection, settings: Settings, handlers: Handlers, job: HeldJob, death: Death, crashes: int
+) -> Ending:
+    call = _read(handlers, connection.peek(job.id))
+    retry = (call.retry if call else None) or settings.retry
+    attempts = job.counters.attempts
+    told = {"job_id": job.id, "queue": handlers.queue, "attempt": attempts.number, "task": call.label if call else None}
+    match after_crash(retry, attempts, crashes, random.random):
+        case Released(delay_s):
+            connection.release(job.id, job.counters.priority, delay_s)
+            task_logger.warning(
+                "job %d has taken its worker along (%s), next try in %d s", job.id, death, delay_s, extra=told
+            )
+            return Ending.RETRIED
+        case Buried(reason):
+            note = Note(
+                job=job.id,
+                queue=handlers.queue,
+                reason=reason,
+                endpoint=call.label if call else None,
+                call=str(call) if call else None,
+                message=str(death),
+                attempts=attempts.number,
+                allowed=retry.allowed(attempts),
+                scheduled_at=call.headers.get("at") if call else None,
+                ran_s=death.activity.running_s if death.activity else None,
+                death=death.as_dict(),
+                **here_and_now(),
+            )
+            bury(connection, note, job.counters.priority)
+            task_logger.error("job %d is buried: %s (%s)", job.id, reason, death, extra=told)
+            return Ending.BURIED
+
+
+def _read(handlers: Handlers, body: bytes) -> Call | None:
+    try:
+        return read_call(handlers, body)
+    except MessageDecodeError:
+        return None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
-MAX_FAILURES = 10
+from .decisions import Bury, Discard, RetryLater, TaskDecision
+from .errors import ConfigError
+from .seconds import MAX_SECONDS
+
 # A job that has taken so many workers along takes no more.
 MAX_CRASHES = 3
-MIN_DELAY_S = 1
-MAX_DELAY_S = 600
+
+Kinds = type[BaseException] | tuple[type[BaseException], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,43 +33,141 @@ class Attempts:
         """Which attempt this one was, from 1."""
         return self.releases + self.buries + 1
 
-    @property
-    def allowed(self) -> int:
-        # Counters are never reset: without this a job that a person kicked would be buried again at once. Kicks
-        # themselves are not what to count, since a delayed job can be kicked too.
-        return MAX_FAILURES * (self.buries + 1)
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """Try again after ``delay_s`` whole seconds."""
+class Retry:
+    """How often a failed task is tried again, when, and after which exceptions.
+
+    ``max_retries`` (9)
+        How many times, after the first; the failure after the last one buries the job. A kick gives a buried job as
+        many again, and one more. None is without end.
+    ``min_backoff`` (1), ``max_backoff`` (600)
+        The seconds before the first retry, and at most: the delay doubles from one to the other.
+    ``jitter`` (0.5)
+        Up to this part of a delay is added to it at random, so that jobs that failed together do not come back
+        together. From 0 to 1: so each delay stays at least as long as the one before.
+    ``on`` (all), ``never`` (none)
+        Exception classes, one or a tuple: others than ``on``, and ``never``, are buried at the first failure.
+
+    Raises :exc:`ConfigError` for what cannot work.
+    """
+
+    max_retries: int | None = 9
+    min_backoff: float = 1
+    max_backoff: float = 600
+    jitter: float = 0.5
+    on: Kinds = BaseException
+    never: Kinds = ()
+
+    def __post_init__(self) -> None:
+        retries = self.max_retries
+        if retries is not None and (not isinstance(retries, int) or isinstance(retries, bool) or retries < 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"max_retries is {retries!r}; expected a whole number from 0, or None for no limit")
+        if not (_is_number(self.min_backoff) and _is_number(self.max_backoff)) or not (
+            0 < self.min_backoff <= self.max_backoff <= MAX_SECONDS
+        ):
+            raise ConfigError(
+                f"min_backoff is {self.min_backoff!r} and max_backoff is {self.max_backoff!r}; "
+                "expected seconds, more than 0, with the first not over the second"
+            )
+        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+            raise ConfigError(f"jitter is {self.jitter!r}; expected a number from 0 to 1")
+        for name, kinds in (("on", self.on), ("never", self.never)):
+            for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+                if not isinstance(kind, type) or not issubclass(kind, BaseException):  # pyright: ignore[reportUnnecessaryIsInstance]
+                    raise ConfigError(f"{name} has {kind!r}; expected exception classes")
+
+    @classmethod
+    def from_setting(cls, key: str, value: object) -> Retry:
+        """Read a setting: a :class:`Retry`, or a mapping of its numbers, as environment variables give one."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} is {value!r}; expected a Retry(...) or a mapping as {{'max_retries': 5}}")
+        fields = cast("Mapping[str, Any]", value)
+        if unknown := set(fields) - _NUMBERS:
+            raise ConfigError(f"{key} has {', '.join(sorted(unknown))}; expected only {', '.join(sorted(_NUMBERS))}")
+        return cls(**fields)
+
+    def allowed(self, attempts: Attempts) -> int | None:
+        """Return after how many attempts the job is buried; None for never."""
+        # Counters are never reset: without the rounds a job that a person kicked would be buried again at once. Kicks
+        # themselves are not what to count, since a delayed job can be kicked too.
+        return None if self.max_retries is None else (self.max_retries + 1) * (attempts.buries + 1)
+
+    def allows_another(self, attempts: Attempts) -> bool:
+        allowed = self.allowed(attempts)
+        return allowed is None or attempts.number < allowed
+
+    def covers(self, error: BaseException) -> bool:
+        return isinstance(error, self.on) and not isinstance(error, self.never)
+
+    def backoff_s(self, attempts: Attempts, random: Callable[[], float]) -> int:
+        """Return the delay before the next try, in whole seconds; ``random`` gives numbers from 0 to 1."""
+        # The exponent is bounded only to keep the power small. Rounded up: the protocol takes no fractions, and a
+        # release without delay goes to the head of its queue.
+        nominal = min(self.max_backoff, self.min_backoff * 2.0 ** min(attempts.number - 1, 40))
+        return math.ceil(min(self.max_backoff, nominal * (1 + self.jitter * random())))
+
+
+_NUMBERS = {"max_retries", "min_backoff", "max_backoff", "jitter"}
+
+
+DEFAULT_RETRY = Retry()
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Tried again after ``delay_s`` whole seconds."""
 
     delay_s: int
 
 
 @dataclass(frozen=True, slots=True)
-class Bury:
-    """Leave the job for a person."""
+class Buried:
+    """Left for a person."""
 
     reason: str
 
 
-def after_failure(attempts: Attempts, random: Callable[[], float]) -> Release | Bury:
-    """Decide: released with a delay that doubles from 1 s to 10 min, plus up to a half, or buried after 10 failures.
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """Deleted, as the task wished."""
 
-    ``random`` gives numbers from 0 to 1. The jitter keeps jobs that failed together from coming back together,
-    and is small enough for each delay to exceed the one before. Whole seconds, rounded up: the protocol takes no
-    fractions, and a release without delay goes to the head of its queue.
-    """
-    if attempts.number >= attempts.allowed:
-        return Bury(f"failed {attempts.number} times")
-    # The exponent is bounded only to keep the power small.
-    nominal = min(MAX_DELAY_S, MIN_DELAY_S * 2 ** min(attempts.number - 1, 32))
-    return Release(min(MAX_DELAY_S, math.ceil(nominal * (1 + random() / 2))))
+    reason: str
 
 
-def after_crash(attempts: Attempts, crashes: int, random: Callable[[], float]) -> Release | Bury:
+def after_failure(
+    retry: Retry, attempts: Attempts, error: BaseException, random: Callable[[], float]
+) -> Released | Buried | Discarded:
+    """Decide what becomes of a job whose task has raised ``error``."""
+    match error:
+        case Discard(reason=reason):
+            return Discarded(reason)
+        case Bury(reason=reason):
+            return Buried(reason)
+        case _ if not isinstance(error, TaskDecision) and not retry.covers(error):
+            return Buried(f"{type(error).__name__} is not retried")
+        case _ if not retry.allows_another(attempts):
+            return Buried(f"failed {_times(attempts.number)}")
+        case RetryLater(delay_s=delay_s):
+            return Released(delay_s)
+        case _:
+            return Released(retry.backoff_s(attempts, random))
+
+
+def after_crash(retry: Retry, attempts: Attempts, crashes: int, random: Callable[[], float]) -> Released | Buried:
     """Decide for a job that took its worker along, ``crashes`` times by now; otherwise it is a failure as any."""
     if crashes >= MAX_CRASHES:
-        return Bury(f"it has taken its worker along {crashes} times")
-    return after_failure(attempts, random)
+        return Buried(f"it has taken its worker along {_times(crashes)}")
+    if not retry.allows_another(attempts):
+        return Buried(f"failed {_times(attempts.number)}")
+    return Released(retry.backoff_s(attempts, random))
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")

@@ -6,14 +6,17 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
 from flask import Flask
 
 from .broker import Connection, ReservedJob
+from .current import CurrentJob, job_being_run
 from .ending import Ending
 from .errors import (
     BrokerConnectionError,
@@ -21,20 +24,17 @@ from .errors import (
     JobNotFoundError,
     MessageDecodeError,
     TaskTimeout,
-    UnknownEndpointError,
 )
 from .execution import Call, read_call, run_call, run_hooks
 from .exits import ExitCode
 from .extension import Backend
 from .host import Host
-from .keeper import Keeper, Lease
+from .keeper import Grip, Keeper, Lease
 from .message import decode
-from .retry import Bury, Release, after_failure
+from .settlement import Attempt, bury_undecodable, settle_failure
 from .stopping import StopSignals
 
 logger = logging.getLogger("flask_backend.worker")
-# Kept apart, so that error trackers can tell a task's failure from ours.
-task_logger = logging.getLogger("flask_backend.task")
 
 # A reserve is finite so that a waiter whose host vanished swallows no jobs for long, and a frozen server is noticed.
 RESERVE_S = 20
@@ -176,14 +176,22 @@ class Worker:
         try:
             call = read_call(self._handlers, job.body)
         except MessageDecodeError as error:
-            return self._bury_undecodable(connection, job, error)
-        except UnknownEndpointError as error:
-            return self._settle_failure(connection, job, "?", error)
+            return bury_undecodable(connection, self._queue, job, error)
+        retry = call.retry or self._settings.retry
         time_limit_s = call.time_limit_s or self._limits.time_limit_s
         lease = Lease(connection, job, call.label, time.monotonic())
         if time_limit_s is not None:
             lease.limit_at = lease.started + time_limit_s
             lease.kill_at = lease.limit_at + self._limits.kill_grace_s
+        current = CurrentJob(
+            id=job.id,
+            queue=self._queue,
+            endpoint=call.label,
+            headers=call.headers,
+            retry=retry,
+            hold=Grip(self._keeper, lease),
+        )
+        token = job_being_run.set(current)
         self._host.run(call.label, lease.kill_at)
         self._keeper.hold(lease)
         try:
@@ -195,9 +203,11 @@ class Worker:
         try:
             if failure is None:
                 return self._settle_success(connection, job, call.label)
-            return self._settle_failure(connection, job, call.label, failure)
+            ran_s = time.monotonic() - lease.started
+            return settle_failure(connection, Attempt(self._queue, job, call, retry, ran_s), failure)
         finally:
             failure = None  # its traceback refers to this frame: a cycle would keep all that the task held
+            job_being_run.reset(token)
 
     def _run(self, call: Call, limit_at: float | None) -> BaseException | None:
         """Run the task; return what it raised."""
@@ -216,7 +226,13 @@ class Worker:
         """Have the time limit raised inside the task. Runs in the keeper's thread."""
         signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
 
-    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_interrupt(self, _number: int, frame: FrameType | None) -> None:
+        if (logs := _caller_of_logging(frame)) is not None:
+            _call_back_in(logs, self._raise_timeout)
+        else:
+            self._raise_timeout()
+
+    def _raise_timeout(self) -> None:
         # The task that was meant may have ended meanwhile.
         if self._interruptible_from is not None and time.monotonic() >= self._interruptible_from:
             self._interruptible_from = None
@@ -234,41 +250,6 @@ class Worker:
             logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
             return None
         return Ending.DONE
-
-    def _settle_failure(
-        self, connection: Connection, job: ReservedJob, label: str, error: BaseException
-    ) -> Ending | None:
-        attempt, then = "an attempt unknown", "the broker gives it to another worker"
-        try:
-            counters = connection.counters(job.id)
-            attempt = f"attempt {counters.attempts.number} of {counters.attempts.allowed}"
-            match after_failure(counters.attempts, random.random):
-                case Release(delay_s):
-                    connection.release(job.id, counters.priority, delay_s)
-                    then = f"next try in {delay_s} s"
-                    return Ending.RETRIED
-                case Bury(reason):
-                    connection.bury(job.id, counters.priority)
-                    then = f"buried: {reason}"
-                    return Ending.BURIED
-        except JobNotFoundError:
-            then = "it was no longer held here"
-            return None
-        finally:  # without a broker too, the failure is told
-            task_logger.error(
-                "task %s of %s failed (job %d, %s), %s",
-                label,
-                self._queue,
-                job.id,
-                attempt,
-                then,
-                exc_info=error,
-            )
-
-    def _bury_undecodable(self, connection: Connection, job: ReservedJob, error: MessageDecodeError) -> Ending:
-        task_logger.error("job %d of %s can never run and is buried as it is: %s", job.id, self._queue, error)
-        connection.bury(job.id, connection.counters(job.id).priority)
-        return Ending.BURIED
 
     def _delete_late(self, connection: Connection) -> None:
         """Delete the job whose task had finished when the connection broke, if it can be known for sure.
@@ -314,6 +295,29 @@ class Worker:
     def _leave_if_forked(self) -> None:
         if os.getpid() != self._pid:
             os._exit(ExitCode.OK)  # a task forked and its child came back: it must not become a second worker
+
+
+def _caller_of_logging(frame: FrameType | None) -> FrameType | None:
+    """Return what logs a line at this moment, if a line is logged: handlers swallow whatever is raised in them."""
+    caller: FrameType | None = None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "logging":
+            caller = frame.f_back
+        frame = frame.f_back
+    return caller
+
+
+def _call_back_in(frame: FrameType, callback: Callable[[], None]) -> None:
+    """Call ``callback`` in ``frame``, as soon as what it has called returns to it: what is raised is raised there."""
+    previous = sys.gettrace()
+
+    def trace(where: FrameType, _event: str, _argument: object) -> None:
+        if where is frame:
+            sys.settrace(previous)
+            callback()
+
+    frame.f_trace = trace
+    sys.settrace(trace)
 
 
 class Backoff:

@@ -32,6 +32,20 @@ def test_a_task_at_its_limit_gets_a_timeout_which_is_a_failure_like_any_other(su
     supervised.assert_clean_exit(0)
 
 
+def test_a_limit_that_is_reached_while_a_line_is_logged_is_not_swallowed_there(supervise, tasks, broker):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    workers = supervised.workers()
+    for _ in range(4):
+        tasks.log_for_ever()
+    supervised.wait_for_line("TaskTimeout", 4)
+    wait_until(lambda: broker.is_empty(QUEUE), "all are done")
+    assert supervised.workers() == workers
+    assert "Logging error" not in supervised.log
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 def test_the_command_lines_limit_is_for_tasks_without_their_own(supervise, tasks, broker):
     supervised = supervise("--time-limit", "0.5", workers=2)
     supervised.wait_ready()

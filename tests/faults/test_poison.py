@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 
@@ -64,12 +63,12 @@ def test_poison_of_all_kinds_does_not_keep_good_jobs_from_being_done(supervise, 
     supervised.wait_ready()
     poison = [("leave", ["kill"]), ("leave", ["segv"]), ("leave", ["exit 0"]), ("leave", ["exit 7"]), ("devour", [])]
     poison += [("limited", ["stubborn"]), *poison[:4]]
-    bodies = [json.dumps({"endpoint": "note", "args": [n]}).encode() for n in range(2_000)]
+    messages = [{"endpoint": "note", "args": [n]} for n in range(2_000)]
     for index, (endpoint, args) in enumerate(poison):
-        bodies.insert(index * 150, json.dumps({"endpoint": endpoint, "args": args}).encode())
-    tasks.backend.put_many(QUEUE, bodies)
+        messages.insert(index * 150, {"endpoint": endpoint, "args": args})
+    tasks.backend.send_many(QUEUE, messages)
     wait_until(lambda: broker.count(QUEUE, "buried") == 10, "all poison is buried", 90)
-    wait_until(lambda: broker.jobs() == 10, "nothing else is left")
+    wait_until(lambda: broker.jobs() == 20, "nothing else is left but their stories")
     notes = [line for line in supervised.ledger if line.startswith("note")]
     assert sorted(notes) == sorted(f"note {n}" for n in range(2_000))
     assert len(re.findall(DEATH, supervised.log)) == 30

@@ -11,9 +11,29 @@ from flask_backend.broker import Connection
 from flask_backend.config import Address, Settings
 from flask_backend.ending import Ending
 from flask_backend.errors import BrokerConnectionError
+from flask_backend.extension import Handler, Handlers
+from flask_backend.notes import Note
 from flask_backend.postmortem import settle
+from flask_backend.retry import Retry
+from flask_backend.supervisor import Death
+from flask_backend.supervisor.process import Exit
+from flask_backend.supervisor.restart import ExitKind
+from flask_backend.supervisor.scoreboard import Activity
 
-BODY = b"body"
+BODY = b'{"endpoint": "hello", "args": ["world"]}'
+HANDLERS = Handlers("q", {"hello": Handler("hello", print), "proud": Handler("proud", print, retry=Retry(0))})
+
+
+def death_at(job_id: int) -> Death:
+    return Death(
+        pool="q",
+        kind=ExitKind.DIED_BUSY,
+        exit=Exit(pid=4711, status=None, signal=9, max_rss_bytes=50 << 20),
+        lived_s=60.0,
+        was_ready=True,
+        activity=Activity(job_id, "hello", 1.5),
+        private_bytes=30 << 20,
+    )
 
 
 @pytest.fixture
@@ -25,8 +45,8 @@ def settings(broker):
 def heir(broker, settings):
     """A worker reserves a job, says `last_words` and dies; its duplicate is returned, with the job's id."""
 
-    def make(last_words: bytes) -> tuple[int, int]:
-        job_id = broker.put("q", BODY, ttr=60)
+    def make(last_words: bytes, body: bytes = BODY) -> tuple[int, int]:
+        job_id = broker.put("q", body, ttr=60)
         worker = Connection(settings, watch="q")
         worker.send_reserve(1)
         assert worker.read_reserved().id == job_id
@@ -41,34 +61,56 @@ def heir(broker, settings):
     return make
 
 
-@pytest.mark.parametrize("last_words", [b"", b"touch ID\r\n", b"touch ID\r\ntouch 99999\r\n", b"delete 99999\r\n"])
+@pytest.mark.parametrize(
+    "last_words",
+    [
+        b"",
+        b"touch ID\r\n",
+        b"touch ID\r\ntouch 99999\r\n",
+        b"delete 99999\r\n",
+        b"stats-job ID\r\n",
+        b"stats-job ID\r\nstats-tube q.failures\r\nuse q.failures\r\nput 0 0 60 2\r\n{}\r\n",
+    ],
+)
 def test_the_job_is_found_behind_replies_that_the_dead_did_not_read(heir, settings, broker, last_words):
     fd, job_id = heir(last_words)
     assert broker.job(job_id)["state"] == "reserved"
-    assert settle(settings, fd, job_id, crashes=1, story="it died") is Ending.RETRIED
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is Ending.RETRIED
     assert broker.job(job_id)["state"] == "delayed"
 
 
-def test_a_job_that_took_three_workers_along_is_buried(heir, settings, broker):
-    fd, job_id = heir(b"")
-    assert settle(settings, fd, job_id, crashes=3, story="it died") is Ending.BURIED
+def test_a_job_that_took_three_workers_along_is_buried_with_the_story_of_the_last(heir, settings, broker):
+    fd, job_id = heir(b"use q.other\r\n")
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
     assert broker.job(job_id)["state"] == "buried"
+    note = Note.decode(broker.take("q.failures"))
+    assert (note.job, note.queue, note.reason) == (job_id, "q", "it has taken its worker along 3 times")
+    assert (note.endpoint, note.call, note.kind) == ("hello", 'hello("world")', "SIGKILL")
+    assert (note.attempts, note.allowed, note.ran_s) == (1, 10, 1.5)
+    assert note.message.startswith("worker 4711 of q was killed by signal 9 (Killed, perhaps out of memory) at job")
+    assert (note.death["exit_signal"], note.death["private_bytes"], note.death["worker_pid"]) == (9, 30 << 20, 4711)
+
+
+def test_a_death_counts_as_a_failure_for_the_tasks_own_policy(settings, broker, heir):
+    fd, job_id = heir(b"", b'{"endpoint": "proud"}')
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is Ending.BURIED
+    assert Note.decode(broker.take("q.failures")).reason == "failed once"
 
 
 @pytest.mark.parametrize("last_words", [b"delete ID\r\n", b"release ID 0 100\r\n", b"bury ID 0\r\n"])
 def test_a_job_that_was_settled_by_the_last_words_is_left_alone(heir, settings, broker, last_words):
     fd, job_id = heir(last_words)
-    assert settle(settings, fd, job_id, crashes=3, story="it died") is None
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is None
     stats = broker.job(job_id)
     assert stats is None or (stats["state"], stats["releases"] + stats["buries"]) in (("delayed", 1), ("buried", 1))
 
 
-@pytest.mark.parametrize("last_words", [b"delete", b"nonsense\r\n", b"list-tube-used\r\n", b"put 0 0 1 5\r\nab"])
+@pytest.mark.parametrize("last_words", [b"delete", b"nonsense\r\n", b"peek ID\r\n", b"put 0 0 1 5\r\nab"])
 def test_in_doubt_the_connection_is_closed_and_the_job_goes_back_as_it_was(heir, settings, broker, last_words):
     from support.waiting import wait_until
 
     fd, job_id = heir(last_words)
-    assert settle(settings, fd, job_id, crashes=3, story="it died") is None
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is None
     wait_until(lambda: broker.job(job_id)["state"] == "ready", "the job is ready")
     assert broker.job(job_id)["releases"] == 0
 
@@ -76,14 +118,14 @@ def test_in_doubt_the_connection_is_closed_and_the_job_goes_back_as_it_was(heir,
 def test_a_broker_that_is_frozen_is_no_error_but_the_plain_behaviour(heir, settings, broker):
     fd, job_id = heir(b"")
     broker.freeze()
-    assert settle(settings, fd, job_id, crashes=1, story="it died") is None
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is None
     broker.thaw()
 
 
 def test_a_broker_that_is_gone_is_no_error_either(heir, settings, broker):
     fd, job_id = heir(b"")
     broker.kill()
-    assert settle(settings, fd, job_id, crashes=1, story="it died") is None
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is None
 
 
 def test_a_closed_connection_is_closed_for_its_duplicate_too(settings, broker):

@@ -8,8 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from support.beanstalkd import Beanstalkd
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
+
+from flask_backend.config import Address, Settings
+from flask_backend.notes import Note
+from flask_backend.options import Options
+from flask_backend.producer import Producer
 
 
 @pytest.fixture
@@ -48,6 +54,19 @@ def test_a_task_may_be_asynchronous(worker, tasks):
     pytest.importorskip("asgiref", reason="async tasks need flask[async]")
     tasks.asynchronous("x")
     worker.wait_for_line("async x")
+
+
+def test_a_queue_may_be_called_default_and_only_its_workers_count_there(broker, tmp_path, command):
+    code = "from flask import Flask\nfrom flask_backend import Backend\napp = Flask(__name__)\nbackend = Backend(app)\n"
+    (tmp_path / "app.py").write_text(
+        f"{code}\n@backend.task('default')\ndef hello():\n    print('hello', flush=True)\n"
+    )
+    running = command("worker", "default", app="app")
+    wait_until(lambda: broker.waiting("default") == 1, "the worker reserves")
+    producer = Producer(Settings(Address("127.0.0.1", broker.port)))
+    producer.put("default", b'{"endpoint": "hello"}', Options())
+    running.wait_for_log("hello\n")
+    assert broker.tube("default")["current-watching"] == 2  # the worker, and who asks
 
 
 def test_a_receiver_gets_every_json_message(command, broker):
@@ -99,6 +118,132 @@ def _make_due(broker, job_id):
     """Let time pass for the job."""
     with broker.client(QUEUE) as client:
         client.kick_job(job_id)
+
+
+def stories(broker, queue=QUEUE) -> list[Note]:
+    with broker.client(f"{queue}.failures") as client:
+        return [Note.decode(client.reserve(timeout=0).body) for _ in range(broker.count(f"{queue}.failures", "ready"))]
+
+
+def test_a_buried_job_explains_itself(worker, tasks, broker):
+    job = tasks.choosy("retried")
+    wait_until(lambda: broker.count(QUEUE, "delayed") == 1, "delayed")
+    assert stories(broker) == []
+    _make_due(broker, job.id)
+    wait_until(lambda: broker.count(QUEUE, "buried") == 1, "buried")
+    [note] = stories(broker)
+    assert (note.job, note.queue, note.reason) == (job.id, QUEUE, "failed twice")
+    assert (note.endpoint, note.call, note.exception) == ("choosy", 'choosy("retried")', "ValueError")
+    assert (note.message, note.attempts, note.allowed) == ("no luck", 2, 2)
+    assert (note.pid, note.death) == (worker.pid, None)
+    assert note.traceback.startswith("Traceback (most recent call last):\n  File ")
+    assert "workload.py" in note.traceback.splitlines()[1]
+    assert note.scheduled_at < note.buried_at <= time.time()
+
+
+@pytest.mark.parametrize(
+    ("queue", "body", "reason", "endpoint"),
+    [
+        (QUEUE, b"not json", "it can never run: the body is not JSON in UTF-8", None),
+        (INBOX, b"\xff", "it can never run: the body is not JSON in UTF-8", None),
+        (QUEUE, b'{"endpoint": "choosy", "args": ["never"]}', "KeyError is not retried", "choosy"),
+        (QUEUE, b'{"endpoint": "choosy", "args": ["not on"]}', "OSError is not retried", "choosy"),
+        (QUEUE, b'{"endpoint": "decide", "args": ["bury"]}', "no such user", "decide"),
+    ],
+)
+def test_what_is_not_tried_again_explains_itself_too(command, broker, queue, body, reason, endpoint):
+    command("worker", queue)
+    job_id = broker.put(queue, body)
+    wait_until(lambda: broker.count(queue, "buried") == 1, "buried")
+    [note] = stories(broker, queue)
+    assert note.reason.startswith(reason)
+    assert (note.job, note.attempts, note.endpoint) == (job_id, 1, endpoint)
+
+
+def test_a_broker_without_room_for_the_story_keeps_no_job_from_being_buried(command, tmp_path):
+    broker = Beanstalkd(max_job_size=100)
+    running = command("worker", QUEUE, broker=broker)
+    job_id = broker.put(QUEUE, b'{"endpoint": "choosy", "args": ["never"]}')
+    wait_until(lambda: broker.count(QUEUE, "buried") == 1, "buried")
+    running.wait_for_log(f"no story is kept of the buried job {job_id}")
+    running.end()
+    broker.stop()
+
+
+def test_after_a_thousand_stories_of_a_queue_further_ones_are_short(worker, tasks, broker):
+    tasks.backend.send_many(f"{QUEUE}.failures", [{}] * 1000, priority=2**32 - 1)
+    tasks.choosy("never")
+    wait_until(lambda: broker.count(QUEUE, "buried") == 1, "buried")
+    note = Note.decode(broker.take(f"{QUEUE}.failures"))
+    assert (note.exception, note.traceback, note.call) == ("KeyError", None, None)
+
+
+def test_the_apps_own_policy_is_for_tasks_that_have_none(command, broker):
+    running = command("worker", QUEUE, FLASK_BACKEND_RETRY='{"max_retries": 1, "min_backoff": 50}')
+    job_id = broker.put(QUEUE, b'{"endpoint": "fail"}')
+    running.wait_for_log(f"task fail of {QUEUE} failed (job {job_id}, attempt 1 of 2), next try in")
+    assert 50 <= broker.job(job_id)["delay"] <= 75
+    job_id = broker.put(QUEUE, b'{"endpoint": "choosy", "args": ["retried"]}')
+    running.wait_for_log(f"task choosy of {QUEUE} failed (job {job_id}, attempt 1 of 2), next try in")
+    assert 5 <= broker.job(job_id)["delay"] <= 8
+
+
+def test_a_task_decides_itself_and_that_is_no_error(worker, tasks, broker):
+    later, bury, discard = (tasks.decide(how) for how in ("later", "bury", "discard"))
+    wait_until(lambda: broker.job(discard.id) is None, "deleted")
+    assert (state(broker, later), broker.job(later.id)["delay"]) == ("delayed", 30)
+    assert state(broker, bury) == "buried"
+    for line in (
+        f"INFO [{worker.pid}] flask_backend.task: task decide of {QUEUE} asks to be tried again later: busy (job ",
+        f"task decide of {QUEUE} decided Bury: no such user (job {bury.id}, attempt 1 of 3), buried\n",
+        f"task decide of {QUEUE} decided Discard: too late (job {discard.id}, attempt 1 of 3), deleted\n",
+    ):
+        worker.wait_for_log(line)
+    assert "Traceback" not in worker.log
+    assert "ERROR" not in worker.log
+    for attempt in (2, 3):
+        _make_due(broker, later.id)
+        worker.wait_for_line("decide later", attempt)
+    wait_until(lambda: state(broker, later) == "buried", "the retries are used up")
+
+
+def test_a_task_knows_its_job(worker, tasks, broker):
+    job = tasks.tell_job("fail")
+    worker.wait_for_line(f"job {job.id} {QUEUE} tell_job 1 True ['at', 'id'] True")
+    for attempt in range(2, 11):
+        wait_until(lambda: state(broker, job) == "delayed", "delayed")
+        _make_due(broker, job.id)
+        worker.wait_for_line(f"job {job.id} {QUEUE} tell_job {attempt} {attempt < 10} ['at', 'id'] True")
+    job_id = broker.put(QUEUE, b'{"endpoint": "tell_job"}')
+    worker.wait_for_line(f"job {job_id} {QUEUE} tell_job 1 True [] True")
+
+
+def test_a_process_that_a_task_forks_has_nothing_to_say_to_the_broker(worker, tasks, broker):
+    tasks.tell_job("fork")
+    worker.wait_for_line("in a fork: the job is held by the process that this one was forked from")
+    wait_until(lambda: broker.is_empty(QUEUE), "the job is done")
+
+
+def test_a_time_limit_in_the_middle_of_an_exchange_with_the_broker_stops_neither_worker_nor_touches(
+    worker, tasks, broker
+):
+    for _ in range(12):
+        tasks.touch_for_ever()
+    worker.wait_for_line("TaskTimeout", 12)
+    job_id = broker.put(QUEUE, b'{"endpoint": "sleep", "args": [2.5]}', ttr=1)
+    worker.wait_for_line("slept")
+    wait_until(lambda: broker.job(job_id) is None, "the job was held for all the time")
+    assert worker.ledger.count("begin slept") == 1
+
+
+def test_a_task_that_lost_its_job_learns_so_from_a_touch(worker, broker):
+    broker.put(QUEUE, b'{"endpoint": "tell_job", "args": ["touch"]}')
+    worker.wait_for_line("touched")
+    broker.stop()
+    broker.start()
+    tasks_job = broker.put(QUEUE, b'{"endpoint": "note", "args": ["after"]}')
+    worker.wait_for_line("note after")
+    assert broker.job(tasks_job) is None
 
 
 @pytest.mark.parametrize("how", ["sys.exit", "interrupt", "generator", "recursion"])

@@ -20,7 +20,17 @@ from typing import ClassVar
 
 from flask import Flask, current_app, g
 
-from flask_backend import Backend, TaskTimeout
+from flask_backend import (
+    Backend,
+    BrokerConnectionError,
+    Bury,
+    Discard,
+    JobNotFoundError,
+    Retry,
+    RetryLater,
+    TaskTimeout,
+    current_job,
+)
 
 QUEUE = "com.example/default"
 INBOX = "com.example/inbox"
@@ -167,6 +177,24 @@ def limited(how):
         raise
 
 
+@backend.task(QUEUE, time_limit=0.3)
+def log_for_ever():
+    try:
+        while True:
+            app.logger.info("again and again")
+    except TaskTimeout:
+        write_down("TaskTimeout")
+
+
+@backend.task(QUEUE, time_limit=0.2)
+def touch_for_ever():
+    try:
+        while True:
+            current_job.touch()
+    except TaskTimeout:
+        write_down("TaskTimeout")
+
+
 def stubborn():
     while True:
         with suppress(TaskTimeout):
@@ -177,6 +205,49 @@ def stubborn():
 def fail(text="no luck"):
     write_down("fail")
     raise ValueError(text)
+
+
+@backend.task(QUEUE, retry=Retry(max_retries=1, min_backoff=5, on=(ValueError, KeyError), never=KeyError))
+def choosy(kind):
+    """Raise an exception that its policy retries once, or not at all."""
+    raise {"retried": ValueError, "never": KeyError, "not on": OSError}[kind]("no luck")
+
+
+@backend.task(QUEUE, retry=Retry(max_retries=2))
+def decide(how):
+    """Decide itself what becomes of its job."""
+    write_down(f"decide {how}")
+    raise {"later": RetryLater(30, "busy"), "bury": Bury("no such user"), "discard": Discard("too late")}[how]
+
+
+@backend.task(QUEUE)
+def tell_job(extra=None):
+    """Write down what it knows of its job."""
+    fresh = 0 <= current_job.age < 600
+    write_down(
+        f"job {current_job.id} {current_job.queue} {current_job.endpoint} {current_job.attempt} "
+        f"{current_job.will_retry} {sorted(current_job.headers)} {fresh}"
+    )
+    if extra == "fail":
+        raise ValueError("no luck")
+    if extra == "fork":
+        if os.fork() == 0:
+            try:
+                current_job.touch()
+            except BrokerConnectionError as error:
+                write_down(f"in a fork: {error}")
+            os._exit(0)
+        os.wait()
+    if extra == "touch":
+        current_job.touch()
+        write_down("touched")
+        while True:
+            try:
+                current_job.touch()
+            except JobNotFoundError:
+                write_down("no longer held")
+                return
+            time.sleep(0.01)
 
 
 @backend.task(QUEUE)

@@ -1,29 +1,34 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_backend.retry import MAX_DELAY_S, Attempts, Bury, Release, after_failure
+from flask_backend import Bury, ConfigError, Discard, OptionError, Retry, RetryLater, TaskDecision
+from flask_backend.retry import Attempts, Buried, Discarded, Released, after_crash, after_failure
+
+ERROR = ValueError("no luck")
 
 
-def _after(failures: int, jitter: float = 0.0) -> Release | Bury:
-    return after_failure(Attempts(releases=failures - 1, buries=0), lambda: jitter)
+def _after(failures: int, jitter: float = 0.0, retry: Retry | None = None, error: BaseException = ERROR):
+    return after_failure(retry or Retry(), Attempts(releases=failures - 1, buries=0), error, lambda: jitter)
 
 
 def test_the_delay_doubles_from_one_second():
-    assert [_after(n) for n in range(1, 10)] == [Release(2**n) for n in range(9)]
+    assert [_after(n) for n in range(1, 10)] == [Released(2**n) for n in range(9)]
 
 
 def test_the_tenth_failure_buries():
-    assert _after(10) == Bury("failed 10 times")
+    assert _after(10) == Buried("failed 10 times")
 
 
-@given(st.integers(0, 100), st.integers(0, 5), st.floats(0, 1))
-def test_a_delay_is_whole_seconds_from_one_to_ten_minutes(releases, buries, jitter):
-    decision = after_failure(Attempts(releases, buries), lambda: jitter)
-    if isinstance(decision, Release):
+@given(st.integers(0, 100), st.integers(0, 5), st.floats(0, 1), st.floats(0.001, 600), st.floats(0, 1))
+def test_a_delay_is_whole_seconds_from_one_to_the_longest(releases, buries, random, min_backoff, jitter):
+    retry = Retry(min_backoff=min_backoff, max_backoff=600, jitter=jitter)
+    decision = after_failure(retry, Attempts(releases, buries), ERROR, lambda: random)
+    if isinstance(decision, Released):
         assert isinstance(decision.delay_s, int)
-        assert 1 <= decision.delay_s <= MAX_DELAY_S
+        assert 1 <= decision.delay_s <= 600
 
 
 @given(st.integers(1, 8), st.floats(0, 0.999), st.floats(0, 0.999))
@@ -34,5 +39,76 @@ def test_each_delay_is_longer_than_the_one_before(failures, jitter, next_jitter)
 def test_a_kick_gives_another_ten_attempts():
     buried_once_and_kicked = Attempts(releases=9, buries=1)
     assert buried_once_and_kicked.number == 11
-    assert buried_once_and_kicked.allowed == 20
-    assert isinstance(after_failure(buried_once_and_kicked, lambda: 0.0), Release)
+    assert Retry().allowed(buried_once_and_kicked) == 20
+    assert isinstance(after_failure(Retry(), buried_once_and_kicked, ERROR, lambda: 0.0), Released)
+
+
+def test_without_a_limit_no_failure_buries():
+    forever = Retry(max_retries=None, max_backoff=30)
+    assert _after(100_000, retry=forever) == Released(30)
+    assert forever.allowed(Attempts(5, 0)) is None
+
+
+def test_without_retries_the_first_failure_buries():
+    assert _after(1, retry=Retry(max_retries=0)) == Buried("failed once")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionError("x"), Released(1)),
+        (BrokenPipeError("x"), Buried("BrokenPipeError is not retried")),
+        (KeyError("x"), Buried("KeyError is not retried")),
+    ],
+)
+def test_never_goes_before_on_and_both_take_subclasses(error, expected):
+    retry = Retry(on=(OSError, ValueError), never=BrokenPipeError)
+    assert _after(1, retry=retry, error=error) == expected
+
+
+def test_a_task_decides_itself_whatever_on_and_never_say():
+    retry = Retry(on=OSError, never=TaskDecision)
+    assert _after(1, retry=retry, error=RetryLater(30)) == Released(30)
+    assert _after(10, retry=retry, error=RetryLater(30)) == Buried("failed 10 times")
+    assert _after(1, retry=retry, error=Bury("no such user")) == Buried("no such user")
+    assert _after(99, retry=retry, error=Discard("too late")) == Discarded("too late")
+
+
+def test_a_delay_of_nothing_is_a_second():
+    assert RetryLater(0).delay_s == 1
+    with pytest.raises(OptionError, match="delay is 'soon'; expected seconds, a timedelta or a datetime"):
+        RetryLater("soon")
+
+
+def test_the_third_crash_buries_and_others_are_failures():
+    assert after_crash(Retry(), Attempts(0, 0), 1, lambda: 0.0) == Released(1)
+    assert after_crash(Retry(), Attempts(0, 0), 3, lambda: 0.0) == Buried("it has taken its worker along 3 times")
+    assert after_crash(Retry(max_retries=0), Attempts(0, 0), 1, lambda: 0.0) == Buried("failed once")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"max_retries": -1}, "max_retries is -1; expected a whole number from 0, or None"),
+        ({"max_retries": True}, "max_retries is True"),
+        ({"min_backoff": 0}, "min_backoff is 0 and max_backoff is 600"),
+        ({"min_backoff": 10, "max_backoff": 5}, "with the first not over the second"),
+        ({"max_backoff": float("nan")}, "max_backoff is nan"),
+        ({"max_backoff": 2**32}, "max_backoff is 4294967296"),
+        ({"jitter": 1.1}, "jitter is 1.1; expected a number from 0 to 1"),
+        ({"on": "ValueError"}, "on has 'ValueError'; expected exception classes"),
+        ({"never": (ValueError, int)}, "never has <class 'int'>"),
+    ],
+)
+def test_a_policy_that_cannot_work_is_an_error_that_says_what_can(arguments, text):
+    with pytest.raises(ConfigError, match=text):
+        Retry(**arguments)
+
+
+def test_a_setting_is_a_policy_or_a_mapping_of_its_numbers():
+    assert Retry.from_setting("BACKEND_RETRY", {"max_retries": 3, "jitter": 0}) == Retry(max_retries=3, jitter=0)
+    assert Retry.from_setting("BACKEND_RETRY", Retry(5)) == Retry(max_retries=5)
+    with pytest.raises(ConfigError, match=r"BACKEND_RETRY has on; expected only jitter, max_backoff, max_retries"):
+        Retry.from_setting("BACKEND_RETRY", {"on": "ValueError"})
+    with pytest.raises(ConfigError, match=r"BACKEND_RETRY is 5; expected a Retry\(\.\.\.\) or a mapping"):
+        Retry.from_setting("BACKEND_RETRY", 5)

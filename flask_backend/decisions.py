@@ -1,0 +1,43 @@
+"""What a task may raise to decide itself what becomes of its job.
+
+They are no failures: error trackers skip them by their one base, ``ignore_errors=[TaskDecision]`` for Sentry's.
+"""
+
+from __future__ import annotations
+
+from .seconds import Delay, whole_seconds
+
+
+class TaskDecision(Exception):  # noqa: N818  # no error: a decision
+    """The base of what a task may raise to decide what becomes of its job. Not to be raised itself."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RetryLater(TaskDecision):
+    """Try again after ``delay``: seconds, a ``timedelta``, or an aware ``datetime``; one second at least.
+
+    It counts as an attempt: when the retries of the task are used up the job is buried. A task that may wait for as
+    long as it takes has ``retry=Retry(max_retries=None)``. Raises :exc:`OptionError` for what is no delay.
+    """
+
+    def __init__(self, delay: Delay, reason: str = "") -> None:
+        super().__init__(reason)
+        # A release without delay puts the job in front of all others, at once.
+        self.delay_s = max(1, whole_seconds("delay", delay))
+
+
+class Bury(TaskDecision):
+    """Try no more: bury the job, with ``reason``, for a person to look at. No retry is left."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+class Discard(TaskDecision):
+    """Try no more: delete the job, for ``reason``, as if it had succeeded. One line of the log tells so."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)

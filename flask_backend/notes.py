@@ -1,0 +1,133 @@
+"""The story of a buried job: a note, in JSON, that is kept on the broker beside the job.
+
+The job itself stays as it was put, for a kick to bring it back whole, and Beanstalkd has no room for more beside it. So
+its note is a job of its own, on the queue's tube of failures. It counts as long as its job is buried: whoever sees one
+whose job was kicked or deleted in some other way deletes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+from .message import cut, decode_json
+
+# Nobody reserves a note but to look at it, for an instant; the time after which one who froze in that gives it back.
+NOTE_TTR_S = 60
+# So many notes of a queue are whole; further ones have neither traceback nor call, for the broker keeps all in memory.
+MAX_WHOLE = 1000
+
+_MAX_TEXT = 1000  # characters of the exception's message, and of the call
+_MAX_TRACEBACK = 6000  # characters: the first part tells where it began, and the last, which matters more, what broke
+_TRACEBACK_HEAD = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why a job is buried. Times are in seconds since the epoch.
+
+    ``call`` is the endpoint with its arguments, cut to a thousand characters. ``allowed`` is the number of attempts
+    that the retry policy gave, None for no limit. ``death`` has what is known of a worker that died at the job:
+    signal, memory, times; it is None for a task that failed.
+    """
+
+    job: int
+    queue: str
+    reason: str
+    buried_at: float
+    host: str
+    pid: int
+    endpoint: str | None = None
+    call: str | None = None
+    exception: str | None = None
+    message: str | None = None
+    traceback: str | None = None
+    attempts: int | None = None
+    allowed: int | None = None
+    scheduled_at: float | None = None
+    ran_s: float | None = None
+    death: Mapping[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        """What it is grouped by, beside the endpoint: the exception, the signal, or the reason."""
+        if self.exception is not None:
+            return self.exception
+        if self.death is not None:
+            number = self.death.get("exit_signal")
+            return signal.Signals(number).name if number else f"exit {self.death.get('exit_status')}"
+        return self.reason
+
+    @property
+    def priority(self) -> int:
+        """The priority of the note as a job: the newest first."""
+        return max(0, 2**32 - 1 - int(self.buried_at))
+
+    def shortened(self) -> Note:
+        return replace(self, traceback=None, call=None)
+
+    def encode(self) -> bytes:
+        told = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.call is not None:
+            told["call"] = cut(self.call, _MAX_TEXT)
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
+
+    @classmethod
+    def decode(cls, body: bytes) -> Note:
+        """Read a note; raise :exc:`MessageDecodeError` for what is no JSON, ``TypeError`` for what is no note.
+
+        What a later version has added is left out.
+        """
+        value = decode_json(body)
+        if not isinstance(value, dict):
+            raise TypeError("a note is a JSON object")
+        told = cast("dict[str, Any]", value)
+        return cls(**{name: told[name] for name in _FIELDS if name in told})
+
+
+_FIELDS = [field.name for field in fields(Note)]
+
+
+def here_and_now() -> dict[str, Any]:
+    """Return where and when a note is written, as its fields."""
+    return {"buried_at": round(time.time(), 3), "host": platform.node(), "pid": os.getpid()}
+
+
+def tell_exception(error: BaseException) -> dict[str, Any]:
+    """Return an exception as a note's fields: its name, message and traceback, each bounded."""
+    kind = type(error)
+    is_known = kind.__module__ == "builtins" or kind.__module__.startswith("flask_backend.")
+    name = kind.__qualname__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
+    lines = traceback.format_exception(kind, error, _from_the_users_code(error.__traceback__))
+    try:
+        message = str(error)
+    except Exception:  # its own code, which may do anything
+        message = "(its str() fails)"
+    return {"exception": name, "message": cut(message, _MAX_TEXT), "traceback": _shorten("".join(lines).rstrip())}
+
+
+def _from_the_users_code(tb: TracebackType | None) -> TracebackType | None:
+    """Leave out our own frames, which lead to the task and say nothing of it."""
+    first = tb
+    while first is not None and Path(first.tb_frame.f_code.co_filename).parent == _PACKAGE:
+        first = first.tb_next
+    return first or tb
+
+
+_PACKAGE = Path(__file__).parent
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _MAX_TRACEBACK:
+        return text
+    tail = _MAX_TRACEBACK - _TRACEBACK_HEAD
+    return f"{text[:_TRACEBACK_HEAD]}\n[… {len(text) - _MAX_TRACEBACK} characters …]\n{text[-tail:]}"

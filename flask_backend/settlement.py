@@ -1,0 +1,153 @@
+"""How a job is settled that did not succeed: released, deleted or buried with its story beside it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from .broker import Connection, ReservedJob
+from .decisions import Bury, RetryLater, TaskDecision
+from .ending import Ending
+from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobTooBigError, MessageDecodeError
+from .execution import Call
+from .names import failures_tube
+from .notes import MAX_WHOLE, NOTE_TTR_S, Note, here_and_now, tell_exception
+from .options import PutOptions
+from .retry import Attempts, Buried, Discarded, Released, Retry, after_failure
+
+# Kept apart, so that error trackers can tell a task's failure from ours.
+task_logger = logging.getLogger("flask_backend.task")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A job's call that has ended, in ``ran_s`` seconds, and the policy for it."""
+
+    queue: str
+    job: ReservedJob
+    call: Call
+    retry: Retry
+    ran_s: float
+
+
+def settle_failure(connection: Connection, attempt: Attempt, error: BaseException) -> Ending | None:
+    """Release, bury or delete a job, as its retry policy or the task itself decides; tell it in any case.
+
+    Returns None if the job was no longer held.
+    """
+    job, retry = attempt.job, attempt.retry
+    which, then, level = "an attempt unknown", "the broker gives it to another worker", logging.ERROR
+    told: dict[str, Any] = {"task": attempt.call.label, "job_id": job.id, "queue": attempt.queue, "attempt": None}
+    try:
+        counters = connection.counters(job.id)
+        told["attempt"] = counters.attempts.number
+        which = _number(counters.attempts, retry)
+        match after_failure(retry, counters.attempts, error, random.random):
+            case Released(delay_s):
+                connection.release(job.id, counters.priority, delay_s)
+                then = f"next try in {delay_s} s"
+                level = logging.INFO if isinstance(error, RetryLater) else logging.ERROR
+                return Ending.RETRIED
+            case Buried(reason):
+                bury(connection, _tell(attempt, counters.attempts, reason, error), counters.priority)
+                is_wish = isinstance(error, Bury)
+                then, level = ("buried", logging.WARNING) if is_wish else (f"buried: {reason}", logging.ERROR)
+                return Ending.BURIED
+            case Discarded(reason):
+                connection.delete(job.id)
+                then, level = "deleted", logging.WARNING
+                return Ending.DONE
+    except JobNotFoundError:
+        then = "it was no longer held here"
+        return None
+    finally:  # without a broker too, the failure is told
+        is_decided = isinstance(error, TaskDecision)
+        task_logger.log(
+            level,
+            "task %s of %s %s (job %d, %s), %s",
+            attempt.call.label,
+            attempt.queue,
+            _what(error) if is_decided else "failed",
+            job.id,
+            which,
+            then,
+            exc_info=None if is_decided else error,
+            extra=told,
+        )
+
+
+def bury_undecodable(connection: Connection, queue: str, job: ReservedJob, error: MessageDecodeError) -> Ending:
+    """Bury a job that no version of the app could run."""
+    task_logger.error(
+        "job %d of %s can never run and is buried as it is: %s",
+        job.id,
+        queue,
+        error,
+        extra={"job_id": job.id, "queue": queue},
+    )
+    counters = connection.counters(job.id)
+    note = Note(
+        job=job.id,
+        queue=queue,
+        reason=f"it can never run: {error}",
+        attempts=counters.attempts.number,
+        **here_and_now(),
+    )
+    bury(connection, note, counters.priority)
+    return Ending.BURIED
+
+
+def bury(connection: Connection, note: Note, priority: int) -> None:
+    """Bury the job that the note is about, which ``connection`` holds.
+
+    The note comes first: if we die in between it is one too many, and not one too few. A broker that takes no note,
+    since its memory is short, keeps nobody from burying.
+    """
+    try:
+        _keep(connection, note)
+    except BrokerConnectionError:
+        raise
+    except BrokerError as error:
+        task_logger.warning("no story is kept of the buried job %d of %s: %s", note.job, note.queue, error)
+    connection.bury(note.job, priority)
+
+
+def _keep(connection: Connection, note: Note) -> None:
+    tube = failures_tube(note.queue)
+    [reply] = connection.ask([b"stats-tube %b\r\n" % tube.encode()])
+    if reply.status == "OK" and int(reply.stats["current-jobs-ready"]) >= MAX_WHOLE:
+        note = note.shortened()
+    options = PutOptions(note.priority, 0, NOTE_TTR_S)
+    try:
+        connection.put(tube, note.encode(), options)
+    except JobTooBigError:
+        connection.put(tube, note.shortened().encode(), options)
+
+
+def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Note:
+    return Note(
+        job=attempt.job.id,
+        queue=attempt.queue,
+        reason=reason,
+        endpoint=attempt.call.label,
+        call=str(attempt.call),
+        attempts=attempts.number,
+        allowed=attempt.retry.allowed(attempts),
+        scheduled_at=attempt.call.headers.get("at"),
+        ran_s=round(attempt.ran_s, 3),
+        **here_and_now(),
+        **tell_exception(error),
+    )
+
+
+def _number(attempts: Attempts, retry: Retry) -> str:
+    allowed = retry.allowed(attempts)
+    return f"attempt {attempts.number}" + (f" of {allowed}" if allowed else "")
+
+
+def _what(decision: BaseException) -> str:
+    """Word what a task has decided itself."""
+    asked = "asks to be tried again later" if isinstance(decision, RetryLater) else f"decided {type(decision).__name__}"
+    return f"{asked}: {decision}" if str(decision) else asked

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_backend import Bury
+from flask_backend.notes import Note, here_and_now, tell_exception
+
+
+def a_note(**told) -> Note:
+    return Note(**{"job": 7, "queue": "q", "reason": "failed once", **here_and_now(), **told})
+
+
+def test_a_note_comes_back_as_it_was():
+    note = a_note(endpoint="hello", call='hello("ä")', attempts=10, allowed=10, death={"exit_signal": 9})
+    assert Note.decode(note.encode()) == note
+
+
+def test_what_a_later_version_adds_is_left_out():
+    fields = json.loads(a_note().encode()) | {"colour": "red"}
+    assert Note.decode(json.dumps(fields).encode()).reason == "failed once"
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"7", b'{"job": 1}'])
+def test_what_is_no_note_is_an_error(body):
+    with pytest.raises(TypeError):
+        Note.decode(body)
+
+
+def fail(error: BaseException) -> BaseException:
+    try:
+        raise error  # noqa: TRY301  # for its traceback
+    except BaseException as caught:
+        return caught
+
+
+@given(st.text(alphabet=st.characters(), min_size=1), st.integers(1, 100_000))
+def test_whatever_went_wrong_the_note_fits_the_smallest_usual_job(text, times):
+    told = tell_exception(fail(ValueError(text * times)))
+    note = a_note(call=f"hello({text * times})", **told)
+    assert len(note.encode()) <= 65_535
+    assert Note.decode(note.encode()).exception == "ValueError"
+
+
+def test_of_a_long_traceback_the_end_is_kept():
+    def recurse(n: int) -> None:
+        if n == 0:
+            raise ValueError("x" * 3000 + " the end")
+        recurse(n - 1) if n % 2 else recurse_too(n - 1)
+
+    def recurse_too(n: int) -> None:
+        recurse(n)
+
+    with pytest.raises(ValueError, match="the end") as caught:
+        recurse(200)
+    traceback = tell_exception(caught.value)["traceback"]
+    assert traceback.startswith("Traceback (most recent call last):")
+    assert traceback.endswith("the end")
+    assert " characters …]\n" in traceback
+    assert len(traceback) < 6100
+
+
+def test_an_exception_that_cannot_be_shown_is_told_nevertheless():
+    class RudeError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    told = tell_exception(fail(RudeError()))
+    assert told["message"] == "(its str() fails)"
+    assert told["exception"].endswith("RudeError")
+
+
+def test_it_is_grouped_by_exception_signal_or_reason():
+    assert a_note(exception="app.errors.Oops").kind == "app.errors.Oops"
+    assert a_note(death={"exit_signal": 11, "exit_status": None}).kind == "SIGSEGV"
+    assert a_note(death={"exit_signal": None, "exit_status": 3}).kind == "exit 3"
+    assert a_note().kind == "failed once"
+    assert tell_exception(fail(Bury("no such user")))["exception"] == "Bury"
+
+
+def test_the_newest_note_comes_first():
+    assert a_note(buried_at=2_000_000_000.5).priority < a_note(buried_at=1_999_999_998.0).priority
+    assert 0 <= a_note(buried_at=1e12).priority < 2**32
