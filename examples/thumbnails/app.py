@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,12 +22,14 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.utils import secure_filename
 
-from flask_backend import Backend, BrokerConnectionError
+from flask_backend import Backend, BrokerConnectionError, BulkError, Bury, Discard, Job, JobState, Retry
 
 QUEUE = "com.example/thumbnails"
 SHIPPED = Path(__file__).parent / "photos"
 FORMATS = ("JPEG", "PNG", "WEBP")  # what may be uploaded
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # MPO is how some cameras write JPEG
+KEPT = timedelta(days=1)  # how long an upload is
+LATER = 100_000  # a priority behind that of other calls, 65536
 
 # A file of some kilobytes can claim a size that fills the memory when it is read: refuse it, not only warn.
 Image.MAX_IMAGE_PIXELS = 40_000_000
@@ -38,8 +41,8 @@ app.config.from_prefixed_env()  # FLASK_SECRET_KEY, FLASK_GALLERY_FOLDER
 backend = Backend(app)
 
 GALLERY = Path(app.config["GALLERY_FOLDER"])
-UPLOADS, THUMBNAILS, WAITING = GALLERY / "uploads", GALLERY / "thumbnails", GALLERY / "waiting"
-for folder in (UPLOADS, THUMBNAILS, WAITING):
+UPLOADS, THUMBNAILS = GALLERY / "uploads", GALLERY / "thumbnails"
+for folder in (UPLOADS, THUMBNAILS):
     folder.mkdir(parents=True, exist_ok=True)
 
 VARIANTS = {
@@ -57,7 +60,8 @@ def load_decoders():
     Image.init()  # Pillow would load them at the first image; now no task has to wait for that
 
 
-@backend.task(QUEUE)
+# A full disk, or a share that is away, may be better in a minute; after any other error a person is to look.
+@backend.task(QUEUE, retry=Retry(max_retries=5, on=OSError))
 def thumbnail(name: str) -> None:
     """Make every variant of one photograph.
 
@@ -65,33 +69,57 @@ def thumbnail(name: str) -> None:
     a file is either there and whole or not there at all.
     """
     started = time.perf_counter()
-    with Image.open(photos()[name]) as source:
-        image = ImageOps.exif_transpose(source).convert("RGB")
+    photo = photos().get(name)
+    if photo is None:
+        raise Discard("the photograph was deleted meanwhile")
+    data = photo.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as source:
+            image = ImageOps.exif_transpose(source).convert("RGB")
+    except Exception as error:  # decoders raise all sorts of things at a broken file
+        raise Bury(f"{name} cannot be read: {error}") from error
     for variant, make in VARIANTS.items():
         with whole_file(THUMBNAILS / f"{name}.{variant}.jpg") as part:
             make(image).save(part, quality=85)
-    (WAITING / name).unlink(missing_ok=True)
     app.logger.info("made the thumbnails of %s in %d ms", name, (time.perf_counter() - started) * 1000)
+
+
+@backend.task(QUEUE)
+def forget(name: str) -> None:
+    """Delete an upload and its thumbnails."""
+    for path in (UPLOADS / name, *(THUMBNAILS / f"{name}.{variant}.jpg" for variant in VARIANTS)):
+        path.unlink(missing_ok=True)
 
 
 # -- in the web server ---------------------------------------------------------------------------------------
 
 
+# What this process has scheduled, by photograph. Only for its page: the tasks are run whether it lives or not.
+jobs: dict[str, Job] = {}
+
+
 @app.get("/")
 def index():
     names = photos()
-    waiting = {name: mark for name in names if (mark := modified(WAITING / name))}
+    states = states_of_jobs()
     made = {(name, key): modified(THUMBNAILS / f"{name}.{key}.jpg") for name in names for key in VARIANTS}
-    # The longer nothing happens, the longer the page waits before it looks again.
-    refresh_s = 1 + int(time.time() - max(waiting.values())) // 4 if waiting else None
-    return render_template("gallery.html", names=names, made=made, waiting=waiting, refresh_s=refresh_s)
+    return render_template("gallery.html", names=names, made=made, jobs=jobs, states=states)
+
+
+def states_of_jobs() -> dict[str, JobState]:
+    """Ask where the jobs are that are not done."""
+    try:
+        states = {name: job.state() for name, job in jobs.copy().items()}
+    except BrokerConnectionError:
+        return {}
+    return {name: state for name, state in states.items() if state is not JobState.DONE}
 
 
 @app.post("/thumbnails")
 def make_all():
     names = list(photos())
-    with marked_as_waiting(names):
-        thumbnail.map(names)
+    # Nobody waits for these as for a single one.
+    jobs.update(zip(names, thumbnail.options(priority=LATER).map(names), strict=True))
     return redirect(url_for("index"))
 
 
@@ -99,16 +127,15 @@ def make_all():
 def make_one(name: str):
     if name not in photos():
         abort(404)
-    with marked_as_waiting([name]):
-        thumbnail(name)
+    jobs[name] = thumbnail(name)
     return redirect(url_for("index"))
 
 
 @app.post("/photos")
 def upload():
     name = keep(request.files["photo"])
-    with marked_as_waiting([name]):
-        thumbnail(name)
+    jobs[name] = thumbnail(name)
+    forget.options(delay=KEPT)(name)
     return redirect(url_for("index"))
 
 
@@ -129,10 +156,11 @@ class UploadError(Exception):
 @app.errorhandler(UploadError)
 @app.errorhandler(RequestEntityTooLarge)
 @app.errorhandler(BrokerConnectionError)
+@app.errorhandler(BulkError)
 def tell_problem(error: Exception):
     app.logger.warning("%s (%s)", error, error.__cause__)
     match error:
-        case BrokerConnectionError():
+        case BrokerConnectionError() | BulkError():
             flash("Thumbnails cannot be made just now. Try again in a minute.")
         case RequestEntityTooLarge():
             flash(f"That file is too large: at most {app.config['MAX_CONTENT_LENGTH'] >> 20} MB.")
@@ -151,18 +179,18 @@ def photos() -> dict[str, Path]:
 
 
 def keep(upload: FileStorage) -> str:
-    """Keep an uploaded photograph, if it is one, and return its name."""
+    """Keep an uploaded photograph, if it begins as one, and return its name. To read it all is the task's work."""
     data = upload.read()
     if not upload.filename or not data:
         raise UploadError("Choose a photograph first.")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()  # to the end: a file may begin well and break off
-    except Exception as error:  # decoders raise all sorts of things at a broken file
+            suffix = SUFFIXES[image.format]
+    except Exception as error:  # decoders raise all sorts of things at what is no image
         raise UploadError(f"“{upload.filename}” is not a JPEG, PNG or WebP image that can be read.") from error
     stem = Path(secure_filename(upload.filename)).stem[:50] or "photo"
     # Its content in its name: two photographs never share one, and the same photograph sent twice is kept once.
-    name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{SUFFIXES[image.format]}"
+    name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}"
     with whole_file(UPLOADS / name) as part:
         part.write_bytes(data)
     return name
@@ -175,19 +203,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         part = Path(folder) / path.name
         yield part
         part.replace(path)
-
-
-@contextmanager
-def marked_as_waiting(names: list[str]) -> Iterator[None]:
-    """Mark photographs before their tasks are scheduled: a task may be done before the scheduling returns."""
-    for name in names:
-        (WAITING / name).touch()
-    try:
-        yield
-    except BrokerConnectionError:
-        for name in names:
-            (WAITING / name).unlink(missing_ok=True)
-        raise
 
 
 def modified(path: Path) -> float | None:

@@ -29,6 +29,7 @@ FLASK_BACKEND = Path(sysconfig.get_path("scripts")) / "flask-backend"
 TASKS = "com.example/default"
 INBOX = "com.example/integrate-with-external"
 OUTBOX = "com.external/integrate-with-example"
+GALLERY = "com.example/thumbnails"
 RUNNING = r"Running on (http://127\.0\.0\.1:\d+)"
 
 
@@ -235,21 +236,71 @@ def test_an_uploaded_photograph_gets_thumbnails(gallery, broker, format_, suffix
     assert upload.read_bytes() == stream.getvalue()
 
     gallery.supervise()
-    wait_until(lambda: broker.jobs() == 0, "the job has left its queue")
+    wait_until(lambda: len(gallery.thumbnails()) == 3, "the thumbnails are made")
     assert gallery.thumbnails() == sorted(f"{upload.name}.{variant}.jpg" for variant in SIZES)
-    assert f"wide thumbnail of {upload.name}" in gallery.browser.get()
+    wait_until(lambda: f"wide thumbnail of {upload.name}" in gallery.browser.get(), "the page shows them")
+
+
+def test_an_upload_is_deleted_after_a_day_with_its_thumbnails(gallery, broker):
+    gallery.upload((THUMBNAILS / "photos" / "chelsea.jpg").read_bytes(), "cat.jpg")
+    gallery.supervise()
+    wait_until(lambda: len(gallery.thumbnails()) == 3, "the thumbnails are made")
+    with broker.client(GALLERY) as client:
+        job = client.peek_delayed()
+        assert client.stats_job(job.id)["delay"] == 24 * 60 * 60
+        client.kick_job(job.id)
+    wait_until(lambda: broker.jobs() == 0, "the job has left its queue")
+    assert gallery.thumbnails() == []
+    assert list((gallery.folder / "uploads").iterdir()) == []
+
+
+def test_a_single_photograph_comes_before_all(gallery, broker):
+    gallery.browser.post("/thumbnails")
+    gallery.browser.post("/thumbnails/falcon-9.jpg")
+    calls = [json.loads(broker.take(GALLERY))["args"] for _ in range(len(PHOTOS) + 1)]
+    assert calls == [["falcon-9.jpg"], *([photo] for photo in PHOTOS)]
 
 
 def test_what_is_no_photograph_is_refused_where_it_was_uploaded(gallery, broker):
     whole = (THUMBNAILS / "photos" / "chelsea.jpg").read_bytes()
     no_image = "is not a JPEG, PNG or WebP image that can be read"
     assert no_image in gallery.problem(gallery.upload(b"Dear diary, ...", "diary.jpg"))
-    assert no_image in gallery.problem(gallery.upload(whole[: len(whole) // 2], "broken-off.jpg"))
+    assert no_image in gallery.problem(gallery.upload(whole[:100], "broken-off.jpg"))
     assert no_image in gallery.problem(gallery.upload(png_that_claims(60_000, 60_000), "bomb.png"))
     assert "Choose a photograph" in gallery.problem(gallery.upload(b"", ""))
     assert "Choose a photograph" in gallery.problem(gallery.upload(b"", "empty.jpg"))
     assert broker.jobs() == 0
     assert list((gallery.folder / "uploads").iterdir()) == []
+
+
+def test_a_photograph_that_turns_out_to_be_broken_is_shown_as_failed_and_buried_with_the_reason(gallery, broker):
+    whole = (THUMBNAILS / "photos" / "chelsea.jpg").read_bytes()
+    assert gallery.problem(gallery.upload(whole[: len(whole) // 2], "broken-off.jpg")) is None
+    supervisor = gallery.supervise()
+    wait_until(lambda: broker.count(GALLERY, "buried") == 1, "the job is buried")
+    supervisor.wait_for(r"decided Bury: broken-off-\w+\.jpg cannot be read: image file is truncated")
+    page = gallery.browser.get()
+    assert page.count(">failed<") == 3
+    assert "http-equiv" not in page
+
+
+def test_a_folder_that_is_away_is_tried_again(gallery):
+    supervisor = gallery.supervise()
+    supervisor.wait_for("supervisor: ready")
+    (gallery.folder / "thumbnails").rmdir()
+    gallery.browser.post("/thumbnails/chelsea.jpg")
+    wait_until(lambda: ">trying later<" in gallery.browser.get(), "the page says so")
+    (gallery.folder / "thumbnails").mkdir()
+    supervisor.wait_for(r"made the thumbnails of chelsea\.jpg in \d+ ms \[thumbnail job 1 attempt [2-6]\]")
+
+
+def test_a_photograph_that_was_deleted_meanwhile_is_given_up(gallery, broker):
+    gallery.upload((THUMBNAILS / "photos" / "chelsea.jpg").read_bytes(), "cat.jpg")
+    (upload,) = (gallery.folder / "uploads").iterdir()
+    upload.unlink()
+    supervisor = gallery.supervise()
+    supervisor.wait_for(r"deleted: the photograph was deleted meanwhile")
+    assert broker.count(GALLERY, "buried") == broker.count(GALLERY, "ready") == 0
 
 
 def test_a_broker_that_is_away_is_told_on_the_page(gallery, broker):
@@ -258,6 +309,14 @@ def test_a_broker_that_is_away_is_told_on_the_page(gallery, broker):
     assert "cannot be made just now" in gallery.problem(page)
     assert ">waiting<" not in page
     gallery.web.wait_for(f"127.0.0.1:{broker.port}")  # the log says which one is away
+    assert "cannot be made just now" in gallery.problem(gallery.browser.post("/thumbnails/chelsea.jpg"))
+
+
+def test_the_page_is_there_without_the_broker(gallery, broker):
+    assert gallery.browser.post("/thumbnails/chelsea.jpg").count(">waiting<") == 3
+    broker.stop()
+    page = gallery.browser.get()
+    assert (page.count("not made"), page.count(">waiting<")) == (3 * len(PHOTOS), 0)
 
 
 def test_photographs_are_small_and_each_has_its_source_named():
