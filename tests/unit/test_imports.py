@@ -12,10 +12,12 @@ PACKAGE = Path(flask_backend.__file__).parent
 # From the values, which all may use, to the edges, which nobody but the user starts. A module may import from its own
 # layer and from those before it.
 LAYERS = [
-    {"errors", "exits", "machine", "names", "titles", "config", "ending", "message", "retry"},
-    {"broker"},
-    {"task", "extension"},
-    {"execution", "host", "keeper", "postmortem", "stopping", "supervisor", "worker"},
+    {"errors", "exits", "machine", "names", "titles", "seconds", "decisions", "retry", "config", "options", "ending"}
+    | {"message", "bulk", "notes"},
+    {"broker", "producer", "console", "failures"},
+    {"job", "task", "extension"},
+    {"current", "execution", "fitting", "host", "keeper", "postmortem", "settlement", "stopping", "supervisor"}
+    | {"worker"},
     {"logs", "cli", "flask_script", "__main__"},
 ]
 

@@ -1,0 +1,115 @@
+"""Loading the app of the user, whose code may do anything while it is imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+import click
+
+from flask_backend.exits import ExitCode
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from flask_backend.extension import Backend
+    from flask_backend.logs import LogFormat
+
+
+@dataclass(frozen=True)
+class LoadedApp:
+    app: Flask
+    backend: Backend
+
+
+class AppLoadError(click.ClickException):
+    """The app cannot be used as it is; restarting will not help."""
+
+    exit_code = ExitCode.CONFIG
+
+
+def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
+    """Load the app as Flask does; raise :exc:`AppLoadError` with what the user's own code had to say."""
+    from flask.cli import NoAppException, ScriptInfo
+
+    from flask_backend.extension import EXTENSION_KEY, Backend
+    from flask_backend.logs import configure
+
+    info = ctx.find_object(ScriptInfo)
+    if info is None:  # our own command line, not Flask's
+        info = ScriptInfo(app_import_path=ctx.find_root().params.get("app") or os.environ.get("FLASK_APP"))
+    try:
+        app = info.load_app()
+    except NoAppException as error:
+        raise AppLoadError(error.format_message()) from error
+    except StopWhileLoading:
+        raise
+    except BaseException as error:  # SystemExit of the app's own, too: it cannot be loaded
+        raise AppLoadError(f"the app cannot be imported.\n\n{users_traceback(error)}") from error
+    configure(app, log_format)
+    backend = app.extensions.get(EXTENSION_KEY)
+    if not isinstance(backend, Backend):
+        raise AppLoadError(f"app {app.name!r} has no Backend: use Backend(app), or backend.init_app(app)")
+    return LoadedApp(app, backend)
+
+
+def check_queue(loaded: LoadedApp, queue: str) -> None:
+    queues = loaded.backend.queues
+    if queue not in queues:
+        known = "\n".join(f"  {name}" for name in sorted(queues)) or "  none"
+        raise AppLoadError(
+            f"nothing in app {loaded.app.name!r} is registered for queue {queue!r}. Its queues are:\n{known}"
+        )
+
+
+def users_traceback(error: BaseException) -> str:
+    """Format a traceback that begins in the user's code, not in what imports it."""
+    tb = error.__traceback__
+    while tb is not None and _is_machinery(tb):
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(error), error, tb)).rstrip()
+
+
+def _is_machinery(tb: TracebackType) -> bool:
+    filename = tb.tb_frame.f_code.co_filename
+    module = tb.tb_frame.f_globals.get("__name__", "")
+    return filename.startswith("<frozen") or module in {__name__, "flask.cli"}
+
+
+class StopWhileLoading(SystemExit):  # an exit, not an error
+    """TERM or INT came while the app was being imported."""
+
+
+class StopSignalsWhileLoading:
+    """TERM and INT end the process with 0 while there is nothing to drain; process 1 would ignore them otherwise.
+
+    After a reload there is: then they wait until the app is loaded.
+    """
+
+    def __init__(self, *, may_exit: bool = True) -> None:
+        self._came = False
+        self._may_exit = may_exit
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])  # after a reload all are blocked
+
+    def exit_if_one_came(self) -> None:
+        """Exit now if code of the app, or of what it imports, has swallowed the exit that a signal raised in it."""
+        if self._came and self._may_exit:
+            sys.exit(ExitCode.OK)
+
+    def pass_on(self) -> None:
+        """Have a signal that came after a reload handled by those who come next."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        if self._came:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+        if self._may_exit:
+            raise StopWhileLoading(ExitCode.OK)

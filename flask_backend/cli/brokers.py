@@ -1,0 +1,52 @@
+"""Where the commands find the broker that look and act there: without loading the app, if that can be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .apps import load_app
+
+if TYPE_CHECKING:
+    from flask_backend.config import Settings
+    from flask_backend.console import Console
+
+
+def broker_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--broker",
+        "broker_uri",
+        envvar="BACKEND_CONNECTION_URI",
+        show_envvar=True,
+        metavar="URI",
+        help="Where Beanstalkd is: btq://HOST[:PORT]. Default: as the app says, which is loaded for that if there is "
+        "one; btq://127.0.0.1:11300 otherwise.",
+    )(function)
+
+
+def open_console(ctx: click.Context, broker_uri: str | None) -> Console:
+    """Connect to the broker."""
+    from flask_backend.console import Console
+
+    return Console(find_settings(ctx, broker_uri))
+
+
+def find_settings(ctx: click.Context, broker_uri: str | None) -> Settings:
+    from flask_backend.config import Address, Settings
+
+    if broker_uri is not None:
+        return Settings(Address.parse(broker_uri))
+    if not names_an_app(ctx):
+        return Settings()
+    loaded = load_app(ctx)
+    return loaded.backend.settings_of(loaded.app)
+
+
+def names_an_app(ctx: click.Context) -> bool:
+    """Say whether there is an app to load: named, or in a file with the name that Flask looks for."""
+    info = ctx.obj  # Flask's, of `flask backend` and of Flask-Script
+    named = ctx.find_root().params.get("app") or (info and (info.app_import_path or info.create_app))
+    return bool(named or os.environ.get("FLASK_APP") or any(map(os.path.isfile, ("wsgi.py", "app.py"))))

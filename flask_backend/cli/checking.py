@@ -1,0 +1,85 @@
+"""Checking the app without running anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from flask_backend.exits import ExitCode
+
+from .apps import LoadedApp, load_app
+from .output import echo_json, json_option
+from .scanning import scan_option
+
+
+@click.command()
+@click.option(
+    "--waiting",
+    is_flag=True,
+    help="Look at the jobs that wait in the app's queues, too, and say which of them this version could not run.",
+)
+@scan_option
+@json_option
+@click.pass_context
+def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> None:
+    """Load the app, run nothing, and say what was found.
+
+    With --waiting the calls of all ready, delayed and buried jobs are held against the app's tasks; no job is reserved
+    for that.
+
+    Exit codes: 3 if the app cannot be loaded; with --waiting 1 if there is a job that it could not run, a buried one
+    too.
+    """
+    if not waiting and ctx.get_parameter_source("bound") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--scan is for --waiting: say both")
+    loaded = load_app(ctx)
+    if as_json and not waiting:
+        echo_json(_as_dict(loaded))
+    if not as_json:
+        _echo(loaded)
+    if waiting:
+        _check_waiting(ctx, loaded, bound, as_json=as_json)
+
+
+def _check_waiting(ctx: click.Context, loaded: LoadedApp, bound: int, *, as_json: bool) -> None:
+    from .waiting import as_dict, echo, look
+
+    jobs, search = look(loaded, bound)
+    if as_json:
+        echo_json({**_as_dict(loaded), "waiting": as_dict(jobs, search)})
+    else:
+        echo(jobs, search)
+    search.warn_if_incomplete()
+    ctx.exit(ExitCode.FAILED if jobs.groups else ExitCode.OK)
+
+
+def _as_dict(loaded: LoadedApp) -> dict[str, Any]:
+    return {
+        "app": loaded.app.name,
+        "broker": str(loaded.backend.settings_of(loaded.app).address),
+        "queues": [
+            {
+                "queue": handlers.queue,
+                "tasks": sorted(handlers.tasks),
+                "receiver": handlers.receiver.name if handlers.receiver else None,
+                "before_first_task": [hook.__name__ for hook in handlers.hooks],
+            }
+            for handlers in loaded.backend.queues.values()
+        ],
+    }
+
+
+def _echo(loaded: LoadedApp) -> None:
+    click.echo(f"app:    {loaded.app.name}\nbroker: {loaded.backend.settings_of(loaded.app).address}")
+    for handlers in loaded.backend.queues.values():
+        click.echo(f"queue:  {handlers.queue}")
+        for name in sorted(handlers.tasks):
+            click.echo(f"  task {name}")
+        if handlers.receiver:
+            click.echo(f"  receiver {handlers.receiver.name}")
+        for hook in handlers.hooks:
+            click.echo(f"  before first task {hook.__name__}")
+    if not loaded.backend.queues:
+        click.echo("no tasks and no receivers")

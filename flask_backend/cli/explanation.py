@@ -1,0 +1,188 @@
+"""Why a job has not run: the one answer, from what is known of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from flask_backend.console import JobRecord, Queue
+from flask_backend.message import cut
+from flask_backend.notes import Note
+from flask_backend.retry import Retry
+
+from .bodies import printable
+from .output import count_of, show_seconds, show_time
+
+if TYPE_CHECKING:
+    from flask_backend.fitting import Misfit
+
+Numbers = Mapping[str, int | float | None]
+
+# Of a story's message; the command that tells all of it is named beside.
+_MAX_STORY = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a job has not run: a code that stays as it is, for programs, a sentence, and the numbers that are in it."""
+
+    code: str
+    text: str
+    numbers: Numbers = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a job at ``now``, in seconds since the epoch.
+
+    ``story`` is that of a buried job; ``misfit`` and ``retry`` are known if there is an app that has the job's queue.
+    """
+
+    record: JobRecord
+    queue: Queue
+    now: float
+    story: Note | None = None
+    misfit: Misfit | None = None
+    retry: Retry | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that comes, or runs now."""
+        return self.record.attempts.number
+
+    @property
+    def allowed(self) -> int | None:
+        return self.retry.allowed(self.record.attempts) if self.retry else None
+
+    @property
+    def nth_attempt(self) -> str:
+        return f"attempt {self.attempt}" + (f" of {self.allowed}" if self.allowed else "")
+
+
+def gone(job_id: int) -> Reason:
+    return Reason("gone", f"Job {job_id} is gone: it is done, was deleted, or never was.")
+
+
+def explain(facts: Facts) -> Reason:
+    """Return the reason that matters most; the one after it, if there is one, is told in a second sentence."""
+    first, *others = islice(_reasons(facts), 2)
+    numbers = {"age_s": facts.record.age_s, **first.numbers}
+    if facts.record.state != "buried":  # where none comes
+        numbers |= {"attempt": facts.attempt, "allowed": facts.allowed}
+    return Reason(first.code, " ".join(each.text for each in (first, *others)), numbers)
+
+
+def _reasons(facts: Facts) -> Iterator[Reason]:
+    """Yield all that keeps a job from running, what has to change first in front."""
+    match facts.record.state:
+        case "reserved":
+            yield _reserved(facts)
+        case "buried":
+            yield _buried(facts)
+            yield from _misfit(facts)
+        case "delayed" if facts.attempt > 1:
+            yield from _misfit(facts)  # which is why it failed, most likely
+            yield _retry(facts)
+            yield from _held_up(facts)
+        case "delayed":
+            yield _delayed(facts)
+            yield from _held_up(facts)
+            yield from _misfit(facts)
+        case _:
+            held_up = list(_held_up(facts))
+            yield from held_up
+            yield from _misfit(facts)
+            if not held_up:
+                yield _in_turn(facts)
+
+
+def _reserved(facts: Facts) -> Reason:
+    job = facts.record
+    silent_s = job.ttr_s - job.time_left_s
+    numbers = {"silent_s": silent_s, "ttr_s": job.ttr_s, "time_left_s": job.time_left_s}
+    heard = f"last heard of {show_seconds(silent_s)} ago"
+    if job.time_left_s < 0:
+        text = (
+            f"A worker has job {job.id}, {facts.nth_attempt}, and was {heard}: its time to run of "
+            f"{show_seconds(job.ttr_s)} is over, but the connection that holds the job is still open. The worker may "
+            "hang; as soon as it ends, the job is ready again."
+        )
+    else:
+        text = (
+            f"A worker has job {job.id}, {facts.nth_attempt}: it was {heard}, and may be silent for "
+            f"{show_seconds(job.ttr_s)}."
+        )
+    return Reason("reserved", text, numbers)
+
+
+def _buried(facts: Facts) -> Reason:
+    job, story = facts.record.id, facts.story
+    if story is None:
+        text = (
+            f"Job {job} was buried without a story: by another program than our workers, or while the broker had no "
+            "room for one."
+        )
+        return Reason("buried", text)
+    since = show_seconds(facts.now - story.buried_at)
+    text = f"Job {job} has been buried for {since}: {show_story(story)}. See `flask-backend failures --job {job}`."
+    return Reason("buried", text, {"buried_at": story.buried_at})
+
+
+def _delayed(facts: Facts) -> Reason:
+    job = facts.record
+    text = f"Job {job.id} is scheduled for {_due(facts)}."
+    return Reason("delayed", text, {"due_in_s": job.time_left_s})
+
+
+def _retry(facts: Facts) -> Reason:
+    job = facts.record
+    text = f"Job {job.id} has failed {_times(facts.attempt - 1)}; {facts.nth_attempt} is due at {_due(facts)}."
+    return Reason("retry", text, {"due_in_s": job.time_left_s})
+
+
+def _held_up(facts: Facts) -> Iterator[Reason]:
+    job, queue = facts.record.id, facts.queue
+    if queue.is_paused:
+        left = show_seconds(queue.pause_left_s)
+        until = "until it is resumed" if queue.is_paused_until_resumed else f"for {left} more"
+        resume = f"flask-backend resume {queue.name}"
+        text = f"Queue {queue.name} is paused {until}, and job {job} with it; `{resume}` ends that."
+        yield Reason("paused", text, {"pause_left_s": queue.pause_left_s})
+    if not queue.watching:
+        text = (
+            f"No worker watches {queue.name} to take job {job}: start one with "
+            f"`flask-backend supervise --queue {queue.name}`."
+        )
+        yield Reason("no-worker", text, {"ready": queue.ready, "workers": 0, "idle": 0})
+
+
+def _misfit(facts: Facts) -> Iterator[Reason]:
+    if facts.misfit is not None:
+        yield Reason(facts.misfit.fault, f"Job {facts.record.id} cannot run: {printable(facts.misfit.why)}.")
+
+
+def _in_turn(facts: Facts) -> Reason:
+    queue = facts.queue
+    numbers = {"ready": queue.ready, "workers": queue.watching, "idle": queue.waiting}
+    text = (
+        f"Job {facts.record.id} is ready and waits for its turn: {count_of(queue.ready, 'job')} of {queue.name} "
+        f"{'is' if queue.ready == 1 else 'are'} ready, and of {count_of(queue.watching, 'worker')} "
+        f"{queue.waiting or 'none'} {'are' if queue.waiting > 1 else 'is'} idle."
+    )
+    return Reason("ready" if queue.waiting else "busy", text, numbers)
+
+
+def show_story(story: Note) -> str:
+    """Return why a job is buried in part of a line, or in one that is cut."""
+    return cut(printable(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_STORY)
+
+
+def _due(facts: Facts) -> str:
+    left_s = facts.record.time_left_s
+    return f"{show_time(facts.now + left_s)}, in {show_seconds(left_s)}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

@@ -1,0 +1,164 @@
+"""What commands print: data on stdout, as a table or as JSON; talk and questions on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--yes", "-y", is_flag=True, help="Do not ask.")(function)
+
+
+def echo_json(value: object) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    click.echo(text.encode(errors="backslashreplace").decode())  # half a surrogate pair, which only JSON can carry
+
+
+def styled(text: str, **style: Any) -> str:
+    """Style a text; ``click.echo`` takes that out again where it does not go to a terminal."""
+    return click.style(text, **style) if style and not os.environ.get("NO_COLOR") else text
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is changed; abort unless the answer is yes. Without a terminal nobody can answer."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.ClickException(f"{question} There is no terminal to ask: say --yes.")
+    click.confirm(question, abort=True, err=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. Numbers are to the right. A text may be cut to ``least`` columns of the terminal."""
+
+    title: str
+    is_number: bool = False
+    least: int | None = None
+
+
+def echo_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], styles: Sequence[dict[str, Any]] = ()) -> None:
+    """Print a table; ``styles`` are those of the rows, in the same order.
+
+    Each row is one line, but in a terminal that is too narrow for that: there the texts in front have a line of their
+    own, and what follows as many as it needs.
+    """
+    lines = [[column.title for column in columns], *map(list, rows)]
+    widths = [max(width_of(line[i]) for line in lines) for i in range(len(columns))]
+    layout = _lay_out(columns, widths, terminal_width())
+    for number, line in enumerate(lines):
+        style = styles[number - 1] if 0 < number <= len(styles) else {"bold": True} if number == 0 else {}
+        for places in layout:
+            cells = (" " * place.gap + _fill(line[place.column], place, columns[place.column]) for place in places)
+            click.echo(styled("".join(cells).rstrip(), **style))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the cells of a column are in their line, and how many columns of the terminal they have."""
+
+    column: int
+    gap: int
+    width: int
+
+
+_GAP = 2
+_INDENT = 2
+
+
+def _lay_out(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[list[_Place]]:
+    """Return the lines that each row has."""
+    least = [min(width, column.least or width) for column, width in zip(columns, widths, strict=True)]
+    for gap in (_GAP, 1):
+        if sum(least) + gap * (len(least) - 1) <= room:
+            return [_stretch([_Place(i, gap if i else 0, width) for i, width in enumerate(least)], widths, room)]
+    first_number = next((i for i, column in enumerate(columns) if column.is_number), 0)
+    lines: list[list[_Place]] = [[]]
+    left = room
+    for i, width in enumerate(least):
+        if lines[-1] and (i == first_number or _GAP + width > left):
+            lines.append([])
+            left = room
+        gap = _GAP if lines[-1] else _INDENT if len(lines) > 1 else 0
+        lines[-1].append(_Place(i, gap, min(width, room - gap)))
+        left -= gap + width
+    return [_stretch(line, widths, room) for line in lines]
+
+
+def _stretch(places: list[_Place], widths: Sequence[int], room: int) -> list[_Place]:
+    """Give the texts that would be cut what is left of their line."""
+    left = room - sum(place.gap + place.width for place in places)
+    stretched: list[_Place] = []
+    for place in places:
+        more = min(left, widths[place.column] - place.width)
+        stretched.append(_Place(place.column, place.gap, place.width + more))
+        left -= more
+    return stretched
+
+
+def _fill(text: str, place: _Place, column: Column) -> str:
+    shown = cut_to_width(text, place.width)
+    padding = " " * (place.width - width_of(shown))
+    return padding + shown if column.is_number else shown + padding
+
+
+def width_of(text: str) -> int:
+    """Return the columns of a terminal that a text takes: Chinese, Japanese and Korean characters take two."""
+    return len(text) if text.isascii() else sum(map(_width_of_char, text))
+
+
+def cut_to_width(text: str, columns: int) -> str:
+    """Return as much of a text as so many columns of a terminal have room for."""
+    if width_of(text) <= columns:
+        return text
+    width = 1  # the ellipsis
+    for end, char in enumerate(text):
+        width += _width_of_char(char)
+        if width > columns:
+            return f"{text[:end]}…"
+    return text
+
+
+def _width_of_char(char: str) -> int:
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def terminal_width() -> int:
+    """Return the columns that lines may have: those of the terminal, and no bound where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 10_000
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a duration as people write it, in at most two units: 9s, 2m5s, 3h, 4d2h."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+        elif parts:
+            break
+    return "".join(parts[:2]) or "0s"
+
+
+def show_time(at: float) -> str:
+    """Return a time, in seconds since the epoch, in this machine's zone."""
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def count_of(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

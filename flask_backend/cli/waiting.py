@@ -1,0 +1,133 @@
+"""Whether the jobs that wait on the broker fit the app as it is, which is good to know before that is deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from flask_backend.console import Console, JobRecord
+from flask_backend.extension import Backend
+from flask_backend.fitting import Fault, Misfit, find_misfit
+from flask_backend.message import cut
+
+from .apps import LoadedApp
+from .bodies import printable, wrapped
+from .output import count_of, terminal_width
+from .scanning import Search
+
+_MAX_NEEDS = 200  # characters of a call without its values
+
+
+@dataclass(slots=True)
+class Group:
+    """Jobs of a queue that do not fit for the same reason: how many wait, how many are buried, and one of them."""
+
+    queue: str
+    misfit: Misfit
+    example: int
+    jobs: int = 0
+    buried: int = 0
+
+
+class Waiting:
+    """The waiting jobs of all queues of an app, counted. Buried ones wait for a person, and are counted apart."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._queues = backend.queues
+        self._groups: dict[tuple[str, Fault, str | None], Group] = {}
+        self.jobs = 0
+        self.buried = 0
+
+    def add(self, record: JobRecord, body: bytes) -> None:
+        is_buried = record.state == "buried"
+        self.buried += is_buried
+        self.jobs += not is_buried
+        misfit = find_misfit(self._queues[record.queue], body)
+        if misfit is not None:
+            kind = (record.queue, misfit.fault, misfit.needs and cut(misfit.needs, _MAX_NEEDS))
+            group = self._groups.setdefault(kind, Group(record.queue, misfit, record.id))
+            group.buried += is_buried
+            group.jobs += not is_buried
+
+    @property
+    def groups(self) -> list[Group]:
+        """What does not fit, the largest groups first."""
+        return sorted(self._groups.values(), key=lambda group: group.jobs + group.buried, reverse=True)
+
+
+def look(loaded: LoadedApp, bound: int) -> tuple[Waiting, Search]:
+    """Look at the jobs that wait in the queues of the app, and how far that went. Keeps no job."""
+    waiting = Waiting(loaded.backend)
+    with Console(loaded.backend.settings_of(loaded.app)) as console:
+        search = Search(console, list(loaded.backend.queues), ("ready", "delayed", "buried"), bound)
+        for record, body in search.with_bodies():
+            waiting.add(record, body)
+    return waiting, search
+
+
+def as_dict(waiting: Waiting, search: Search) -> dict[str, Any]:
+    misfits = [
+        {
+            "queue": group.queue,
+            "reason": group.misfit.fault,
+            "needs": group.misfit.needs,
+            "why": group.misfit.why,
+            "jobs": group.jobs,
+            "buried": group.buried,
+            "example": group.example,
+        }
+        for group in waiting.groups
+    ]
+    return {
+        "jobs": waiting.jobs,
+        "buried": waiting.buried,
+        "misfits": misfits,
+        "counted": search.counted,
+        "looked_at": search.looked_at,
+        "is_complete": search.is_complete,
+    }
+
+
+def echo(waiting: Waiting, search: Search) -> None:
+    for line in (*_told_groups(waiting), _summary(waiting, search)):
+        click.echo(wrapped(line, terminal_width(), "  "))
+
+
+def _told_groups(waiting: Waiting) -> Iterator[str]:
+    for group in waiting.groups:
+        is_one = group.jobs + group.buried == 1
+        needs = printable(cut(group.misfit.needs or "", _MAX_NEEDS))
+        why = f": {printable(group.misfit.why)}"
+        match group.misfit.fault:
+            case Fault.UNKNOWN_ENDPOINT:
+                what, why = f"{'calls' if is_one else 'call'} {needs}, which this version lacks", ""
+            case Fault.BAD_ARGUMENTS:
+                what = f"{'needs' if is_one else 'need'} {needs}, which this version lacks"
+            case Fault.BAD_BODY:
+                what = f"{'has' if is_one else 'have'} a body that no version can read"
+        yield f"{_count(group.jobs, group.buried)} {what} (of {group.queue}), as job {group.example}{why}"
+
+
+def _count(jobs: int, buried: int) -> str:
+    if not jobs:
+        return count_of(buried, "buried job")
+    return count_of(jobs, "job") + (f" and {buried:,} buried" if buried else "")
+
+
+def _summary(waiting: Waiting, search: Search) -> str:
+    found = "" if search.is_complete else f" that {'was' if waiting.jobs == 1 else 'were'} found"
+    buried = f"{waiting.buried:,} buried {'one' if waiting.buried == 1 else 'ones'}"
+    if waiting.groups:
+        misfits = [sum(group.jobs for group in waiting.groups), sum(group.buried for group in waiting.groups)]
+        told = f"{misfits[0]:,} of {count_of(waiting.jobs, 'waiting job')}{found} do not fit"
+        return told + (f"; {misfits[1]:,} of {buried}" if waiting.buried else "")
+    if not waiting.jobs:
+        told = "no jobs are waiting"
+    elif waiting.jobs == 1:
+        told = f"the only waiting job{found} fits"
+    else:
+        told = f"all {waiting.jobs:,} waiting jobs{found} fit"
+    return told + (f"; {buried} as well" if waiting.buried else "")

@@ -1,0 +1,157 @@
+"""Why a job has not run: the reason in front, in words that hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from flask_backend import Retry
+from flask_backend.cli.explanation import Facts, explain, gone
+from flask_backend.console import JobRecord, Queue
+from flask_backend.fitting import Fault, Misfit
+from flask_backend.notes import Note
+
+NOW = 1_767_225_600.0
+JOB = JobRecord(
+    id=7,
+    queue="q",
+    state="ready",
+    priority=65536,
+    age_s=90,
+    ttr_s=120,
+    time_left_s=0,
+    reserves=0,
+    timeouts=0,
+    releases=0,
+    buries=0,
+    kicks=0,
+)
+QUEUE = Queue("q", ready=3, reserved=2, delayed=0, buried=0, watching=2, waiting=0, put=9, deleted=4, pause_left_s=0)
+UNKNOWN = Misfit(Fault.UNKNOWN_ENDPOINT, "queue 'q' has no task 'gone' in this version of the app", "gone(...)")
+STORY = Note(7, "q", "failed 10 times", NOW - 180, "host", 1, exception="ValueError", message="no\nluck")
+
+
+def explained(queue=QUEUE, *, story=None, misfit=None, retry=None, **job):
+    return explain(Facts(replace(JOB, **job), queue, NOW, story, misfit, retry))
+
+
+def test_a_job_that_is_gone_may_have_been_done():
+    assert gone(7).code == "gone"
+    assert gone(7).text == "Job 7 is gone: it is done, was deleted, or never was."
+
+
+def test_a_ready_job_waits_for_busy_workers():
+    reason = explained()
+    assert reason.code == "busy"
+    assert reason.text == (
+        "Job 7 is ready and waits for its turn: 3 jobs of q are ready, and of 2 workers none is idle."
+    )
+    assert reason.numbers == {"age_s": 90, "attempt": 1, "allowed": None, "ready": 3, "workers": 2, "idle": 0}
+
+
+@pytest.mark.parametrize(
+    ("ready", "idle", "told"),
+    [
+        (1, 1, "1 job of q is ready, and of 2 workers 1 is idle."),
+        (3, 2, "3 jobs of q are ready, and of 2 workers 2 are idle."),
+    ],
+)
+def test_with_idle_workers_it_is_only_ready(ready, idle, told):
+    reason = explained(replace(QUEUE, ready=ready, waiting=idle))
+    assert reason.code == "ready"
+    assert reason.text.endswith(told)
+
+
+def test_without_workers_it_says_how_to_start_some():
+    reason = explained(replace(QUEUE, watching=0))
+    assert reason.code == "no-worker"
+    assert reason.text == ("No worker watches q to take job 7: start one with `flask-backend supervise --queue q`.")
+
+
+def test_a_pause_comes_before_all_else_of_a_ready_job():
+    reason = explained(replace(QUEUE, pause_left_s=300, watching=0), misfit=UNKNOWN)
+    assert reason.code == "paused"
+    assert reason.text.startswith(
+        "Queue q is paused for 5m more, and job 7 with it; `flask-backend resume q` ends that. No worker watches q"
+    )
+    assert reason.numbers["pause_left_s"] == 300
+
+
+def test_a_pause_without_end_is_said_to_be_one():
+    assert "Queue q is paused until it is resumed" in explained(replace(QUEUE, pause_left_s=2**32 - 1)).text
+
+
+def test_a_task_that_is_not_there_comes_before_the_turn():
+    reason = explained(misfit=UNKNOWN)
+    assert reason.code == "unknown-endpoint"
+    assert reason.text.startswith(
+        "Job 7 cannot run: queue 'q' has no task 'gone' in this version of the app. Job 7 is ready"
+    )
+
+
+def test_a_delay_tells_the_time_and_then_who_is_missing():
+    reason = explained(replace(QUEUE, watching=0), state="delayed", time_left_s=40)
+    assert reason.code == "delayed"
+    assert reason.text.startswith("Job 7 is scheduled for 20")
+    assert ", in 40s. No worker watches q" in reason.text
+    assert reason.numbers["due_in_s"] == 40
+
+
+def test_a_retry_tells_which_attempt_comes():
+    reason = explained(state="delayed", time_left_s=40, releases=2, retry=Retry())
+    assert reason.code == "retry"
+    assert reason.text.startswith("Job 7 has failed 2 times; attempt 3 of 10 is due at 20")
+    assert (reason.numbers["attempt"], reason.numbers["allowed"]) == (3, 10)
+
+
+def test_without_a_policy_the_number_of_attempts_is_open():
+    assert "has failed once; attempt 2 is due at" in explained(state="delayed", time_left_s=40, releases=1).text
+    endless = explained(state="delayed", time_left_s=40, releases=1, retry=Retry(max_retries=None))
+    assert "; attempt 2 is due at" in endless.text
+
+
+def test_a_retry_of_a_task_that_is_not_there_says_that_first():
+    reason = explained(state="delayed", time_left_s=40, releases=2, misfit=UNKNOWN)
+    assert reason.code == "unknown-endpoint"
+    assert "Job 7 has failed 2 times" in reason.text
+
+
+def test_a_reserved_job_tells_when_its_worker_was_heard_of():
+    reason = explained(state="reserved", time_left_s=111, retry=Retry(max_retries=0))
+    assert reason.code == "reserved"
+    assert reason.text == ("A worker has job 7, attempt 1 of 1: it was last heard of 9s ago, and may be silent for 2m.")
+    assert (reason.numbers["silent_s"], reason.numbers["ttr_s"], reason.numbers["time_left_s"]) == (9, 120, 111)
+
+
+def test_a_reserved_job_whose_time_is_over_is_held_by_an_open_connection():
+    reason = explained(state="reserved", time_left_s=-40)
+    assert reason.code == "reserved"
+    assert "last heard of 2m40s ago: its time to run of 2m is over" in reason.text
+    assert "the connection that holds the job is still open" in reason.text
+
+
+def test_a_buried_job_tells_its_story_in_one_line():
+    reason = explained(state="buried", buries=1, story=STORY)
+    assert reason.code == "buried"
+    assert reason.numbers == {"age_s": 90, "buried_at": NOW - 180}
+    assert reason.text == (
+        r"Job 7 has been buried for 3m: failed 10 times: ValueError: no\nluck. See `flask-backend failures --job 7`."
+    )
+
+
+def test_a_long_story_is_cut():
+    story = replace(STORY, message="x" * 1000)
+    assert len(explained(state="buried", buries=1, story=story).text) < 300
+
+
+def test_a_buried_job_without_a_story_says_so_and_what_would_come_of_a_kick():
+    reason = explained(state="buried", buries=1, misfit=UNKNOWN)
+    assert reason.code == "buried"
+    assert reason.text.startswith("Job 7 was buried without a story: by another program than our workers")
+    assert "Job 7 cannot run" in reason.text
+
+
+def test_what_came_over_the_wire_is_no_command_to_the_terminal():
+    misfit = Misfit(Fault.BAD_ARGUMENTS, "hello() got an unexpected keyword argument '\x1b[31m'", "hello(...)")
+    assert r"'\x1b[31m'" in explained(misfit=misfit).text

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_backend.cli.output import (
+    Column,
+    _lay_out,
+    count_of,
+    cut_to_width,
+    echo_json,
+    echo_table,
+    show_seconds,
+    styled,
+    width_of,
+)
+
+TITLES = st.builds(Column, st.just("x"), st.booleans(), st.none() | st.integers(1, 40))
+
+
+@given(st.lists(st.tuples(TITLES, st.integers(1, 250)), min_size=1, max_size=12), st.integers(10, 200))
+def test_no_line_of_a_table_is_wider_than_the_terminal_and_no_column_is_left_out(table, room):
+    columns, widths = zip(*table, strict=True)
+    lines = _lay_out(columns, widths, room)
+    assert [place.column for line in lines for place in line] == list(range(len(columns)))
+    for line in lines:
+        assert sum(place.gap + place.width for place in line) <= room
+        assert all(0 < place.width <= widths[place.column] for place in line)
+    if sum(widths) + 2 * (len(widths) - 1) <= room:
+        assert [place.width for place in lines[0]] == list(widths)
+
+
+def test_a_text_that_may_be_cut_has_what_the_others_leave():
+    columns = [Column("id", is_number=True), Column("message", least=10), Column("state")]
+    [line] = _lay_out(columns, [5, 100, 8], 40)
+    assert [place.width for place in line] == [5, 23, 8]
+
+
+def test_texts_in_front_have_a_line_of_their_own_where_the_terminal_is_narrow():
+    columns = [Column("queue"), Column("paused"), *(Column("n", is_number=True) for _ in range(4))]
+    assert [[place.column for place in line] for line in _lay_out(columns, [20, 10, 9, 9, 9, 9], 50)] == [
+        [0, 1],
+        [2, 3, 4, 5],
+    ]
+
+
+def test_without_a_terminal_a_row_is_one_plain_line(capsys):
+    columns = [Column("queue"), Column("ready", is_number=True), Column("message", least=5)]
+    echo_table(columns, [["a", "5", "x" * 500], ["日本", "12345", "y"]], [{"fg": "red"}, {}])
+    assert capsys.readouterr().out.splitlines() == [
+        "queue  ready  message",
+        "a          5  " + "x" * 500,
+        "日本   12345  y",
+    ]
+
+
+@given(st.text(st.characters(codec="utf-8")), st.integers(1, 50))
+def test_a_text_is_cut_to_the_columns_there_are(text, columns):
+    shown = cut_to_width(text, columns)
+    assert width_of(shown) <= columns
+    assert shown == text or (shown.endswith("…") and text.startswith(shown[:-1]))
+    assert shown == text or width_of(text) > columns
+
+
+def test_color_is_only_where_it_is_wanted(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert styled("x", fg="red") == "\x1b[31mx\x1b[0m"
+    assert styled("x") == "x"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert styled("x", fg="red") == "x"
+
+
+def test_json_may_have_what_no_text_can(capsys):
+    echo_json({"half a pair": "\ud800", "whole": "ä😀"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"half a pair": "\ud800", "whole": "ä😀"}
+    assert "ä😀" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0s"), (-3, "0s"), (0.6, "1s"), (59, "59s"), (125, "2m5s"), (10_800, "3h"), (10_805, "3h"), (352_800, "4d2h")],
+)
+def test_a_duration_has_at_most_two_units(seconds, shown):
+    assert show_seconds(seconds) == shown
+
+
+def test_one_is_singular():
+    assert [count_of(n, "job") for n in (0, 1, 2, 12_345)] == ["0 jobs", "1 job", "2 jobs", "12,345 jobs"]
