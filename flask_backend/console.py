@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
-from types import NoneType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
-from .broker import PIPELINE_JOBS, Connection, Reply, Stats
+from .broker import NOWHERE, PIPELINE_JOBS, Connection, Reply, Stats
 from .config import Settings
-from .errors import BrokerConnectionError, MessageDecodeError
-from .names import check_queue_name, failures_tube, is_failures_tube
+from .errors import BrokerConnectionError, MessageDecodeError, QueueNameError
+from .names import check_queue_name, check_worked_queue_name, failures_tube, is_failures_tube
 from .notes import Note
 from .options import DEFAULT_PRIORITY
 from .retry import Attempts
@@ -197,15 +197,15 @@ class Console:
     # -- queues ----------------------------------------------------------------------------------------------
 
     def queues(self) -> list[Queue]:
-        """Return all queues by name; without those that keep stories, and ``default`` if it is only watched."""
+        """Return all queues by name: those that keep stories are none, nor is ``default`` that nobody really uses."""
         found = self._queues(name for name in self._tubes() if not is_failures_tube(name))
-        # Every connection watches it until told otherwise, our own too.
-        return [queue for queue in found if queue.name != "default" or queue.jobs]
+        # Every connection, anybody's, uses and watches that one until it says otherwise.
+        return [queue for queue in found if queue.name != "default" or queue.jobs or queue.waiting]
 
     def _tubes(self) -> list[str]:
         [listed] = self._connection.ask([b"list-tubes\r\n"])
         names = (line[2:].strip('"') for line in listed.data.decode("ascii").splitlines() if line.startswith("- "))
-        return sorted(name for name in names if name != _PROBE_TUBE)
+        return sorted(name for name in names if name not in (NOWHERE, _PROBE_TUBE))
 
     def queue(self, name: str) -> Queue | None:
         """Return a queue; None if the server has none: nobody uses it, and it has no job."""
@@ -309,21 +309,19 @@ class Console:
 
         What was found are the jobs of ``queues`` in one of ``states``.
         """
-        tubes = [f"\ntube: {quote}{name}{quote}\n".encode() for name in queues for quote in ("", '"')]
-        wanted = [f"\nstate: {quote}{state}{quote}\n".encode() for state in states for quote in ("", '"')]
+        # Later servers quote names. Parsing is what takes the time, where there are many others' jobs.
+        tubes = {f"tube: {quote}{name}{quote}".encode() for name in queues for quote in ("", '"')}
+        wanted = {f"state: {quote}{state}{quote}".encode() for state in states for quote in ("", '"')}
+
+        def is_wanted(reply: Reply) -> bool:
+            lines = reply.data.split(b"\n", 4)  # ---, id, tube, state, and the rest
+            return len(lines) > 4 and lines[2] in tubes and lines[3] in wanted  # noqa: PLR2004
+
         last = max(0, newest - count)
         for start in range(newest, last, -PIPELINE_JOBS):
             ids = range(start, max(last, start - PIPELINE_JOBS), -1)
             replies = self._connection.ask([b"stats-job %d\r\n" % job_id for job_id in ids])
-            # Parsing is what takes the time, where there are many others' jobs.
-            yield (
-                newest - ids[-1] + 1,
-                [
-                    JobRecord.from_stats(reply.stats)
-                    for reply in replies
-                    if any(tube in reply.data for tube in tubes) and any(state in reply.data for state in wanted)
-                ],
-            )
+            yield newest - ids[-1] + 1, [JobRecord.from_stats(reply.stats) for reply in replies if is_wanted(reply)]
 
     # -- buried jobs and their stories -----------------------------------------------------------------------
 
@@ -373,7 +371,10 @@ class Console:
         Two who look at once would each have a part of them. So whoever finds that waits, and begins anew; at last, as
         somebody may be stuck in it, with what can be had.
         """
-        tube = failures_tube(queue)
+        try:
+            tube = failures_tube(check_worked_queue_name(queue))
+        except QueueNameError:  # a queue that no worker of ours can serve
+            return [], 0
         deadline = time.monotonic() + self._settings.timeout_s
         while (known := self.queue(tube)) and known.ready + known.reserved:
             is_last = time.monotonic() > deadline
@@ -457,24 +458,7 @@ def _decode(queue: str, reply: Reply) -> StoredNote | None:
         note = Note.decode(reply.data)
     except (MessageDecodeError, TypeError):
         return None
-    is_ours = note.queue == queue and all(isinstance(getattr(note, name), kind) for name, kind in _KINDS.items())
-    if not is_ours or not 0 < note.job <= _MAX_ID or not 0 < note.buried_at < _END_OF_DATES:
-        return None
-    return StoredNote(int(reply.words[0]), note)
-
-
-# What others compute with, or show as it is, has to be what it should be.
-_KINDS: Mapping[str, Any] = {
-    "job": int,
-    "buried_at": int | float,
-    **dict.fromkeys(("reason", "host"), str),
-    **dict.fromkeys(("endpoint", "call", "exception", "message", "traceback"), str | None),
-    **dict.fromkeys(("attempts", "allowed"), int | None),
-    "ran_s": int | float | None,
-    "death": (dict, NoneType),
-}
-_MAX_ID = 2**64 - 1
-_END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242
+    return StoredNote(int(reply.words[0]), note) if note.queue == queue else None
 
 
 def _what_it_is(job: JobRecord | None) -> str:

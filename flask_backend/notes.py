@@ -14,17 +14,20 @@ import signal
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, cast
 
+from .errors import MessageDecodeError
 from .message import cut, decode_json
 
 # Nobody reserves a note but to look at it, for an instant; the time after which one who froze in that gives it back.
 NOTE_TTR_S = 60
 # So many notes of a queue are whole; further ones have neither traceback nor call, for the broker keeps all in memory.
 MAX_WHOLE = 1000
+
+_SIGNALS: Mapping[object, str] = {each.value: each.name for each in signal.Signals}
 
 _MAX_TEXT = 1000  # characters of the exception's message, and of the call
 _MAX_TRACEBACK = 6000  # characters: the first part tells where it began, and the last, which matters more, what broke
@@ -64,7 +67,7 @@ class Note:
             return self.exception
         if self.death is not None:
             number = self.death.get("exit_signal")
-            return signal.Signals(number).name if number else f"exit {self.death.get('exit_status')}"
+            return _SIGNALS.get(number, f"signal {number}") if number else f"exit {self.death.get('exit_status')}"
         return self.reason
 
     @property
@@ -83,18 +86,34 @@ class Note:
 
     @classmethod
     def decode(cls, body: bytes) -> Note:
-        """Read a note; raise :exc:`MessageDecodeError` for what is no JSON, ``TypeError`` for what is no note.
+        """Read a note; raise :exc:`MessageDecodeError` for what is none: anybody may put anything there.
 
         What a later version has added is left out.
         """
         value = decode_json(body)
         if not isinstance(value, dict):
-            raise TypeError("a note is a JSON object")
-        told = cast("dict[str, Any]", value)
-        return cls(**{name: told[name] for name in _FIELDS if name in told})
+            raise MessageDecodeError("a note is a JSON object")
+        told = {name: each for name, each in cast("dict[str, Any]", value).items() if name in _KINDS}
+        for name, kind in _KINDS.items():
+            if not isinstance(told.get(name), kind):
+                raise MessageDecodeError(f"{name!r} of a note is not what it should be")
+        if not 0 < told["job"] <= _MAX_ID or not 0 < told["buried_at"] < _END_OF_DATES:
+            raise MessageDecodeError("'job' or 'buried_at' of a note is out of range")
+        return cls(**told)
 
 
-_FIELDS = [field.name for field in fields(Note)]
+_KINDS: Mapping[str, Any] = {
+    "job": int,
+    "buried_at": int | float,
+    "pid": int,
+    **dict.fromkeys(("queue", "reason", "host"), str),
+    **dict.fromkeys(("endpoint", "call", "exception", "message", "traceback"), str | None),
+    **dict.fromkeys(("attempts", "allowed"), int | None),
+    **dict.fromkeys(("scheduled_at", "ran_s"), int | float | None),
+    "death": (dict, NoneType),
+}
+_MAX_ID = 2**64 - 1
+_END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242
 
 
 def here_and_now() -> dict[str, Any]:

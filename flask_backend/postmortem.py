@@ -74,7 +74,7 @@ def _settle(  # noqa: PLR0913
                 message=str(death),
                 attempts=attempts.number,
                 allowed=retry.allowed(attempts),
-                scheduled_at=call.headers.get("at") if call else None,
+                scheduled_at=call.scheduled_at if call else None,
                 ran_s=death.activity.running_s if death.activity else None,
                 death=death.as_dict(),
                 **here_and_now(),

@@ -117,13 +117,17 @@ def bury(connection: Connection, note: Note, priority: int) -> None:
 def _keep(connection: Connection, note: Note) -> None:
     tube = failures_tube(note.queue)
     [reply] = connection.ask([b"stats-tube %b\r\n" % tube.encode()])
-    if reply.status == "OK" and int(reply.stats["current-jobs-ready"]) >= MAX_WHOLE:
+    # Reserved while somebody looks at them.
+    if reply.status == "OK" and sum(int(reply.stats[f"current-jobs-{each}"]) for each in _KEPT) >= MAX_WHOLE:
         note = note.shortened()
     options = PutOptions(note.priority, 0, NOTE_TTR_S)
     try:
         connection.put(tube, note.encode(), options)
     except JobTooBigError:
         connection.put(tube, note.shortened().encode(), options)
+
+
+_KEPT = ("ready", "reserved")
 
 
 def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Note:
@@ -135,7 +139,7 @@ def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseExceptio
         call=str(attempt.call),
         attempts=attempts.number,
         allowed=attempt.retry.allowed(attempts),
-        scheduled_at=attempt.call.headers.get("at"),
+        scheduled_at=attempt.call.scheduled_at,
         ran_s=round(attempt.ran_s, 3),
         **here_and_now(),
         **tell_exception(error),

@@ -13,8 +13,9 @@ from flask_backend.errors import MessageDecodeError
 from .apps import AppLoadError, LoadedApp, load_app
 from .bodies import wrapped
 from .brokers import broker_option, find_settings, names_an_app
-from .jobs import JOB_ID, find_story
+from .jobs import find_story
 from .output import echo_json, json_option, terminal_width
+from .parameters import parse_job_id
 
 if TYPE_CHECKING:
     from flask_backend.config import Settings
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("job_id", metavar="ID", type=JOB_ID)
+@click.argument("job_id", metavar="ID", type=parse_job_id)
 @json_option
 @broker_option
 @click.pass_context

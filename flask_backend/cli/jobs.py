@@ -28,6 +28,7 @@ from .output import (
     terminal_width,
     width_of,
 )
+from .parameters import parse_job_id
 from .queues import no_such_queue
 from .scanning import Search, scan_option
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from flask_backend.console import Console, JobRecord
     from flask_backend.notes import Note
 
-JOB_ID = click.IntRange(1, 2**64 - 1)
 STATES = ("ready", "reserved", "delayed", "buried")
 
 _MAX_CALL = 1000  # characters, where no terminal bounds them
@@ -51,7 +51,7 @@ class JobGoneError(click.ClickException):
 
 
 @click.command()
-@click.argument("job_id", metavar="ID", type=JOB_ID)
+@click.argument("job_id", metavar="ID", type=parse_job_id)
 @click.option("--raw", is_flag=True, help="Write the body's bytes, and nothing else.")
 @json_option
 @broker_option

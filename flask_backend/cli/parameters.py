@@ -24,6 +24,13 @@ def parse_size_or_auto(value: str) -> int | Literal["auto"]:
     return "auto" if value == "auto" else parse_size(value)
 
 
+def parse_job_id(value: str) -> int:
+    """Read an id as Beanstalkd counts them: from 1, in 64 bits."""
+    if not (value.isascii() and value.isdecimal() and 0 < int(value) < 2**64):
+        raise click.BadParameter(f"{value!r} is no job's id: expected a whole number from 1")
+    return int(value)
+
+
 def parse_queue(value: str) -> tuple[str, int | None]:
     """Read a queue with a number of workers of its own, ``NAME=8``, or without, ``NAME``."""
     name, equals, count = value.partition("=")

@@ -315,7 +315,7 @@ class TestRetry:
         worker = command("worker", QUEUE)
         job = tasks.decide("bury")
         wait_until(lambda: broker.count(QUEUE, "buried") == 1, "it is buried")
-        result = run("retry", str(job.id))
+        result = run("retry", str(job.id), "--yes")
         assert (result.returncode, result.stdout, result.stderr) == (0, "retried 1 job\n", "")
         worker.wait_for_line("decide bury", times=2)
         wait_until(lambda: broker.count(f"{QUEUE}.failures", "ready") == 1, "the second story alone")
@@ -323,7 +323,7 @@ class TestRetry:
     def test_ids_that_cannot_be_retried_are_named_and_are_exit_1(self, run, broker, buried):
         [job_id] = buried(1, **FAILED)
         delayed = broker.put(QUEUE, b"x", delay=100)
-        result = run("retry", str(job_id), "999", str(delayed))
+        result = run("retry", str(job_id), "999", str(delayed), "--yes")
         assert (result.returncode, result.stdout) == (1, "retried 2 jobs\n")
         assert result.stderr == "job 999 is gone\n"
 
@@ -354,9 +354,14 @@ class TestRetry:
         )
         assert broker.count(QUEUE, "buried") == 12
 
-    def test_a_no_changes_nothing_and_a_yes_does_what_the_question_says(self, at_terminal, broker, buried):
+    def test_a_no_changes_nothing_and_a_yes_does_what_the_question_says(self, run, at_terminal, broker, buried):
         buried(1, **FAILED)
         buried(2, OTHER)
+        [one] = buried(1, QUEUE, **FAILED)
+        code, seen = at_terminal("retry", str(one), answer="n")
+        assert (code, "Retry 1 job? [y/N]: n" in seen) == (1, True)
+        assert broker.job(one)["state"] == "buried"
+        run("delete", str(one), "--yes")
         code, seen = at_terminal("retry", "--all", answer="n")
         assert code == 1
         assert f"       1  {QUEUE}\n       2  {OTHER}\nRetry 3 buried jobs of 2 queues? [y/N]: n\nAborted!" in seen

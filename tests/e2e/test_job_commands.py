@@ -193,7 +193,10 @@ class TestPeek:
 
     @pytest.mark.parametrize(
         ("args", "message"),
-        [(["0"], "0 is not in the range"), (["1", "--raw", "--json"], "--raw and --json exclude each other")],
+        [
+            (["0"], "'0' is no job's id: expected a whole number from 1"),
+            (["1", "--raw", "--json"], "--raw and --json exclude each other"),
+        ],
     )
     def test_wrong_usage_is_exit_2(self, run_without_app, args, message):
         result = run_without_app("peek", *args)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_backend import Bury
+from flask_backend.errors import MessageDecodeError
 from flask_backend.notes import Note, here_and_now, tell_exception
 
 
@@ -24,10 +25,25 @@ def test_what_a_later_version_adds_is_left_out():
     assert Note.decode(json.dumps(fields).encode()).reason == "failed once"
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{}", b"7", b'{"job": 1}'])
+@pytest.mark.parametrize("body", [b"[]", b"{}", b"7", b'{"job": 1}', b"no JSON"])
 def test_what_is_no_note_is_an_error(body):
-    with pytest.raises(TypeError):
+    with pytest.raises(MessageDecodeError):
         Note.decode(body)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(("job", value) for value in (-5, "7", 2**64)),
+        *(("buried_at", value) for value in (1e300, float("nan"), None)),
+        *(("reason", None), ("pid", "x"), ("message", 5), ("attempts", "many")),
+        *(("scheduled_at", "now"), ("ran_s", []), ("death", "yes")),
+    ],
+)
+def test_a_note_of_a_stranger_with_odd_values_is_none(odd):
+    told = json.loads(a_note().encode()) | dict([odd])
+    with pytest.raises(MessageDecodeError, match="of a note"):
+        Note.decode(json.dumps(told).encode())
 
 
 def fail(error: BaseException) -> BaseException:
@@ -77,6 +93,7 @@ def test_it_is_grouped_by_exception_signal_or_reason():
     assert a_note(exception="app.errors.Oops").kind == "app.errors.Oops"
     assert a_note(death={"exit_signal": 11, "exit_status": None}).kind == "SIGSEGV"
     assert a_note(death={"exit_signal": None, "exit_status": 3}).kind == "exit 3"
+    assert a_note(death={"exit_signal": 40}).kind == "signal 40"
     assert a_note().kind == "failed once"
     assert tell_exception(fail(Bury("no such user")))["exception"] == "Bury"
 
