@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flask_backend.errors import ConfigError
+
 from .apps import load_app
 
 if TYPE_CHECKING:
@@ -38,7 +40,10 @@ def find_settings(ctx: click.Context, broker_uri: str | None) -> Settings:
     from flask_backend.config import Address, Settings
 
     if broker_uri is not None:
-        return Settings(Address.parse(broker_uri))
+        try:
+            return Settings(Address.parse(broker_uri))
+        except ConfigError as error:
+            raise click.BadParameter(str(error), param_hint="'--broker'") from error
     if not names_an_app(ctx):
         return Settings()
     loaded = load_app(ctx)

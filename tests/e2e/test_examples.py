@@ -299,7 +299,7 @@ def test_a_photograph_that_was_deleted_meanwhile_is_given_up(gallery, broker):
     (upload,) = (gallery.folder / "uploads").iterdir()
     upload.unlink()
     supervisor = gallery.supervise()
-    supervisor.wait_for(r"deleted: the photograph was deleted meanwhile")
+    supervisor.wait_for(r"decided Discard: the photograph was deleted meanwhile")
     assert broker.count(GALLERY, "buried") == broker.count(GALLERY, "ready") == 0
 
 

@@ -202,6 +202,7 @@ def test_a_task_decides_itself_and_that_is_no_error(worker, tasks, broker):
     assert "Traceback" not in worker.log
     assert "ERROR" not in worker.log
     for attempt in (2, 3):
+        wait_until(lambda: state(broker, later) == "delayed", "delayed")
         _make_due(broker, later.id)
         worker.wait_for_line("decide later", attempt)
     wait_until(lambda: state(broker, later) == "buried", "the retries are used up")
