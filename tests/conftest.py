@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import signal
+
 import pytest
 from flask import Flask
 from support import workload
 from support.beanstalkd import Beanstalkd
 from support.supervised import Command, Supervised
+
+
+# What a shell starts in the background ignores it, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
