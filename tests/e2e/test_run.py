@@ -181,12 +181,15 @@ def test_run_lint_fails_if_one_of_its_checks_does_but_runs_all(machine):
     assert result.stdout.count("ruff was here") == 2
 
 
+SEVERAL = ["-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4"]
+
+
 @pytest.mark.parametrize(
     ("args", "given"),
     [
-        (["test"], ["-m", "pytest", "-m", "not soak"]),
-        (["test", "tests/a b.py", "--maxfail=1"], ["-m", "pytest", "-m", "not soak", "tests/a b.py", "--maxfail=1"]),
-        (["test", "-m", "soak or not soak"], ["-m", "pytest", "-m", "soak or not soak"]),
+        (["test"], [*SEVERAL, "-m", "not soak"]),
+        (["test", "tests/a b.py", "--maxfail=1"], [*SEVERAL, "-m", "not soak", "tests/a b.py", "--maxfail=1"]),
+        (["test", "-m", "soak or not soak"], [*SEVERAL, "-m", "soak or not soak"]),
         (["soak", "-x"], ["-m", "pytest", "-m", "soak", "-x"]),
     ],
 )

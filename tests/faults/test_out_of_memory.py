@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 from support.waiting import wait_until
 
 
@@ -46,6 +47,7 @@ def test_a_worker_without_a_helper_thread_hears_of_its_supervisors_death_from_th
     supervised.wait_ready()
     (worker,) = supervised.workers()
     os.kill(worker, signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(worker).status() == psutil.STATUS_STOPPED, "the worker has stopped")
     supervised.send(signal.SIGKILL)
     supervised.process.wait()
     wait_until(lambda: _has_pending(worker, signal.SIGTERM), "the kernel has sent TERM")
