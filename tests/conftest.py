@@ -8,7 +8,6 @@ from support import workload
 from support.beanstalkd import Beanstalkd
 from support.supervised import Command, Supervised
 
-
 # What a shell starts in the background ignores it, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

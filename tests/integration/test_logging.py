@@ -161,7 +161,8 @@ def test_the_line_on_a_dead_worker_has_its_facts(supervise, broker, tmp_path):
     supervised.wait_ready()
     [pid] = supervised.workers()
     job_id = call(broker, "kill_worker")
-    supervised.wait_for_log("has taken its worker along")
+    supervised.wait_for_log("has taken its worker along")  # told by another process than ...
+    supervised.wait_for_log('"exit_signal"')
     told = objects(supervised.log)
     death = next(line for line in told if "exit_signal" in line)
     assert (death["logger"], death["level"]) == ("flask_backend.supervisor", "ERROR")
