@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from .errors import ConfigError
@@ -36,9 +37,24 @@ class Address:
         if match is None or not 0 < port < 2**16:
             raise ConfigError(
                 f"{URI_KEY} is {uri!r}; expected btq://HOST or btq://HOST:PORT, "
-                "for example btq://127.0.0.1:11300 or btq://[::1]:11300"
+                "for example btq://127.0.0.1:11300 or btq://[::1]:11300; in tests memory:// or sync://"
             )
         return cls(match["v6"] or match["host"], port)
+
+
+class StandIn(Enum):
+    """What takes the broker's place in tests, by its URI; see :mod:`flask_backend.testing`."""
+
+    MEMORY = "memory://"
+    SYNC = "sync://"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def parse_broker(uri: object) -> Address | StandIn:
+    """Read the address of a broker, or the URI of a stand-in; raise :exc:`ConfigError`."""
+    return next((each for each in StandIn if each.value == uri), None) or Address.parse(uri)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +62,8 @@ class Settings:
     """What ``init_app`` reads from ``app.config``.
 
     ``BACKEND_CONNECTION_URI`` (``btq://127.0.0.1:11300``)
-        Where Beanstalkd is. Without the key the environment variable of the same name counts.
+        Where Beanstalkd is; in tests ``memory://`` or ``sync://``. Without the key the environment variable of the
+        same name counts.
     ``BACKEND_TTR`` (120)
         The seconds that a worker may be silent before Beanstalkd gives its job to another. Workers touch their
         job while it runs, so this is no limit on a task's length.
@@ -56,16 +73,26 @@ class Settings:
         What tasks and receivers have that set no ``retry`` of their own: a ``Retry(...)``, or a mapping of its numbers.
     """
 
-    address: Address = Address()
+    broker: Address | StandIn = Address()
     ttr_s: int = 120
     timeout_s: float = 5.0
     retry: Retry = DEFAULT_RETRY
+
+    @property
+    def address(self) -> Address:
+        """Where to connect. Raises :exc:`ConfigError` if there is only a stand-in for tests."""
+        if isinstance(self.broker, StandIn):
+            raise ConfigError(
+                f"{URI_KEY} is {self.broker}, which is for tests: there is no broker to connect to. "
+                f"Set it to that of a real one, for example {_DEFAULTS.broker}"
+            )
+        return self.broker
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
         uri = config.get(URI_KEY) or os.environ.get(URI_KEY)
         return cls(
-            address=Address.parse(uri) if uri is not None else _DEFAULTS.address,
+            broker=parse_broker(uri) if uri is not None else _DEFAULTS.broker,
             ttr_s=_whole(config, "BACKEND_TTR", _DEFAULTS.ttr_s),
             timeout_s=_positive(config, "BACKEND_TIMEOUT", _DEFAULTS.timeout_s),
             retry=Retry.from_setting("BACKEND_RETRY", config.get("BACKEND_RETRY", _DEFAULTS.retry)),

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from flask import Flask, has_app_context
 from flask.globals import app_ctx
 
-from .config import Settings
+from .config import Settings, StandIn
 from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .job import Batch, BulkError, Job, Jobs, batch_uid
 from .message import encode_json, new_uid
@@ -93,8 +93,7 @@ class Backend:
         """
         if EXTENSION_KEY in app.extensions:
             raise RegistrationError(f"app {app.name!r} already has a Backend: call init_app once for each app")
-        settings = Settings.from_config(app.config)
-        self._producers[app] = Producer(settings)
+        self._producers[app] = self._make_producer(app, Settings.from_config(app.config))
         app.extensions[EXTENSION_KEY] = self
 
     def task(  # noqa: PLR0913  # all but two by name only
@@ -209,7 +208,26 @@ class Backend:
         return {name: handlers for name, handlers in self._handlers.items() if handlers.can_work}
 
     def settings_of(self, app: Flask) -> Settings:
-        return self._producers[app].settings
+        return self.producer_of(app).settings
+
+    def producer_of(self, app: Flask) -> Producer:
+        """Return an app's connection to its broker; raise :exc:`RegistrationError` if the app is not initialised."""
+        producer = self._producers.get(app)
+        if producer is None:
+            raise RegistrationError(f"app {app.name!r} is not initialised: call backend.init_app(app)")
+        return producer
+
+    def app_in_use(self) -> Flask:
+        """Return the current app, or outside of a context the only one; raise :exc:`RegistrationError`."""
+        if has_app_context():
+            return app_ctx.app  # the app itself: current_app is a proxy
+        if len(self._producers) == 1:
+            return next(iter(self._producers))
+        raise RegistrationError(
+            "no app context is active, so that it is open which app's broker is meant: use `with app.app_context():`"
+            if self._producers
+            else "this Backend has no app: use Backend(app), or backend.init_app(app)"
+        )
 
     # -- for tasks and jobs ----------------------------------------------------------------------------------
 
@@ -242,20 +260,20 @@ class Backend:
         return self._handlers.setdefault(check_worked_queue_name(queue), Handlers(queue))
 
     def _producer(self) -> Producer:
-        """Return the current app's connection to its broker, or outside of a context that of the only app."""
-        if has_app_context():
-            app = app_ctx.app  # the app itself: current_app is a proxy
-            producer = self._producers.get(app)
-            if producer is None:
-                raise RegistrationError(f"app {app.name!r} is not initialised: call backend.init_app(app)")
-            return producer
-        if len(self._producers) == 1:
-            return next(iter(self._producers.values()))
-        raise RegistrationError(
-            "no app context is active, so that it is open which app's broker is meant: use `with app.app_context():`"
-            if self._producers
-            else "this Backend has no app: use Backend(app), or backend.init_app(app)"
-        )
+        return self.producer_of(self.app_in_use())
+
+    def _make_producer(self, app: Flask, settings: Settings) -> Producer:
+        match settings.broker:
+            case StandIn.MEMORY:
+                from .memory import MemoryProducer
+
+                return MemoryProducer(settings)
+            case StandIn.SYNC:
+                from .sync import SyncProducer
+
+                return SyncProducer(settings, self, app)
+            case _:
+                return Producer(settings)
 
 
 def _encode_message(queue: str, message: Any) -> bytes:

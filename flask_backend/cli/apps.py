@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flask_backend.errors import ConfigError
 from flask_backend.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
     backend = app.extensions.get(EXTENSION_KEY)
     if not isinstance(backend, Backend):
         raise AppLoadError(f"app {app.name!r} has no Backend: use Backend(app), or backend.init_app(app)")
+    try:
+        _ = backend.settings_of(app).address
+    except ConfigError as error:  # a stand-in for tests: there is nothing that a command could connect to
+        raise AppLoadError(str(error)) from error
     return LoadedApp(app, backend)
 
 

@@ -319,6 +319,11 @@ def test_the_page_is_there_without_the_broker(gallery, broker):
     assert (page.count("not made"), page.count(">waiting<")) == (3 * len(PHOTOS), 0)
 
 
+def test_its_own_tests_pass_which_need_no_broker(start):
+    tests = start(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_app.py", cwd=THUMBNAILS)
+    assert tests.process.wait(30) == 0, tests.output
+
+
 def test_photographs_are_small_and_each_has_its_source_named():
     sources = (THUMBNAILS / "photos" / "SOURCES.md").read_text()
     named = set(re.findall(r"^\| `(.+?)` \|", sources, re.MULTILINE))

@@ -1,0 +1,103 @@
+"""For tests of apps that schedule: what was scheduled, and how to run it, without a broker and without waiting.
+
+With ``BACKEND_CONNECTION_URI="memory://"`` calls are kept, to be looked at and run with these functions. With
+``"sync://"`` each call runs at once. Each function is for the current app, or outside of a context the one that is
+given; :func:`memory` returns an object with the same as methods, for one app, as the fixture ``backend_memory`` does.
+Nothing changes by importing this.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from flask import Flask, has_app_context
+from flask.globals import app_ctx
+
+from flask_backend.errors import RegistrationError
+from flask_backend.extension import EXTENSION_KEY, Backend
+
+from .expecting import Target, check_target
+from .handle import Memory
+from .records import Buried, Ran, Scheduled
+
+__all__ = [
+    "Buried",
+    "Memory",
+    "Ran",
+    "Scheduled",
+    "assert_not_scheduled",
+    "assert_scheduled",
+    "buried",
+    "clear",
+    "drain",
+    "memory",
+    "move_time",
+    "scheduled",
+]
+
+
+def memory(app: Flask | Backend | None = None) -> Memory:
+    """Return the jobs of an app, by default the current one; of a ``Backend``, those of its only app.
+
+    Raises :exc:`RegistrationError` if it is open which app is meant, and :exc:`ConfigError` if its broker is a real
+    one.
+    """
+    if isinstance(app, Backend):
+        return Memory(app.app_in_use(), app)
+    if app is None:
+        if not has_app_context():
+            raise RegistrationError(
+                "no app context is active, so that it is open which app is meant: use testing.memory(app), or "
+                "`with app.app_context():`"
+            )
+        app = app_ctx.app  # the app itself: current_app is a proxy
+    backend = app.extensions.get(EXTENSION_KEY)
+    if not isinstance(backend, Backend):
+        raise RegistrationError(f"app {app.name!r} has no Backend: use Backend(app), or backend.init_app(app)")
+    return Memory(app, backend)
+
+
+def scheduled(app: Flask | Backend | None = None) -> list[Scheduled]:
+    """See :meth:`Memory.scheduled`."""
+    return memory(app).scheduled()
+
+
+def drain(app: Flask | Backend | None = None, *, raise_errors: bool = True) -> list[Ran]:
+    """See :meth:`Memory.drain`."""
+    return memory(app).drain(raise_errors=raise_errors)
+
+
+def move_time(by: float | timedelta, app: Flask | Backend | None = None) -> None:
+    """See :meth:`Memory.move_time`."""
+    memory(app).move_time(by)
+
+
+def buried(app: Flask | Backend | None = None) -> list[Buried]:
+    """See :meth:`Memory.buried`."""
+    return memory(app).buried()
+
+
+def clear(app: Flask | Backend | None = None) -> None:
+    """See :meth:`Memory.clear`."""
+    memory(app).clear()
+
+
+def assert_scheduled(target: Target, /, *args: Any, **kwargs: Any) -> Scheduled:
+    """See :meth:`Memory.assert_scheduled`. A task knows its app, if there is only one."""
+    __tracebackhide__ = True
+    return _memory_of(target).assert_scheduled(target, *args, **kwargs)
+
+
+def assert_not_scheduled(target: Target, /, *args: Any, **kwargs: Any) -> None:
+    """See :meth:`Memory.assert_not_scheduled`."""
+    __tracebackhide__ = True
+    _memory_of(target).assert_not_scheduled(target, *args, **kwargs)
+
+
+def _memory_of(target: Target) -> Memory:
+    check_target(target)
+    if isinstance(target, str):
+        return memory()
+    backend = target._scheduler  # noqa: SLF001  # of no use to others  # pyright: ignore[reportPrivateUsage]
+    return memory(backend if isinstance(backend, Backend) else None)

@@ -1,0 +1,153 @@
+"""Finding a call among those that were scheduled, and the words for its not being there."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pprint
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from flask_backend.errors import TaskArgumentsError
+from flask_backend.message import decode_json, encode_json, show_call
+from flask_backend.options import Options
+from flask_backend.seconds import whole_seconds
+from flask_backend.task import Task, bind
+
+from .records import Scheduled
+
+Target = Task[..., Any] | str
+
+_OPTIONS = ("delay", "priority", "ttr")
+_MAX_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A call of a task, or a message on a queue, with those options that matter.
+
+    ``values`` has the arguments by the names of their parameters, defaults included, or the message under its own.
+    None is for any.
+    """
+
+    target: Target
+    shown: str
+    values: Mapping[str, Any] | None
+    options: Mapping[str, Any]
+
+    @property
+    def queue(self) -> str:
+        return self.target if isinstance(self.target, str) else self.target.queue
+
+    def covers(self, record: Scheduled) -> bool:
+        values = self.values_of(record)
+        return (
+            values is not None
+            and (self.values is None or values == self.values)
+            and all(_is_as_wanted(record, name, wanted) for name, wanted in self.options.items())
+        )
+
+    def values_of(self, record: Scheduled) -> Mapping[str, Any] | None:
+        """Return a record's arguments by name, or its message; None if it is not for this target."""
+        if record.queue != self.queue:
+            return None
+        if isinstance(self.target, str):
+            return {"message": record.message} if record.endpoint is None else None
+        if record.endpoint != self.target.endpoint:
+            return None
+        try:
+            return _bind(self.target, record.args, record.kwargs)
+        except TaskArgumentsError:  # not scheduled by this task's own code
+            return {"args": record.args, "kwargs": record.kwargs}
+
+    def __str__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"{self.shown} on {self.queue}{options}"
+
+
+def expect(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Expected:
+    """Tell arguments and options apart; an option's name that is also a parameter of the task is the parameter.
+
+    Raises what scheduling such a call would raise.
+    """
+    own = () if isinstance(target, str) else _signature(target).parameters
+    options = {name: value for name, value in kwargs.items() if name in _OPTIONS and name not in own}
+    Options(**options)
+    # What travels comes out as other types, tuples as lists: so must what it is compared with.
+    args, kwargs = decode_json(
+        encode_json([args, {name: value for name, value in kwargs.items() if name not in options}])
+    )
+    if not isinstance(target, str):
+        return Expected(target, show_call(target.endpoint, args, kwargs), _bind(target, args, kwargs), options)
+    if len(args) != 1 or kwargs:
+        raise TypeError(f"expected one message for {target!r}, and options by name: {', '.join(_OPTIONS)}")
+    return Expected(target, show_call("message", args, {}), {"message": args[0]}, options)
+
+
+def expect_any(target: Target) -> Expected:
+    """Expect a call of a task, or a message on a queue, whatever is in it."""
+    return Expected(target, "message(...)" if isinstance(target, str) else f"{target.endpoint}(...)", None, {})
+
+
+def check_target(target: object) -> None:
+    if not isinstance(target, Task | str):
+        raise TypeError(f"expected a task, or the name of a queue for a message on it; got {target!r}")
+
+
+def tell_missing(expected: Expected, records: Sequence[Scheduled]) -> str:
+    """Say that a call was not scheduled, how the nearest one differs, and what else there was."""
+    if not records:
+        return f"{expected} was not scheduled; nothing was"
+    told = [f"{expected} was not scheduled."]
+    wanted = _lines(expected.values or {}, expected.options)
+    nearest = max(
+        (
+            _lines(values, {name: getattr(record, name) for name in expected.options})
+            for record in records
+            if (values := expected.values_of(record)) is not None
+        ),
+        key=lambda lines: difflib.SequenceMatcher(None, "\n".join(wanted), "\n".join(lines)).ratio(),
+        default=None,
+    )
+    if nearest is not None:
+        told.append("The nearest (- expected, + scheduled):")
+        told += [f"  {line.rstrip()}" for line in difflib.ndiff(wanted, nearest)]
+    return "\n".join([*told, tell_all(records)])
+
+
+def tell_unwanted(expected: Expected, found: Sequence[Scheduled]) -> str:
+    return f"{expected} was scheduled, and should not have been.\n{tell_all(found)}"
+
+
+def tell_all(records: Sequence[Scheduled]) -> str:
+    listed = [f"  {record}" for record in records[:_MAX_LISTED]]
+    more = [f"  and {len(records) - _MAX_LISTED} more"] if len(records) > _MAX_LISTED else []
+    return "\n".join(["Scheduled:", *listed, *more])
+
+
+def _signature(task: Task[..., Any]) -> inspect.Signature:
+    return inspect.signature(task.function)
+
+
+def _bind(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    bound = bind(task.endpoint, _signature(task), args, kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _is_as_wanted(record: Scheduled, name: str, wanted: Any) -> bool:
+    actual: int = getattr(record, name)
+    if isinstance(wanted, datetime):
+        # Both ways it is rounded to seconds, with moments between them.
+        return abs(max(0.0, wanted.timestamp() - record.at) - actual) <= 1
+    return actual == (wanted if name == "priority" else whole_seconds(name, wanted))
+
+
+def _lines(values: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    return [
+        line
+        for name, value in (*values.items(), *options.items())
+        for line in f"{name} = {pprint.pformat(value, sort_dicts=False)}".splitlines()
+    ]

@@ -1,0 +1,54 @@
+"""Fixtures for pytest, for those who ask for them: ``pytest_plugins = ["flask_backend.testing.plugin"]``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Protocol
+
+import pytest
+from flask import Flask
+
+from . import Memory, memory
+from .processes import RunningWorker, running_broker, running_worker
+
+
+class StartWorker(Protocol):
+    """What :func:`backend_worker` is."""
+
+    def __call__(self, queue: str, *, app: str | None = None, **env: str) -> RunningWorker: ...
+
+
+@pytest.fixture
+def backend_memory(app: Flask) -> Iterator[Memory]:
+    """Give what the app schedules in this test, and a worker for it: a :class:`flask_backend.testing.Memory`.
+
+    ``app`` is your own fixture of this name, which has ``BACKEND_CONNECTION_URI="memory://"`` in its config.
+    """
+    jobs = memory(app)
+    jobs.clear()
+    yield jobs
+    jobs.clear()
+
+
+@pytest.fixture
+def backend_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the URI of a real broker of this test's own: Beanstalkd, or if that is not installed, the embedded one."""
+    with running_broker(tmp_path_factory.mktemp("backend")) as uri:
+        yield uri
+
+
+@pytest.fixture
+def backend_worker(backend_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWorker]:
+    """Start real workers, each in a process of its own, on the broker of ``backend_server``; they end with the test.
+
+    ``backend_worker("com.example/default", app="example:create_app")`` returns when the worker waits for jobs. ``app``
+    is as on the command line, and found as there without it; further keywords are environment variables.
+    """
+    folder = tmp_path_factory.mktemp("backend")
+    with ExitStack() as workers:
+
+        def start(queue: str, *, app: str | None = None, **env: str) -> RunningWorker:
+            return workers.enter_context(running_worker(backend_server, queue, app, env, folder))
+
+        yield start

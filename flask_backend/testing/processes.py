@@ -1,0 +1,159 @@
+"""Real brokers and workers, in processes that end with the test that started them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flask_backend.broker import Connection
+from flask_backend.config import URI_KEY, Address, Settings
+from flask_backend.errors import BrokerConnectionError
+from flask_backend.job import Job, JobState
+from flask_backend.names import check_worked_queue_name
+
+# Seconds, long for a busy machine: they only cost time when something is wrong.
+_PATIENCE_S = 20.0
+_END_S = 10.0  # for a worker that runs a task: less than its own drain timeout
+_POLL_S = 0.01
+
+_PORTS = 5  # so many are tried: between our choice and the broker's start another process may take one
+
+_COMMAND = (sys.executable, "-m", "flask_backend")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program that runs in a process of its own, and the file with all that it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = _PATIENCE_S) -> None:
+        """Wait for what the program is to bring about; raise :exc:`AssertionError`, with its output, if it does not."""
+        __tracebackhide__ = True
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if self.has_ended:
+                raise AssertionError(f"expected that {what}, but it ended with {self.process.poll()}:\n{self.output}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {timeout_s:g} s in vain until {what}:\n{self.output}")
+            time.sleep(_POLL_S)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWorker(Program):
+    """A worker that the fixture ``backend_worker`` has started."""
+
+    def wait_for(self, job: Job, timeout_s: float = _PATIENCE_S) -> None:
+        """Wait until a job is done; raise :exc:`AssertionError`, with the worker's output, if it is buried or late."""
+        __tracebackhide__ = True
+
+        def is_done() -> bool:
+            state = job.state()
+            if state is JobState.BURIED:
+                raise AssertionError(f"expected that {job!r} is done, but it is buried:\n{self.output}")
+            return state is JobState.DONE
+
+        self.wait_until(is_done, f"{job!r} is done", timeout_s)
+
+
+@contextmanager
+def running_broker(folder: Path) -> Generator[str]:
+    """Run a broker on a free port, and write what it says into ``folder``; give its URI."""
+    beanstalkd = shutil.which("beanstalkd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+    log = folder / "broker.log"
+    for _ in range(_PORTS):
+        address = Address("127.0.0.1", _free_port())
+        if beanstalkd:
+            command = [beanstalkd, "-l", address.host, "-p", str(address.port)]
+        else:
+            command = [*_COMMAND, "broker", "--listen", address.host, "--port", str(address.port)]
+        with _running(command, log, {}) as process:
+            if _comes_up(Program(process, log), address):
+                yield str(address)
+                return
+    raise AssertionError(f"the broker does not start:\n{log.read_text(errors='replace')}")
+
+
+@contextmanager
+def running_worker(
+    uri: str, queue: str, app: str | None, env: Mapping[str, str], folder: Path
+) -> Generator[RunningWorker]:
+    """Run a worker of ``queue``, and write what it says into ``folder``; give it when it waits for jobs."""
+    settings = Settings(Address.parse(uri))
+    check_worked_queue_name(queue)
+    before = _watching(settings, queue)
+    log = folder / f"worker-{len(list(folder.glob('worker-*.log')))}.log"
+    command = [*_COMMAND, *(["--app", app] if app else []), "worker", queue]
+    # It finds the app where the test does, whatever of pytest's options has put that on the path.
+    path = os.pathsep.join(filter(None, sys.path))
+    with _running(command, log, {"PYTHONPATH": path, URI_KEY: uri, **env}) as process:
+        worker = RunningWorker(process, log)
+        worker.wait_until(
+            lambda: _watching(settings, queue) > before,
+            f"the worker waits for jobs of {queue} at {uri}, as {URI_KEY} in its environment says; "
+            "an app that sets another one itself does not find it",
+        )
+        yield worker
+
+
+@contextmanager
+def _running(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Generator[subprocess.Popen[bytes]]:
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603  # our own commands
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **env}
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _comes_up(program: Program, address: Address) -> bool:
+    """Wait until the broker answers; return whether it does, and has not ended, as where the port was taken."""
+    program.wait_until(lambda: program.has_ended or _serves(program, address), "the broker answers")
+    return not program.has_ended
+
+
+def _serves(program: Program, address: Address) -> bool:
+    """Say whether this very program answers there: the port may be that of another test's broker."""
+    try:
+        with closing(Connection(Settings(address))) as connection:
+            [reply] = connection.ask([b"stats\r\n"])
+    except BrokerConnectionError:
+        return False
+    return reply.stats["pid"] == program.process.pid
+
+
+def _watching(settings: Settings, queue: str) -> int:
+    """Return how many workers a queue has."""
+    with closing(Connection(settings)) as connection:
+        [reply] = connection.ask([b"stats-tube %b\r\n" % queue.encode()])
+    return int(reply.stats["current-watching"]) if reply.status == "OK" else 0
