@@ -9,8 +9,10 @@ import click
 
 from flask_backend.errors import BackendError
 
+from .broker_server import broker
 from .calling import call
 from .checking import check
+from .dev import dev
 from .explain import explain
 from .failures import delete, failures, retry
 from .jobs import jobs, peek
@@ -33,7 +35,23 @@ def commands() -> None:
     """Run the workers of Flask-Backend, see what their jobs come to, and act on them."""
 
 
-for command in (supervise, worker, check, peek, jobs, explain, call, queues, failures, retry, delete, pause, resume):
+for command in (
+    dev,
+    supervise,
+    worker,
+    check,
+    peek,
+    jobs,
+    explain,
+    call,
+    queues,
+    failures,
+    retry,
+    delete,
+    pause,
+    resume,
+    broker,
+):
     commands.add_command(command)
 
 

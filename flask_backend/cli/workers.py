@@ -227,6 +227,12 @@ def warn_of_threads() -> None:
 
 @click.command()
 @click.argument("queue")
+@click.option(
+    "--no-fork",
+    is_flag=True,
+    expose_value=False,
+    help="Work in this very process, so that breakpoint() has the terminal. This command always does.",
+)
 @time_limit_options
 @drain_timeout_option
 @log_format_option
@@ -242,9 +248,12 @@ def worker(  # noqa: PLR0913  # one parameter for each option
     """Run one worker of QUEUE in the foreground, without a supervisor.
 
     TERM or INT finishes the running task and exits; a second one, or QUIT, gives it back and exits at once. USR1 prints
-    the Python stacks.
+    the Python stacks. breakpoint() in a task stops in pdb; its job stays reserved meanwhile.
     """
+    from . import debugger
+
     signals = StopSignalsWhileLoading()
+    debugger.install()
     loaded = load_app(ctx, log_format)
     signals.exit_if_one_came()
     check_queue(loaded, queue)

@@ -14,11 +14,10 @@ PACKAGE = Path(flask_backend.__file__).parent
 LAYERS = [
     {"errors", "exits", "machine", "names", "titles", "seconds", "decisions", "retry", "config", "options", "ending"}
     | {"message", "bulk", "notes"},
-    {"broker", "producer", "console", "failures"},
-    {"job", "task", "extension"},
-    {"current", "execution", "fitting", "host", "keeper", "postmortem", "settlement", "stopping", "supervisor"}
-    | {"worker"},
-    {"logs", "cli", "flask_script", "__main__"},
+    {"broker", "embedded", "producer", "console", "failures"},
+    {"job", "task", "extension", "memory", "sync", "current", "execution"},
+    {"fitting", "host", "keeper", "postmortem", "settlement", "stopping", "supervisor"} | {"worker"},
+    {"logs", "development", "cli", "flask_script", "testing", "__main__"},
 ]
 
 

@@ -1,0 +1,254 @@
+"""The loop of ``flask-backend dev``: asks the app, keeps its programs running, and has them take what has changed."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from types import FrameType
+
+from flask_backend.config import Address
+from flask_backend.supervisor.process import Exit
+
+from .inquiry import App, Inquiry
+from .plan import Plan
+from .programs import Command, Program
+from .transcript import Transcript
+from .watching import Watch
+
+NAMES = {"web": 36, "workers": 32, "broker": 35, "app": 31, "dev": 33}  # with their colours: SGR, ECMA-48
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
+_GRACE_S = 5.0  # the web server and the broker end at once, but for code of the app
+_DRAIN_GRACE_S = 10.0  # beyond the drain timeout, which the supervisor keeps itself
+_WAIT_S = 1.0  # a deadline may be late by this
+# A broker that dies sooner cannot be helped by another one: its port is taken, its file is broken.
+_BROKER_MIN_S = 5.0
+
+
+class Development:
+    """Runs the broker, the web server and the supervisor of one app, until told to stop."""
+
+    def __init__(self, plan: Plan, transcript: Transcript) -> None:
+        self._plan = plan
+        self._transcript = transcript
+        self._selector = DefaultSelector()
+        self._watch = Watch(plan.folder, plan.extra)
+        self._inquiry = Inquiry(self._selector, plan.inquiry())
+        self._web = self._program("web", _GRACE_S)
+        self._workers = self._program("workers", plan.drain_timeout_s + _DRAIN_GRACE_S)
+        self._broker = self._program("broker", _GRACE_S)
+        self._programs = (self._web, self._workers, self._broker, self._inquiry.program)
+        self._commands: dict[Program, Command] = {}  # of the programs that there are to be
+        if plan.workers:
+            self._commands[self._workers] = plan.supervisor()
+        if plan.listener:
+            self._commands[self._web] = plan.web(plan.listener)
+            self._say(f"web: {show_url(plan.listener)}")
+        self._wanted: set[Program] = set()
+        self._address: str | None = None  # of the broker: what is to be done about it is decided once
+        self._runs_broker = False
+        self._has_served = False
+        self._is_stopping = False
+        self._wakeup_r, self._wakeup_w = os.pipe()
+
+    def run(self) -> None:
+        """Run until INT, TERM or HUP, which stop all in order; a second one, or QUIT, kills."""
+        self._listen_to_signals()
+        self._inquiry.ask()
+        try:
+            self._reconcile()
+            while not self._is_over:
+                for number in self._wait():
+                    self._handle(number)
+                self._look_for_changes()
+                self._reap()
+                self._kill_overdue()
+                self._reconcile()
+        finally:
+            for program in self._programs:
+                program.kill()  # nothing is left to kill, unless it is an error that ends us
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_stopping and not any(program.is_running for program in self._programs)
+
+    # -- wait ------------------------------------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        for fd in (self._wakeup_r, self._wakeup_w):
+            os.set_blocking(fd, False)
+        self._selector.register(self._wakeup_r, EVENT_READ, lambda: None)
+        signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, _leave_it_to_the_loop)
+
+    def _wait(self) -> list[signal.Signals]:
+        """Wait until something has come, listen to the programs, and return the signals."""
+        timeout_s = _WAIT_S if self._is_stopping else self._watch.wait_s(time.monotonic())
+        for key, _ in self._selector.select(timeout_s):
+            key.data()
+        with suppress(BlockingIOError):
+            return [signal.Signals(number) for number in os.read(self._wakeup_r, 4096)]
+        return []
+
+    # -- handle ----------------------------------------------------------------------------------------------
+
+    def _handle(self, number: signal.Signals) -> None:
+        if number is signal.SIGCHLD:
+            return  # every turn reaps
+        if number is signal.SIGQUIT or self._is_stopping:
+            self._say("killing all")
+            self._is_stopping = True
+            for program in self._programs:
+                program.kill()
+        else:
+            self._say(f"{number.name}: stopping; a second one kills")
+            self._is_stopping = True
+
+    def _look_for_changes(self) -> None:
+        if not self._is_stopping and (changed := self._watch.look(time.monotonic())):
+            self._say(f"changed: {show_files(changed, self._plan.folder)}: reloading")
+            self._inquiry.ask()
+
+    # -- reap ------------------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        for program in self._programs:
+            if exit_ := program.reap():
+                if program is self._inquiry.program:
+                    self._hear_answer(exit_)
+                elif not program.was_told_to_end:
+                    self._lose(program, exit_)
+
+    def _lose(self, program: Program, exit_: Exit) -> None:
+        """Say how a program ended by itself. Only the broker starts again before something has changed."""
+        if program is self._broker and time.monotonic() - program.started_at >= _BROKER_MIN_S:
+            self._say(f"{program.name}: {exit_}; starting it again")
+            return
+        self._wanted.discard(program)
+        self._say(f"{program.name}: {exit_}; starts again at the next change")
+
+    def _hear_answer(self, exit_: Exit) -> None:
+        answer = self._inquiry.read_answer()
+        if self._inquiry.program.was_told_to_end:
+            return
+        if answer is not None:
+            self._watch.follow(answer.files)
+        if answer is None or answer.app is None:
+            for line in self._inquiry.lines:
+                self._transcript.write("app", line)
+            goes_on = "the old one goes on; " if self._has_served else ""
+            died = "" if answer else f" (it {exit_})"
+            self._say(f"the app does not load{died}: {goes_on}waiting for a change")
+        else:
+            self._serve(answer.app)
+
+    # -- what the app needs ----------------------------------------------------------------------------------
+
+    def _serve(self, app: App) -> None:
+        """Have all programs run this version of the app. The supervisor takes it over by itself, without a gap."""
+        self._decide_on_broker(app)
+        self._serve_web()
+        self._serve_queues(app.queues)
+        self._has_served = True
+
+    def _decide_on_broker(self, app: App) -> None:
+        """Run a broker where the app expects one, if none is there and the place is on this machine."""
+        if app.broker != self._address:
+            self._address = app.broker
+            address = Address.parse(app.broker)
+            self._broker.stop()  # it was for another address
+            self._runs_broker = not app.broker_answers and is_here(address)
+            self._commands[self._broker] = self._plan.broker(address)
+            if not self._runs_broker:
+                self._say(f"broker: {app.broker}{'' if app.broker_answers else ', which does not answer yet'}")
+                if self._plan.broker_file:
+                    self._say(f"{self._plan.broker_file} is not used: no embedded broker runs")
+        if self._runs_broker:
+            self._wanted.add(self._broker)
+        else:
+            self._wanted.discard(self._broker)
+
+    def _serve_web(self) -> None:
+        if self._web in self._commands:
+            self._wanted.add(self._web)
+            self._web.stop()  # it starts again, since it is wanted
+
+    def _serve_queues(self, queues: list[str]) -> None:
+        if self._workers not in self._commands:
+            return
+        if not queues:
+            self._say("the app has no queues: no workers")
+            self._wanted.discard(self._workers)
+            return
+        self._wanted.add(self._workers)
+        if not self._workers.was_told_to_end:
+            self._workers.send(signal.SIGHUP)
+
+    # -- reconcile -------------------------------------------------------------------------------------------
+
+    def _kill_overdue(self) -> None:
+        now = time.monotonic()
+        for program in self._programs:
+            program.kill_overdue(now)
+
+    def _reconcile(self) -> None:
+        """Start what is wanted and does not run; stop what runs and is not wanted."""
+        if self._transcript.is_lost:
+            self._is_stopping = True
+        if self._is_stopping:
+            self._want_nothing()
+        elif self._inquiry.is_due and not self._inquiry.program.is_running:
+            self._inquiry.start()
+        for program in (self._broker, self._web, self._workers):
+            if program not in self._wanted:
+                program.stop()
+            elif not program.is_running and self._may_start(program):
+                program.start(self._commands[program])
+
+    def _want_nothing(self) -> None:
+        """Want nothing any more, and the broker only as long as anything else runs."""
+        self._inquiry.program.kill()
+        others_run = any(program.is_running for program in self._programs if program is not self._broker)
+        self._wanted &= {self._broker} if others_run else set()
+
+    def _may_start(self, program: Program) -> bool:
+        """Let the broker speak first: whoever comes earlier only complains."""
+        has_to_wait = program is not self._broker and self._broker in self._wanted and not self._broker.has_spoken
+        return not self._is_stopping and not has_to_wait
+
+    def _program(self, name: str, grace_s: float) -> Program:
+        return Program(name, lambda line: self._transcript.write(name, line), self._selector, grace_s)
+
+    def _say(self, text: str) -> None:
+        self._transcript.write("dev", text.encode(errors="surrogateescape"))
+
+
+def is_here(address: Address) -> bool:
+    """Say whether an address is one that only this machine can reach."""
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        return address.host == "localhost"
+
+
+def show_url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def show_files(files: set[str], folder: str) -> str:
+    """Name some files, from a folder on if they are in it."""
+    names = sorted(os.path.relpath(file, folder) if Path(file).is_relative_to(folder) else file for file in files)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004  # what fits a line
+    return ", ".join(names[:3]) + more
+
+
+def _leave_it_to_the_loop(_number: int, _frame: FrameType | None) -> None:
+    pass

@@ -1,0 +1,51 @@
+"""What the user wants, and the command lines that come of it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flask_backend.config import Address
+
+from .programs import Command
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The options of ``dev``. ``app_arguments`` tell our commands, and Flask's, which app it is."""
+
+    app_arguments: Sequence[str]
+    workers: int
+    drain_timeout_s: float
+    broker_file: Path | None
+    folder: str
+    extra: Sequence[str]
+    listener: socket.socket | None  # where the web server listens, if there is to be one
+
+    def inquiry(self) -> Sequence[str]:
+        return self._ours("dev")
+
+    def web(self, listener: socket.socket) -> Command:
+        """Tell how Flask's server is run: on a socket that outlives it, so that no request finds nobody there."""
+        host, port = listener.getsockname()[:2]
+        # What Werkzeug's own reloader tells the server that it runs.
+        environment = {"WERKZEUG_RUN_MAIN": "true", "WERKZEUG_SERVER_FD": str(listener.fileno())}
+        arguments = ("run", "--no-reload", "--host", host, "--port", str(port))
+        return Command(self._run("flask", *arguments), environment, [listener.fileno()])
+
+    def supervisor(self) -> Command:
+        timeout = ("--drain-timeout", str(self.drain_timeout_s))
+        return Command(self._ours("supervise", "--workers", str(self.workers), *timeout))
+
+    def broker(self, address: Address) -> Command:
+        file = ("--file", str(self.broker_file)) if self.broker_file else ()
+        return Command(self._ours("broker", "--listen", address.host, "--port", str(address.port), *file))
+
+    def _ours(self, *arguments: str) -> Sequence[str]:
+        return self._run("flask_backend", *arguments)
+
+    def _run(self, module: str, *arguments: str) -> Sequence[str]:
+        # -P: a file of the user's, say queue.py, is not to hide one of the standard library.
+        return ("-P", "-m", module, *self.app_arguments, *arguments)
