@@ -1,4 +1,4 @@
-"""The demo: Beanstalkd, a web app and a supervisor with four workers; trouble, and how it ends. See `./run demo`.
+"""The demo: a broker, a web app and a supervisor with four workers; trouble, and how it ends. See `./run demo`.
 
 It exits with 0 only if all that it shows was true.
 """
@@ -6,6 +6,7 @@ It exits with 0 only if all that it shows was true.
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,14 +88,26 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def start_broker(stack: ExitStack, folder: Path) -> tuple[str, int]:
-    for _ in range(10):  # another program can take the port between our look and Beanstalkd's
+    for _ in range(10):  # another program can take the port between our look and the broker's
         with socket.create_server(("127.0.0.1", 0)) as probe:
             host, port = probe.getsockname()
-        broker = stack.enter_context(Program("beanstalkd", "-l", host, "-p", str(port), log=folder / "beanstalkd.log"))
-        wait_until(lambda: broker.has_ended or accepts(host, port), "Beanstalkd accepts connections")  # noqa: B023
+        command = broker_command(host, port)
+        broker = stack.enter_context(Program(*command, log=folder / "broker.log"))
+        wait_until(lambda: broker.has_ended or accepts(host, port), "the broker accepts connections")  # noqa: B023
         if not broker.has_ended:
             return host, port
-    raise DemoError("Beanstalkd finds no free port; see beanstalkd.log")
+    raise DemoError("the broker finds no free port; see broker.log")
+
+
+def broker_command(host: str, port: int) -> list[str]:
+    """Return the command that starts Beanstalkd, or the embedded broker where it is not installed."""
+    if has_beanstalkd():
+        return ["beanstalkd", "-l", host, "-p", str(port)]
+    return [sys.executable, "-m", "flask_backend", "broker", "--listen", host, "--port", str(port)]
+
+
+def has_beanstalkd() -> bool:
+    return shutil.which("beanstalkd") is not None
 
 
 def accepts(host: str, port: int) -> bool:
@@ -166,7 +179,7 @@ def run(folder: Path) -> Facts:
         wait_until(lambda: len(workers_of(supervisor)) == WORKERS, "all workers are there")
         first_workers = workers_of(supervisor)
         processes = psutil.Process().children(recursive=True)
-        print(f"Beanstalkd   {host}:{port}")
+        print(f"{'Beanstalkd ' if has_beanstalkd() else 'Own broker '}  {host}:{port}")
         print(f"Web app      {web}")
         print(f"Supervisor   pid {supervisor.process.pid}, workers {listed(first_workers)}")
 

@@ -12,6 +12,15 @@ from support.supervised import Command, Supervised
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--only-with-broker", action="store_true", help="Only tests that talk to TEST_BROKER.")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("only_with_broker"):
+        items[:] = [item for item in items if {"broker", "durable_broker"} & set(item.fixturenames)]
+
+
 @pytest.fixture
 def broker():
     server = Beanstalkd()

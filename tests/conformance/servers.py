@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import psutil
-from support.beanstalkd import Beanstalkd
+from support.beanstalkd import RealBeanstalkd
 
 COMMAND = [sys.executable, "-m", "flask_backend", "broker"]
 QUIET = {**os.environ, "PYTHONWARNINGS": "error"}
@@ -66,4 +66,4 @@ def run(*args: str, **env: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-START = {"real": Beanstalkd, "embedded": Embedded}
+START = {"real": RealBeanstalkd, "embedded": Embedded}

@@ -128,7 +128,7 @@ def test_run_names_the_package_that_holds_venv(machine):
 def test_run_names_the_line_that_installs_beanstalkd(machine, manager, line):
     machine.has_python()
     machine.has(manager, "echo called >>called.log")
-    result = machine.run("test")
+    result = machine.run("beanstalkd")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].strip() == f"{line} beanstalkd"
     assert not (machine.project / "called.log").exists()
@@ -138,7 +138,7 @@ def test_run_as_root_on_debian_installs_beanstalkd_quietly(machine):
     machine.has_python()
     machine.has("id", "echo 0")
     machine.has("apt-get", 'echo "$@" >>apt.log; echo chatter')
-    result = machine.run("demo")
+    result = machine.run("beanstalkd")
     assert result.returncode == 0
     assert machine.lines("apt.log") == ["-q update", "-q install -y --no-install-recommends beanstalkd"]
     assert "chatter" not in result.stdout + result.stderr
@@ -181,25 +181,56 @@ def test_run_lint_fails_if_one_of_its_checks_does_but_runs_all(machine):
     assert result.stdout.count("ruff was here") == 2
 
 
+REAL = "The tests, on beanstalkd 1.12"
+OWN = "The tests that use a broker, on the embedded one"
 SEVERAL = ["-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4"]
+CHOSEN = ["-m", "not soak", "tests/a b.py", "--maxfail=1"]
+AGAIN = [*SEVERAL, "--only-with-broker"]
 
 
 @pytest.mark.parametrize(
     ("args", "given"),
     [
-        (["test"], [*SEVERAL, "-m", "not soak"]),
-        (["test", "tests/a b.py", "--maxfail=1"], [*SEVERAL, "-m", "not soak", "tests/a b.py", "--maxfail=1"]),
-        (["test", "-m", "soak or not soak"], [*SEVERAL, "-m", "soak or not soak"]),
+        (["test"], [REAL, *SEVERAL, "-m", "not soak", OWN, *AGAIN, "-m", "not soak"]),
+        (
+            ["test", "tests/a b.py", "--maxfail=1"],
+            [REAL, *SEVERAL, *CHOSEN, OWN, *AGAIN, *CHOSEN],
+        ),
+        (
+            ["test", "-m", "soak or not soak"],
+            [REAL, *SEVERAL, "-m", "soak or not soak", OWN, *AGAIN, "-m", "soak or not soak"],
+        ),
         (["soak", "-x"], ["-m", "pytest", "-m", "soak", "-x"]),
     ],
 )
 def test_run_test_leaves_out_what_takes_minutes_unless_asked(machine, args, given):
     machine.has_python()
-    machine.has("beanstalkd")
+    machine.has("beanstalkd", "echo beanstalkd 1.12")
     machine.has("venv-python", 'case "$*" in *pip*) ;; *) printf "%s\\n" "$@" ;; esac')
     result = machine.run(*args)
     assert result.returncode == 0
     assert result.stdout.splitlines() == given
+
+
+@pytest.mark.parametrize(
+    ("real", "embedded", "code"), [("0", "0", 0), ("1", "0", 1), ("0", "1", 1), ("0", "5", 0), ("1", "5", 1)]
+)
+def test_run_test_fails_if_it_fails_on_one_of_the_brokers(machine, real, embedded, code):
+    machine.has_python()
+    machine.has("beanstalkd", "echo beanstalkd 1.12")
+    machine.has("venv-python", f'case "$TEST_BROKER" in beanstalkd) exit {real} ;; embedded) exit {embedded} ;; esac')
+    assert machine.run("test").returncode == code
+
+
+def test_run_test_without_beanstalkd_says_what_it_runs_on_unless_it_is_required(machine):
+    machine.has_python()
+    result = machine.run("test")
+    assert (result.returncode, result.stdout.splitlines()[0]) == (
+        0,
+        "The tests, on the embedded broker: Beanstalkd is not installed",
+    )
+    result = machine.run("test", REQUIRE_BEANSTALKD="1")
+    assert (result.returncode, "Beanstalkd is missing, and REQUIRE_BEANSTALKD is set." in result.stderr) == (1, True)
 
 
 # -- the demo ------------------------------------------------------------------------------------------------
@@ -258,10 +289,20 @@ def environment(process: psutil.Process) -> dict[str, str]:
 
 
 def test_demo_that_breaks_off_says_where_and_exits_1(tmp_path):
-    result = run_demo(tmp_path, PATH="/nonexistent")
+    (tmp_path / "beanstalkd").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "beanstalkd").chmod(0o755)
+    result = run_demo(tmp_path, PATH=f"{tmp_path}:/usr/bin:/bin")
     assert result.returncode == 1
     assert "The demo broke off" in result.stderr
-    assert "beanstalkd" in result.stderr
+    assert "the broker finds no free port" in result.stderr
+
+
+@pytest.mark.timeout(120)
+def test_demo_without_beanstalkd_uses_the_embedded_broker(tmp_path):
+    result = run_demo(tmp_path, PATH="/nonexistent")
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    assert "Own broker   127.0.0.1:" in result.stdout
+    assert "All of it was true" in result.stdout
 
 
 def facts_as_they_should_be(demo, tmp_path, log: str):

@@ -8,6 +8,7 @@ import signal
 import pytest
 from flask import Flask
 from support import workload
+from support.beanstalkd import Beanstalkd
 from support.proxy import Proxy
 from support.waiting import wait_until
 from support.workload import QUEUE
@@ -153,6 +154,7 @@ def test_connections_cut_anywhere_in_a_reply_lose_no_job(supervise, broker, task
         proxy.close()
 
 
+@pytest.mark.skipif(Beanstalkd.is_embedded, reason="only beanstalkd has a binlog")
 def test_a_job_that_the_binlog_has_mangled_is_buried_and_does_not_stop_the_queue(supervise, durable_broker):
     job_id = durable_broker.put(QUEUE, b'{"endpoint": "note", "args": ["mangled"]}')
     durable_broker.kill()

@@ -1,4 +1,4 @@
-"""A real beanstalkd of one's own."""
+"""A real broker of one's own: beanstalkd, or the embedded one."""
 
 from __future__ import annotations
 
@@ -7,27 +7,39 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import greenstalk
+import pytest
 
 from support.waiting import wait_until
 
 STATES = ("ready", "reserved", "delayed", "buried")
 
 
+# Which server the tests run on: beanstalkd where it is installed, or as the environment says.
+PROGRAM = shutil.which("beanstalkd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
+IS_EMBEDDED = os.environ.get("TEST_BROKER", "beanstalkd" if PROGRAM else "embedded") == "embedded"
+
+
 class Beanstalkd:
     """A server on a free port of the loopback interface; with ``binlog`` its jobs survive a restart."""
 
+    is_embedded = IS_EMBEDDED
+
     def __init__(self, binlog: Path | None = None, max_job_size: int = 65535) -> None:
-        program = shutil.which("beanstalkd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
-        assert program, "beanstalkd is not installed: ./run test sees to it"
         self.port = free_port()
         self.binlog = binlog
-        self._command = [program, "-l", "127.0.0.1", "-p", str(self.port), "-z", str(max_job_size)]
-        if binlog is not None:
-            self._command += ["-b", str(binlog), "-f0"]
+        if self.is_embedded:
+            self._command = [sys.executable, "-m", "flask_backend", "broker"]
+            self._command += ["--port", str(self.port), "--max-job-size", str(max_job_size)]
+            self._command += ["--file", str(binlog / "jobs.sqlite")] if binlog is not None else []
+        else:
+            program = PROGRAM or pytest.skip("no beanstalkd here")
+            self._command = [program, "-l", "127.0.0.1", "-p", str(self.port), "-z", str(max_job_size)]
+            self._command += ["-b", str(binlog), "-f0"] if binlog is not None else []
         self.start()
 
     @property
@@ -122,6 +134,12 @@ class Beanstalkd:
             self.process.send_signal(number)
         self.process.wait()
         self.process.stderr.close()
+
+
+class RealBeanstalkd(Beanstalkd):
+    """The real one, whatever the other tests run on."""
+
+    is_embedded = False
 
 
 def free_port() -> int:
