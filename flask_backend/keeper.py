@@ -206,8 +206,8 @@ class Keeper:
             lease.is_interrupted = True
             self._touch(lease, now)
             ttr_s = (lease.touch_every_s or 0.0) * TOUCHES_PER_TTR
-            if lease.kill_at is not None and not lease.is_lost and now + ttr_s / 2 < lease.kill_at:
-                lease.kill_at = now + ttr_s / 2
+            if lease.kill_at is not None and not lease.is_lost and now + ttr_s / 3 < lease.kill_at:
+                lease.kill_at = now + ttr_s / 3
                 self._host.run(lease.label, lease.kill_at)
             self._interrupt()
 

@@ -95,7 +95,7 @@ def test_a_task_that_cannot_be_interrupted_is_killed_after_the_grace_with_its_st
     assert supervised.wait() in (0, 4)
 
 
-@pytest.mark.parametrize("ttr", [1, 2])
+@pytest.mark.parametrize("ttr", [2, 3])  # of one second too little is left on a busy machine
 def test_with_a_short_ttr_the_kill_comes_before_another_worker_may_have_the_job(supervise, broker, ttr):
     supervised = supervise("--kill-grace", "30", workers=2)
     supervised.wait_ready()
