@@ -111,12 +111,14 @@ class Reload:
         self._notifier = notifier
         self._timeout_s = timeout_s
         self._checker: _Checker | None = None
+        self._is_asked_again = False  # while a check is under way
         self._old_files: set[int] = set()  # the scoreboards of old children
 
     def start_check(self) -> None:
         """Start this process's command anew, to try only whether it could work."""
         if self._checker:
-            logger.info("HUP: a reload is under way")
+            logger.info("HUP: the app is being checked, and will be once more: it may have changed meanwhile")
+            self._is_asked_again = True
             return
         logger.info("HUP: checking the app")
         try:
@@ -142,6 +144,10 @@ class Reload:
     def end_check(self, exit_: process.Exit) -> bool:
         """Take the dead checker off the books; say whether the new code has passed."""
         self._checker = None
+        if self._is_asked_again:
+            self._is_asked_again = False
+            self.start_check()
+            return False
         if exit_.status != ExitCode.OK:
             self._fail(f"the check of the new app {exit_}")
         return exit_.status == ExitCode.OK

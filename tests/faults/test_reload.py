@@ -119,6 +119,23 @@ while not Path("go").exists():
 """
 
 
+def test_a_reload_that_is_asked_for_during_a_check_takes_up_what_has_changed_since(supervise, tasks, tmp_path, deploy):
+    supervised = start(supervise, tmp_path, workers=1)
+    deploy(CODE_THAT_WAITS + "raise RuntimeError('a mistake')")
+    supervised.send(signal.SIGHUP)
+    wait_until((tmp_path / "begun").exists, "the check is under way")
+    deploy("VERSION = 2")
+    before = supervised.log.count("supervisor: ready: ")
+    supervised.send(signal.SIGHUP)
+    supervised.wait_for_log("will be once more")
+    (tmp_path / "go").touch()
+    wait_until(lambda: supervised.log.count("supervisor: ready: ") > before, "the new code is ready")
+    tasks.version()
+    supervised.wait_for_line("version 2")
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 @pytest.mark.parametrize("refused", ["check", "exec"])
 def test_a_reload_that_the_system_refuses_leaves_the_old_code_serving(supervise, tasks, tmp_path, deploy, refused):
     supervised = start(supervise, tmp_path, workers=1, **{f"LOAD_{n}": "x" * 100_000 for n in range(6)})
