@@ -111,6 +111,15 @@ class Supervised(Command):
         """The supervisor's connections to the broker, which are those of its workers."""
         return [c.fd for c in psutil.Process(self.pid).net_connections("tcp") if c.raddr.port == self.broker.port]
 
+    def end(self) -> None:
+        """Leave no worker behind either that a failed test has stopped, and whose supervisor is gone."""
+        super().end()
+        for pid in self.seen:
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                if process.environ().get("LEDGER") == self.environment["LEDGER"]:
+                    process.kill()
+
     def assert_clean_exit(self, code: int) -> None:
         """The end that every fault test has: the right exit code, no process, no reserved job."""
         self.workers()
