@@ -93,7 +93,7 @@ def start_broker(stack: ExitStack, folder: Path) -> tuple[str, int]:
             host, port = probe.getsockname()
         command = broker_command(host, port)
         broker = stack.enter_context(Program(*command, log=folder / "broker.log"))
-        wait_until(lambda: broker.has_ended or accepts(host, port), "the broker accepts connections")  # noqa: B023
+        wait_until(lambda: broker.has_ended or accepts(host, port), "the broker accepts connections")  # noqa: B023  # called at once
         if not broker.has_ended:
             return host, port
     raise DemoError("the broker finds no free port; see broker.log")

@@ -273,6 +273,7 @@ class Connection:
         self._socket.sendall(b"stats-job %d\r\nlist-tubes-watched\r\n" % job_id)
         found: HeldJob | None = None
         while not (reply := self._read_reply()).data.startswith(b"---\n- "):
+            found = None  # the last one counts: those before answer what the owner has asked
             if reply.status == "OK":
                 stats = reply.stats
                 if stats.get("id") == job_id and stats.get("state") == "reserved":

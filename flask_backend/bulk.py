@@ -11,6 +11,7 @@ from .errors import BackendError
 
 # So many reasons are kept; of further refusals only the index.
 MAX_REASONS = 100
+_SHOWN_RANGES = 10
 
 
 class IdRuns:
@@ -119,5 +120,5 @@ def _shown(ranges: Ranges | list[range]) -> str:
     texts = [f"index {run.start}" if len(run) == 1 else f"{run.start} to {run.stop - 1}" for run in ranges]
     if not texts:
         return "none"
-    more = f" and {len(texts) - 10} more ranges" if len(texts) > 10 else ""  # noqa: PLR2004
-    return ", ".join(texts[:10]) + more
+    more = f" and {len(texts) - _SHOWN_RANGES} more ranges" if len(texts) > _SHOWN_RANGES else ""
+    return ", ".join(texts[:_SHOWN_RANGES]) + more

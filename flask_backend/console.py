@@ -215,10 +215,6 @@ class Console:
         replies = self._connection.ask([b"stats-tube %b\r\n" % name.encode() for name in names])
         return [Queue.from_stats(reply.stats) for reply in replies if reply.status == "OK"]
 
-    def next_ready(self, queue: str) -> JobRecord | None:
-        """Return the job that comes next: the oldest of those with the first priority."""
-        return self.next_ready_of([queue]).get(queue)
-
     def next_ready_of(self, queues: Iterable[str]) -> dict[str, JobRecord]:
         """Return the job that comes next in each of these queues that has one."""
         heads = self._peek(b"peek-ready\r\n", queues)

@@ -11,6 +11,7 @@ from werkzeug.local import LocalProxy
 
 from .broker import JobCounters
 from .errors import BrokerError
+from .message import scheduled_at
 from .retry import Retry
 
 
@@ -64,8 +65,7 @@ class CurrentJob:
     @property
     def age(self) -> float:
         """The seconds since it was scheduled, by the clocks of that machine and this one. Raises as ``attempt``."""
-        at = self.headers.get("at")
-        if isinstance(at, int | float):
+        if (at := scheduled_at(self.headers)) is not None:
             return max(0.0, time.time() - at)
         return self._hold.counters().age_s
 

@@ -26,12 +26,6 @@ class Call:
     time_limit_s: float | None = None
     retry: Retry | None = None
 
-    @property
-    def scheduled_at(self) -> float | None:
-        """When it was scheduled, in seconds since the epoch; None if its message does not say so."""
-        at = self.headers.get("at")
-        return at if isinstance(at, int | float) else None
-
     def __str__(self) -> str:
         return show_call(self.label, self.args, self.kwargs)
 

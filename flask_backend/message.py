@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from .errors import MessageDecodeError, MessageEncodeError
 
+END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242: later ones are no dates everywhere
+
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -35,6 +37,12 @@ def new_uid(size: int = 16) -> str:
 
 def new_headers(uid: str | None = None) -> dict[str, Any]:
     return {"id": uid or new_uid(), "at": round(time.time(), 3)}
+
+
+def scheduled_at(headers: Mapping[str, Any]) -> float | None:
+    """Return when a call was scheduled, in seconds since the epoch, if its headers tell that."""
+    at = headers.get("at")
+    return at if isinstance(at, int | float) and 0 < at < END_OF_DATES else None
 
 
 def encode_json(value: Any) -> bytes:

@@ -20,7 +20,7 @@ from types import NoneType, TracebackType
 from typing import Any, cast
 
 from .errors import MessageDecodeError
-from .message import cut, decode_json
+from .message import END_OF_DATES, cut, decode_json
 
 # Nobody reserves a note but to look at it, for an instant; the time after which one who froze in that gives it back.
 NOTE_TTR_S = 60
@@ -97,7 +97,7 @@ class Note:
         for name, kind in _KINDS.items():
             if not isinstance(told.get(name), kind):
                 raise MessageDecodeError(f"{name!r} of a note is not what it should be")
-        if not 0 < told["job"] <= _MAX_ID or not 0 < told["buried_at"] < _END_OF_DATES:
+        if not 0 < told["job"] <= _MAX_ID or not 0 < told["buried_at"] < END_OF_DATES:
             raise MessageDecodeError("'job' or 'buried_at' of a note is out of range")
         return cls(**told)
 
@@ -113,7 +113,6 @@ _KINDS: Mapping[str, Any] = {
     "death": (dict, NoneType),
 }
 _MAX_ID = 2**64 - 1
-_END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242
 
 
 def here_and_now() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .ending import Ending
 from .errors import BrokerConnectionError, BrokerError, MessageDecodeError
 from .execution import Call, read_call
 from .extension import Handlers
+from .message import scheduled_at
 from .notes import Note, here_and_now
 from .retry import Buried, Released, after_crash
 from .settlement import bury, task_logger
@@ -74,7 +75,7 @@ def _settle(  # noqa: PLR0913
                 message=str(death),
                 attempts=attempts.number,
                 allowed=retry.allowed(attempts),
-                scheduled_at=call.scheduled_at if call else None,
+                scheduled_at=scheduled_at(call.headers) if call else None,
                 ran_s=death.activity.running_s if death.activity else None,
                 death=death.as_dict(),
                 **here_and_now(),

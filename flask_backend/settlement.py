@@ -12,6 +12,7 @@ from .decisions import Bury, RetryLater, TaskDecision
 from .ending import Ending
 from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobTooBigError, MessageDecodeError
 from .execution import Call
+from .message import scheduled_at
 from .names import failures_tube
 from .notes import MAX_WHOLE, NOTE_TTR_S, Note, here_and_now, tell_exception
 from .options import PutOptions
@@ -139,7 +140,7 @@ def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseExceptio
         call=str(attempt.call),
         attempts=attempts.number,
         allowed=attempt.retry.allowed(attempts),
-        scheduled_at=attempt.call.scheduled_at,
+        scheduled_at=scheduled_at(attempt.call.headers),
         ran_s=round(attempt.ran_s, 3),
         **here_and_now(),
         **tell_exception(error),

@@ -17,6 +17,7 @@ from .current import CurrentJob, job_being_run
 from .execution import Call, read_call, run_call, run_hooks
 from .extension import Backend, Handlers
 from .memory import MemoryBroker, MemoryProducer
+from .message import scheduled_at
 from .options import Options
 from .retry import Retry
 
@@ -68,8 +69,8 @@ class InProcessWorker:
 
     def run(self, job: ReservedJob, call: Call) -> None:
         headers = dict(call.headers)
-        if call.scheduled_at is not None:  # and it seems as long ago as the time was moved since
-            headers["at"] = call.scheduled_at - self.broker.counters(job.id).age_s
+        if (at := scheduled_at(headers)) is not None:  # and it seems as long ago as the time was moved since
+            headers["at"] = at - self.broker.counters(job.id).age_s
         current = CurrentJob(
             id=job.id,
             queue=self.handlers.queue,

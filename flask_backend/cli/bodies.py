@@ -74,12 +74,6 @@ def show_at_length(body: bytes) -> list[str]:
     return [*lines, *_rest(len(text) - _MAX_TEXT, "characters")]
 
 
-def scheduled_at(headers: Mapping[str, Any]) -> float | None:
-    """Return when a call was scheduled, in seconds since the epoch, if its headers tell that."""
-    at = headers.get("at")
-    return at if isinstance(at, int | float) and 0 < at < 2**33 else None  # what dates can be made of
-
-
 def _dump(body: bytes) -> list[str]:
     lines: list[str] = []
     for start in range(0, min(len(body), _MAX_HEX_BYTES), _HEX_BYTES_A_LINE):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Numbers = Mapping[str, int | float | None]
 
+GONE = "is gone: it is done, was deleted, or never was"
+UNTOLD = "was buried without a story: by another program than our workers, or while the broker had no room for one"
+
 # Of a story's message; the command that tells all of it is named beside.
 _MAX_STORY = 200
 
@@ -62,7 +65,7 @@ class Facts:
 
 
 def gone(job_id: int) -> Reason:
-    return Reason("gone", f"Job {job_id} is gone: it is done, was deleted, or never was.")
+    return Reason("gone", f"Job {job_id} {GONE}.")
 
 
 def explain(facts: Facts) -> Reason:
@@ -120,11 +123,7 @@ def _reserved(facts: Facts) -> Reason:
 def _buried(facts: Facts) -> Reason:
     job, story = facts.record.id, facts.story
     if story is None:
-        text = (
-            f"Job {job} was buried without a story: by another program than our workers, or while the broker had no "
-            "room for one."
-        )
-        return Reason("buried", text)
+        return Reason("buried", f"Job {job} {UNTOLD}.")
     since = show_seconds(facts.now - story.buried_at)
     text = f"Job {job} has been buried for {since}: {show_story(story)}. See `flask-backend failures --job {job}`."
     return Reason("buried", text, {"buried_at": story.buried_at})

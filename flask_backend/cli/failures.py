@@ -12,10 +12,12 @@ import click
 from click.core import ParameterSource
 
 from flask_backend.exits import ExitCode
+from flask_backend.message import scheduled_at
 from flask_backend.names import is_failures_tube
 
-from .bodies import printable, scheduled_at, show_body
+from .bodies import printable, show_body
 from .brokers import broker_option, open_console
+from .jobs import JobGoneError
 from .output import (
     Column,
     confirm,
@@ -115,18 +117,17 @@ def _nothing_buried(console: Console, queue: str | None) -> str:
 
 
 def _find_story(console: Console, job_id: int) -> Note:
+    from .explanation import UNTOLD
+
     job = console.job(job_id)
     if job is None:
-        raise click.ClickException(f"job {job_id} is gone: it is done, was deleted, or never was")
+        raise JobGoneError(job_id)
     if job.state != "buried":
         raise click.ClickException(f"job {job_id} of {job.queue} is {job.state}: only buried jobs have a story")
     for story in console.failures(job.queue).stories:
         if story.note.job == job_id:
             return story.note
-    raise click.ClickException(
-        f"job {job_id} of {job.queue} was buried without a story: "
-        "by another program than our workers, or while the broker had no room for one"
-    )
+    raise click.ClickException(f"job {job_id} of {job.queue} {UNTOLD}")
 
 
 def _as_dicts(address: str, found: Sequence[Failures]) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flask_backend.errors import MessageDecodeError
-from flask_backend.message import cut, decode_json
+from flask_backend.message import cut, decode_json, scheduled_at
 
-from .bodies import call_in, printable, scheduled_at, show_arguments, show_at_length, show_body
+from .bodies import call_in, printable, show_arguments, show_at_length, show_body
 from .brokers import broker_option, open_console
 from .output import (
     Column,
@@ -47,7 +47,9 @@ class JobGoneError(click.ClickException):
     """The server has no such job."""
 
     def __init__(self, job_id: int) -> None:
-        super().__init__(f"job {job_id} is gone: it is done, was deleted, or never was")
+        from .explanation import GONE
+
+        super().__init__(f"job {job_id} {GONE}")
 
 
 @click.command()

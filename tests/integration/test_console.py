@@ -143,13 +143,13 @@ class TestQueues:
 
     def test_one_that_the_server_does_not_have_is_none(self, console):
         assert console.queue("q") is None
-        assert console.next_ready("q") is None
+        assert console.next_ready_of(["q"]) == {}
         assert console.next_buried("q") is None
         assert console.failures("q").count == 0
 
     @pytest.mark.parametrize("name", ["", "a b", "a\r\ndelete 1", "-a", "ä", "x" * 201])
     def test_a_name_that_cannot_be_one_does_not_reach_the_server(self, console, name):
-        for ask in (console.queue, console.next_ready, console.next_buried, console.failures):
+        for ask in (console.queue, console.next_buried, console.failures):
             with pytest.raises(QueueNameError):
                 ask(name)
         with pytest.raises(QueueNameError):
@@ -159,7 +159,7 @@ class TestQueues:
         broker.put("q", b"x", priority=5)
         first = broker.put("q", b"x", priority=4)
         broker.put("q", b"x", priority=3, delay=100)
-        assert console.next_ready("q").id == first
+        assert console.next_ready_of(["q"])["q"].id == first
 
     def test_the_next_jobs_of_many_queues_are_found_at_once_and_none_of_these_is_kept(self, console, broker):
         ids = {f"q{i}": broker.put(f"q{i}", b"x" * 10_000) for i in range(300)}
@@ -262,7 +262,7 @@ class TestJobs:
         assert console.last_id() == 0
         job_id = broker.put("q", b"x")
         assert console.last_id() == job_id
-        console.next_ready("q")
+        console.next_ready_of(["q"])
         assert console.last_id() == job_id + 1  # the question counts, too
         assert (broker.jobs(), broker.tube("default")["total-jobs"]) == (1, 0)
         assert [queue.name for queue in console.queues()] == ["q"]

@@ -97,10 +97,13 @@ def test_a_death_counts_as_a_failure_for_the_tasks_own_policy(settings, broker, 
     assert Note.decode(broker.take("q.failures")).reason == "failed once"
 
 
-@pytest.mark.parametrize("last_words", [b"delete ID\r\n", b"release ID 0 100\r\n", b"bury ID 0\r\n"])
+@pytest.mark.parametrize(
+    "last_words", [b"delete ID\r\n", b"stats-job ID\r\ndelete ID\r\n", b"release ID 0 100\r\n", b"bury ID 0\r\n"]
+)
 def test_a_job_that_was_settled_by_the_last_words_is_left_alone(heir, settings, broker, last_words):
     fd, job_id = heir(last_words)
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is None
+    assert broker.tube("q.failures")["current-jobs-ready"] == 0
     stats = broker.job(job_id)
     assert stats is None or (stats["state"], stats["releases"] + stats["buries"]) in (("delayed", 1), ("buried", 1))
 

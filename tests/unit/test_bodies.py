@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.cli.bodies import call_in, printable, scheduled_at, show_at_length, show_body, wrapped
+from flask_backend.cli.bodies import call_in, printable, show_at_length, show_body, wrapped
+from flask_backend.message import scheduled_at
 
 
 @pytest.mark.parametrize(
