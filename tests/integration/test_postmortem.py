@@ -98,7 +98,7 @@ def test_a_death_counts_as_a_failure_for_the_tasks_own_policy(settings, broker, 
 
 
 @pytest.mark.parametrize(
-    "last_words", [b"delete ID\r\n", b"stats-job ID\r\ndelete ID\r\n", b"release ID 0 100\r\n", b"bury ID 0\r\n"]
+    "last_words", [b"delete ID\r\n", b"stats-job ID\r\nrelease ID 0 100\r\n", b"release ID 0 100\r\n", b"bury ID 0\r\n"]
 )
 def test_a_job_that_was_settled_by_the_last_words_is_left_alone(heir, settings, broker, last_words):
     fd, job_id = heir(last_words)
