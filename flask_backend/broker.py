@@ -1,4 +1,4 @@
-"""Connections to Beanstalkd. The only module that knows greenstalk, sockets and the protocol.
+"""Connections to Beanstalkd: its commands, and its errors in our words. The only module that knows greenstalk.
 
 Two rules keep a reply from ever being read for the wrong command. Whatever interrupts a command, be it an error
 of the network or an exception of a signal handler, closes the connection: only a plain reply leaves it usable.
@@ -8,15 +8,16 @@ a dead worker's job reserved.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-import select
 import socket
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import greenstalk
 
@@ -25,6 +26,7 @@ from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobToo
 from .names import check_queue_name
 from .options import PutOptions
 from .retry import Attempts
+from .wire import Deletions, OutOfStepError, Replies, Reply, Reservations, ReservedJob, Stats, Wire
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,12 +36,7 @@ logger = logging.getLogger("flask_backend.broker")
 # Unread replies fill the buffers of both sides: this many commands at most are on the way in a pipeline.
 PIPELINE_JOBS = 500
 
-# The server read something else than we meant to say: what follows on the stream cannot be trusted.
-_OUT_OF_STEP = {"BAD_FORMAT", "UNKNOWN_COMMAND", "EXPECTED_CRLF"}
-_WITH_DATA = {"OK", "FOUND", "RESERVED"}
-# greenstalk asserts what a peer sent and indexes what may be empty: all these mean a broken stream.
 _GONE = "the job is gone, or no longer held by this connection"
-_BROKEN = (OSError, AssertionError, ValueError, greenstalk.Error)
 
 _REFUSALS: dict[type[greenstalk.Error], str] = {
     greenstalk.DrainingError: "the server is in drain mode and takes no new jobs",
@@ -47,40 +44,9 @@ _REFUSALS: dict[type[greenstalk.Error], str] = {
     greenstalk.InternalError: "the server reports an internal error",
     greenstalk.DeadlineSoonError: "the server reports a reserved job that nobody touches",
 }
-_REFUSED: tuple[type[greenstalk.Error], ...] = tuple(_REFUSALS)
-
 
 # A tube without jobs, since the protocol has every connection watch one.
 NOWHERE = "flask-backend.nowhere"
-
-Stats = dict[str, int | str]
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What the server answered to one command: a status word, further words, and the data that some replies carry."""
-
-    status: str
-    words: tuple[str, ...] = ()
-    data: bytes = b""
-
-    @property
-    def stats(self) -> Stats:
-        """The data of a reply to a ``stats`` command: YAML of one level, numbers, and some names."""
-        pairs = (line.split(": ", 1) for line in self.data.decode("ascii").splitlines() if ": " in line)
-        # A tube may be named as a number.
-        return {
-            key: int(value) if value.isdecimal() and key not in ("tube", "name") else value.strip('"')
-            for key, value in pairs
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class ReservedJob:
-    """A job that this connection holds."""
-
-    id: int
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +86,12 @@ class Connection:
         self._timeout_s = settings.timeout_s
         self._used = greenstalk.DEFAULT_TUBE
         self._pid = os.getpid()
-        self._received = bytearray()
         self._max_job_size: int | None = None
-        self._unread = 0  # replies that came too late for who asked, to be thrown away
         self._socket = sock or _open_socket(settings.address, settings.timeout_s)
+        self._wire = Wire(self._socket)
+        self._deletions = Deletions()
+        self._reservations = Reservations()
+        self._was_silent = False  # when it had so much time as a log line may wait
         _open_connections.add(self)
         self._client = self._call(greenstalk.Client, self._socket, encoding=None)
         if sock is None:
@@ -154,17 +122,13 @@ class Connection:
         if self._pid != os.getpid():  # forked by C code that runs no Python hooks, as uWSGI does
             self.abandon()
             return False
-        return not self._is_readable(0)
-
-    def _is_readable(self, wait_s: float) -> bool:
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(wait_s * 1000))
+        return not self._wire.is_readable(0)
 
     def close(self) -> None:
         """Close; the server gives back every job that this connection holds. More than once is harmless."""
         with suppress(OSError):  # it is closed, or the server has closed it
             self._socket.shutdown(socket.SHUT_RDWR)  # for the duplicate, too, that a supervisor may have
+        self._wire.close()
         self._socket.close()
         if hasattr(self, "_client"):
             self._client.close()
@@ -172,6 +136,7 @@ class Connection:
     def abandon(self) -> None:
         """Close this process's copy of a descriptor that another process goes on using."""
         if self.fileno() >= 0:
+            self._wire.close()
             os.close(self._socket.detach())
 
     # -- for producers ---------------------------------------------------------------------------------------
@@ -182,13 +147,11 @@ class Connection:
         Raises :exc:`JobTooBigError`, another :exc:`BrokerError` if the server refuses, or
         :exc:`BrokerConnectionError`; after the last it is open whether the server has the job.
         """
-        self._use(queue)
-        try:
-            return self._call(self._client.put, body, options.priority, options.delay_s, options.ttr_s)
-        except greenstalk.BuriedError as error:
-            return self._stored_buried(queue, error.id)
-        except greenstalk.JobTooBigError as error:
-            raise self._too_big(body) from error
+        results: list[int | BrokerError] = []
+        self.put_many(queue, [body], options, results)
+        if isinstance(results[0], BrokerError):
+            raise results[0]
+        return results[0]
 
     def put_many(self, queue: str, bodies: list[bytes], options: PutOptions, results: list[int | BrokerError]) -> None:
         """Put jobs in one go; add for each its id to ``results``, or why the server refused it.
@@ -196,28 +159,111 @@ class Connection:
         At most ``PIPELINE_JOBS``, or both sides may wait for the other to read. If the connection breaks there are
         fewer results: of the other jobs it is open.
         """
-        self._use(queue)
         head = b"put %d %d %d" % (options.priority, options.delay_s, options.ttr_s)
-        pipeline = b"".join(b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies)
-        replies: list[bytes] = []
+        commands = [b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies]
+        uses = queue != self._used
+        if uses:
+            commands.insert(0, b"use %b\r\n" % check_queue_name(queue).encode())
+        replies = Replies()
         try:
-            self._call(self._exchange, pipeline, len(bodies), replies)
+            self._call(self._exchange, commands, replies)
         finally:
+            if replies and uses:
+                self._note_use(queue, replies)
             for body, reply in zip(bodies, replies, strict=False):
                 results.append(self._put_result(queue, body, reply))
 
+    def _note_use(self, queue: str, replies: Replies) -> None:
+        """Take the reply to a ``use`` off the replies to it and to the puts behind it."""
+        use = replies.pop(0)
+        if use.status == "USING":
+            self._used = queue
+            return
+        # Refused for want of memory: what was put all the same is in another queue.
+        self.ask([b"delete %b\r\n" % put.words[0].encode() for put in replies if put.words])
+        replies[:] = [use] * len(replies)
+
     # -- for workers -----------------------------------------------------------------------------------------
+    #
+    # A worker's loop does not wait for one reply before it sends the next command: it sends with reserve(), finish()
+    # and ask_ahead(), then calls receive() whenever fileno() is readable, until nothing is_awaiting. Every other
+    # command waits for all these replies first, and so is not for the time while a reserve is on its way.
 
-    def send_reserve(self, wait_s: int) -> None:
-        """Ask for a job. Wait for :meth:`fileno` to be readable, then call :meth:`read_reserved`, and nothing between.
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether replies are on their way."""
+        return self._wire.is_awaiting
 
-        ``wait_s`` is finite, so that a waiter whose host vanished cannot swallow jobs for long.
+    @property
+    def is_reserving(self) -> bool:
+        """Whether jobs have been asked for, and not all replies have come."""
+        return self._reservations.pending > 0
+
+    @property
+    def undeleted(self) -> Sequence[ReservedJob]:
+        """The jobs of which it is open whether the server has deleted them."""
+        return self._deletions.pending
+
+    def reserve(self, wait_s: int, count: int = 1) -> None:
+        """Ask for jobs: for one, to come within ``wait_s`` seconds, and for more that are there at that moment.
+
+        The wait is finite, so that a waiter whose host vanished cannot swallow jobs for long.
         """
-        self._call(self._socket.sendall, b"reserve-with-timeout %d\r\n" % wait_s)
+        self._guard(lambda: self._wire.send(_reserves(wait_s, count), *self._expect_jobs(count)))
 
-    def read_reserved(self) -> ReservedJob | None:
-        """Read the answer to :meth:`send_reserve`: a job, or None if there was none in time."""
-        return self._call(self._read_reserved)
+    def finish(self, job: ReservedJob, wait_s: int = 0, count: int = 0) -> None:
+        """Delete a job, and ask for ``count`` jobs as :meth:`reserve` does, all in one write."""
+        try:
+            self._deletions.pending.append(job)
+            if count == 0:
+                self._wire.send(b"delete %d\r\n" % job.id, self._deletions)
+            else:
+                commands = b"delete %d\r\n%b" % (job.id, _reserves(wait_s, count))
+                self._wire.send(commands, self._deletions, *self._expect_jobs(count))
+        except BaseException as error:
+            self._fail(error)
+
+    def ask_ahead(self, job_id: int) -> Replies:
+        """Ask for the statistics of a job, for :meth:`counters_within` to have them soon."""
+        replies = Replies()
+        self._guard(self._wire.send, b"stats-job %d\r\n" % job_id, replies)
+        return replies
+
+    def receive(self) -> None:
+        """Take in the replies that have come. Call it when :meth:`fileno` is readable."""
+        try:
+            self._wire.receive()
+        except BaseException as error:
+            self._fail(error)
+
+    def receive_all(self) -> None:
+        """Wait for all replies that are on their way."""
+        self._call(_nothing)
+
+    def take_jobs(self) -> list[ReservedJob]:
+        """Return the jobs that have come since the last call."""
+        jobs, self._reservations.jobs = self._reservations.jobs, []
+        return jobs
+
+    def take_late(self) -> list[ReservedJob]:
+        """Return the jobs, since the last call, that were not held any more when they were to be deleted."""
+        late, self._deletions.late = self._deletions.late, []
+        return late
+
+    def give_back(self) -> None:
+        """Wait until what is finished is deleted, then close, which gives back all else that it holds or is sent.
+
+        The server puts such jobs where they were, and does not count it: a ``release`` would count as an attempt.
+        """
+        try:
+            while self._deletions.pending:
+                self._guard(self._wire.receive_next)
+        finally:
+            self.close()
+
+    def _expect_jobs(self, count: int) -> list[Reservations]:
+        self._reservations.pending += count
+        return [self._reservations] * count
 
     def delete(self, job_id: int) -> None:
         self._call(self._client.delete, job_id)
@@ -241,19 +287,22 @@ class Connection:
             raise JobNotFoundError(_GONE)
         return JobCounters.from_stats(reply.stats)
 
-    def counters_within(self, job_id: int, wait_s: float) -> JobCounters | None:
-        """Return the counters, or None if the server does not answer in time; the connection stays usable."""
-        if self._unread and not self._is_readable(0):
-            return None  # silent as before
-        return self._call(self._counters_within, job_id, wait_s)
+    def counters_within(self, job_id: int, wait_s: float, asked: Replies | None = None) -> JobCounters | None:
+        """Return the counters, or None if the server does not answer in time; the connection stays usable.
 
-    def _counters_within(self, job_id: int, wait_s: float) -> JobCounters | None:
-        self._socket.sendall(b"stats-job %d\r\n" % job_id)
-        if not self._is_readable(wait_s):
-            self._unread += 1
-            return None
-        reply = self._read_reply()
-        return JobCounters.from_stats(reply.stats) if reply.status == "OK" else None
+        ``asked`` is what :meth:`ask_ahead` has returned for the job.
+        """
+        deadline = time.monotonic() + wait_s
+        if self._was_silent and not self._wire.is_readable(0):
+            return None  # as before
+        if asked is None:
+            asked = self.ask_ahead(job_id)
+        while not asked:
+            self._was_silent = not self._wire.is_readable(max(0.0, deadline - time.monotonic()))
+            if self._was_silent:
+                return None
+            self.receive()
+        return JobCounters.from_stats(asked[0].stats) if asked[0].status == "OK" else None
 
     def peek(self, job_id: int) -> bytes:
         return self._call(self._client.peek, job_id).body
@@ -272,14 +321,14 @@ class Connection:
         # The second command is there to be recognized: no worker sends it, and its reply is the last, whatever comes.
         self._socket.sendall(b"stats-job %d\r\nlist-tubes-watched\r\n" % job_id)
         found: HeldJob | None = None
-        while not (reply := self._read_reply()).data.startswith(b"---\n- "):
+        while not (reply := self._wire.read()).data.startswith(b"---\n- "):
             found = None  # the last one counts: those before answer what the owner has asked
             if reply.status == "OK":
                 stats = reply.stats
                 if stats.get("id") == job_id and stats.get("state") == "reserved":
                     found = HeldJob(job_id, JobCounters.from_stats(stats))
             elif reply.status not in _STALE:
-                raise greenstalk.UnknownResponseError(reply.status.encode(), [])
+                raise OutOfStepError(f"it answered {reply.status}")
         return found
 
     # -- for those who look at what is there -----------------------------------------------------------------
@@ -290,117 +339,75 @@ class Connection:
         For every command but ``reserve`` without a timeout. A refusal is a reply as any; raises
         :exc:`BrokerConnectionError` when a reply shows that the server has read something else than was meant.
         """
-        return self._call(self._ask, commands)
-
-    def _ask(self, commands: Sequence[bytes]) -> list[Reply]:
-        replies: list[Reply] = []
+        replies = Replies()
         for start in range(0, len(commands), PIPELINE_JOBS):
-            batch = commands[start : start + PIPELINE_JOBS]
-            self._socket.sendall(b"".join(batch))
-            replies += [self._read_reply() for _ in batch]
+            self._call(self._exchange, commands[start : start + PIPELINE_JOBS], replies)
         return replies
-
-    def _read_reply(self) -> Reply:
-        status, *words = self._read_line().decode("ascii").split()
-        if status in _OUT_OF_STEP:
-            raise greenstalk.UnknownResponseError(status.encode(), [])
-        data = self._read_exactly(int(words[-1]) + 2)[:-2] if status in _WITH_DATA else b""
-        return Reply(status, tuple(words), data)
 
     # -- inner workings --------------------------------------------------------------------------------------
 
     def _call(self, command: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run one command to its reply; close the connection unless the reply is a plain one."""
-        if self.fileno() < 0:
-            raise BrokerConnectionError(f"the connection to Beanstalkd at {self.address} is closed")
+        """Run one command to its reply, after all that are awaited have come."""
+        self._guard(self._wire.receive_all)
+        return self._guard(command, *args, **kwargs)
+
+    def _guard(self, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do something on the connection; close it unless that ends well, or with a plain reply of the server.
+
+        What is done for every job, :meth:`finish` and :meth:`receive`, does so itself.
+        """
         try:
-            while self._unread:
-                self._read_reply()
-                self._unread -= 1
-            return command(*args, **kwargs)
-        except (greenstalk.BuriedError, greenstalk.JobTooBigError):
-            raise
-        except greenstalk.NotFoundError as error:
-            raise JobNotFoundError(_GONE) from error
-        except _REFUSED as error:
-            raise BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[type(error)]}") from error
-        except _BROKEN as error:
-            self.close()
-            raise BrokerConnectionError(
-                f"lost the connection to Beanstalkd at {self.address}: {_reason(error, self._timeout_s)}"
-            ) from error
-        except BaseException:
-            self.close()  # interrupted in the middle: the reply may come when another command waits for its own
-            raise
+            return action(*args, **kwargs)
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        """Close the connection unless ``error`` is a plain reply of the server; raise it in our words."""
+        match error:
+            case greenstalk.BuriedError():
+                raise error
+            case greenstalk.NotFoundError():
+                raise JobNotFoundError(_GONE) from error
+            case greenstalk.Error() if type(error) in _REFUSALS:
+                raise BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[type(error)]}") from error
+            case OSError() | AssertionError() | ValueError() | greenstalk.Error():
+                # greenstalk asserts what a peer sent and indexes what may be empty: all these mean a broken stream.
+                was_open = self.fileno() >= 0
+                self.close()
+                told = f"lost the connection to Beanstalkd at {self.address}: {_reason(error, self._timeout_s)}"
+                closed = f"the connection to Beanstalkd at {self.address} is closed"
+                raise BrokerConnectionError(told if was_open else closed) from error
+            case _:
+                self.close()  # interrupted in the middle: the reply may come when another command waits for its own
+                raise error
 
     def _watch_only(self, tube: str) -> None:
         # Every connection begins by watching `default`, and would count there as a worker.
         if tube != greenstalk.DEFAULT_TUBE:
             self.ask([b"watch %b\r\n" % tube.encode(), b"ignore default\r\n"])
 
-    def _use(self, queue: str) -> None:
-        if queue != self._used:
-            self._call(self._client.use, check_queue_name(queue))
-            self._used = queue
+    def _exchange(self, commands: Sequence[bytes], replies: Replies) -> None:
+        """Send commands in one go and wait for the replies; those that came before an error are kept."""
+        self._wire.send(b"".join(commands), *[replies] * len(commands))
+        self._wire.receive_all()
 
-    def _exchange(self, commands: bytes, count: int, replies: list[bytes]) -> None:
-        self._socket.sendall(commands)
-        for _ in range(count):
-            replies.append(self._read_line())  # noqa: PERF401  # one by one: those before an error count
+    def _put_result(self, queue: str, body: bytes, reply: Reply) -> int | BrokerError:
+        match reply.status:
+            case "INSERTED":
+                return int(reply.words[0])
+            case "BURIED":
+                return self._stored_buried(queue, int(reply.words[0]))
+            case "JOB_TOO_BIG":
+                return self._too_big(body)
+            case status if (error := greenstalk.ERROR_RESPONSES.get(status.encode())) in _REFUSALS:
+                return BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[error]}")
+            case status:
+                self.close()
+                raise BrokerConnectionError(f"Beanstalkd at {self.address} answered a put with {status}")
 
-    def _put_result(self, queue: str, body: bytes, reply: bytes) -> int | BrokerError:
-        status, _, rest = reply.partition(b" ")
-        if status == b"INSERTED":
-            return int(rest)
-        if status == b"BURIED":
-            return self._stored_buried(queue, int(rest))
-        if status == b"JOB_TOO_BIG":
-            return self._too_big(body)
-        error = greenstalk.ERROR_RESPONSES.get(status)
-        if error in _REFUSALS:
-            return BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[error]}")
-        self.close()
-        raise BrokerConnectionError(f"Beanstalkd at {self.address} answered a put with {reply!r}")
-
-    def _read_reserved(self) -> ReservedJob | None:
-        status, *values = self._read_line().split()
-        if status == b"TIMED_OUT":
-            return None
-        if status != b"RESERVED":
-            # DEADLINE_SOON too: it means that this connection holds a job that it has forgotten.
-            raise greenstalk.UnknownResponseError(status, values)
-        job_id, size = map(int, values)
-        # Its last two bytes should be a line break, but a server that was killed may have a job in its binlog of which
-        # the end was not written: an error here would have each worker fail on it in turn, for ever. Whoever decodes
-        # the body will say what it is.
-        body = self._read_exactly(size + 2)
-        if self._received:
-            raise ConnectionError("more was sent than one job")
-        return ReservedJob(job_id, body[:-2])
-
-    def _read_line(self) -> bytes:
-        while (end := self._received.find(b"\r\n")) < 0:
-            self._receive()
-        line = bytes(self._received[:end])
-        del self._received[: end + 2]
-        return line
-
-    def _read_exactly(self, size: int) -> bytes:
-        while len(self._received) < size:
-            self._receive()
-        data = bytes(self._received[:size])
-        del self._received[:size]
-        return data
-
-    def _receive(self) -> None:
-        data = self._socket.recv(1 << 16)
-        if not data:
-            raise ConnectionError("the server closed the connection")
-        self._received += data
-
-    def _stored_buried(self, queue: str, job_id: int | None) -> int:
-        logger.error("job %s of %s is stored but buried, since the server is short of memory: kick it", job_id, queue)
-        return job_id or 0
+    def _stored_buried(self, queue: str, job_id: int) -> int:
+        logger.error("job %d of %s is stored but buried, since the server is short of memory: kick it", job_id, queue)
+        return job_id
 
     def _too_big(self, body: bytes) -> JobTooBigError:
         if self._max_job_size is None:
@@ -410,6 +417,15 @@ class Connection:
             f"the job has {len(body)} bytes, but Beanstalkd at {self.address} takes at most {limit} "
             "(its option -z); pass a reference to the data, for example a row's id or a file's name"
         )
+
+
+@functools.cache
+def _reserves(wait_s: int, count: int) -> bytes:
+    return b"reserve-with-timeout %d\r\n" % wait_s + b"reserve-with-timeout 0\r\n" * (count - 1)
+
+
+def _nothing() -> None:
+    pass
 
 
 # What a dead worker may have left unread: replies to its last command.

@@ -11,7 +11,7 @@ from itertools import chain
 from types import TracebackType
 from typing import Self
 
-from .broker import NOWHERE, PIPELINE_JOBS, Connection, Reply, Stats
+from .broker import NOWHERE, PIPELINE_JOBS, Connection
 from .config import Settings
 from .errors import BrokerConnectionError, MessageDecodeError, QueueNameError
 from .names import check_queue_name, check_worked_queue_name, failures_tube, is_failures_tube
@@ -19,6 +19,7 @@ from .notes import Note
 from .options import DEFAULT_PRIORITY
 from .retry import Attempts
 from .seconds import MAX_SECONDS
+from .wire import Reply, Stats
 
 # A pause that ends when a person says so: the protocol's longest, a hundred and thirty-six years.
 UNTIL_RESUMED_S = MAX_SECONDS

@@ -30,9 +30,10 @@ class CurrentJob:
     ``headers`` are those of the task's message, with its own ``id``, empty if it has none.
     """
 
-    def __init__(  # noqa: PLR0913  # a record, by name
+    __slots__ = ("_counters", "_hold", "_retry", "endpoint", "has_logged", "headers", "id", "queue")
+
+    def __init__(  # noqa: PLR0913  # a record, made for every job
         self,
-        *,
         id: int,  # noqa: A002  # its name in the public class
         queue: str,
         endpoint: str,
@@ -44,6 +45,7 @@ class CurrentJob:
         self.queue = queue
         self.endpoint = endpoint
         self.headers = headers
+        self.has_logged = False  # a line that tells of this job
         self._retry = retry
         self._hold = hold
         self._counters: JobCounters | None = None
@@ -79,6 +81,7 @@ class CurrentJob:
 
     def attempt_for_logs(self) -> int | None:
         """Return the attempt, or None if that cannot be known now: a log line must neither wait nor fail."""
+        self.has_logged = True
         if self._counters is None:
             try:
                 self._counters = self._hold.counters_within(0.1)

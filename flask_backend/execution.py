@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -14,17 +14,23 @@ from .message import decode, decode_json, show_call
 from .retry import Retry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """What a job asks for. ``label`` names it in logs and process titles."""
+    """What a job asks for. Not frozen: one is made for every job, which would take twice the time."""
 
-    label: str
-    function: Callable[..., Any]
+    handler: Handler
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    time_limit_s: float | None = None
-    retry: Retry | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in logs and process titles."""
+        return self.handler.name
+
+    @property
+    def retry(self) -> Retry | None:
+        return self.handler.retry
 
     def __str__(self) -> str:
         return show_call(self.label, self.args, self.kwargs)
@@ -37,12 +43,10 @@ def read_call(handlers: Handlers, body: bytes) -> Call:
     tried again: a newer version may have it.
     """
     if handlers.receiver is not None:
-        receiver = handlers.receiver
-        args = [decode_json(body)]
-        return Call(receiver.name, receiver.function, args, time_limit_s=receiver.time_limit_s, retry=receiver.retry)
+        return Call(handlers.receiver, [decode_json(body)])
     message = decode(body)
-    task = handlers.tasks.get(message.endpoint) or _lacking(handlers, message.endpoint)
-    return Call(task.name, task.function, message.args, message.kwargs, message.headers, task.time_limit_s, task.retry)
+    handler = handlers.tasks.get(message.endpoint) or _lacking(handlers, message.endpoint)
+    return Call(handler, message.args, message.kwargs, message.headers)
 
 
 def _lacking(handlers: Handlers, endpoint: str) -> Handler:
@@ -55,13 +59,25 @@ def _lacking(handlers: Handlers, endpoint: str) -> Handler:
     return Handler(endpoint, fail)
 
 
-def run_call(app: Flask, call: Call) -> None:
-    """Call the function in an app context of its own; ``async`` functions too, if ``flask[async]`` is installed."""
-    with app.app_context():
-        app.ensure_sync(call.function)(*call.args, **call.kwargs)
+class Runner:
+    """Calls the functions of one queue, each in an app context of its own.
+
+    ``async`` functions too, if ``flask[async]`` is installed: what they need is found out once, not for every job.
+    """
+
+    def __init__(self, app: Flask, handlers: Handlers) -> None:
+        self._app = app
+        known = [handlers.receiver] if handlers.receiver else handlers.tasks.values()
+        self._functions = {handler.name: app.ensure_sync(handler.function) for handler in known}
+
+    def run(self, call: Call) -> None:
+        function = self._functions.get(call.handler.name, call.handler.function)
+        with self._app.app_context():
+            function(*call.args, **call.kwargs)
 
 
 def run_hooks(app: Flask, handlers: Handlers) -> None:
     """Call the queue's hooks, each in an app context of its own."""
     for hook in handlers.hooks:
-        run_call(app, Call(hook.__name__, hook))
+        with app.app_context():
+            app.ensure_sync(hook)()

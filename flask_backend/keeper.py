@@ -1,8 +1,8 @@
 """The second thread of a worker: all that must go on while the first is inside a task.
 
-It touches the job, so that a task may take longer than its time to run; it shows the task in the process title;
-it notices that the supervisor is gone; and it ends the process at the deadline of a drain. It sleeps while the
-worker is idle, and looks at a task only once that has run for a while, so that short tasks cost nothing.
+It touches the jobs that are held, so that a task may take longer than its time to run; it shows the task in the
+process title; it notices that the supervisor is gone; and it ends the process at the deadline of a drain. It sleeps
+while the worker is idle, and looks at a task only once that has run for a while, so that short tasks cost nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .broker import Connection, JobCounters, ReservedJob
+from .broker import Connection, JobCounters
 from .errors import BrokerConnectionError, BrokerError, JobNotFoundError
 from .host import Host
+from .wire import Replies, ReservedJob
 
 logger = logging.getLogger("flask_backend.worker")
 
@@ -28,6 +29,8 @@ logger = logging.getLogger("flask_backend.worker")
 # is the server's least.
 TICK_S = 0.5
 YOUNG_S = 0.25
+# It goes on looking for so long when there is no task: to wake it for each of many small ones would cost more.
+LIVELY_S = 5.0
 # Touched this many times within its TTR, a job survives two touches that come late.
 TOUCHES_PER_TTR = 3
 # How long a task waits for a touch that is on its way: more than the broker has to answer.
@@ -36,40 +39,41 @@ LOCK_PATIENCE_S = 10.0
 _MAY_RAISE = signal.valid_signals() - {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Lease:
-    """The job that the worker holds now, on the connection that reserved it."""
+    """A job that the worker holds, on the connection that reserved it; and what its task can do with it meanwhile.
 
-    connection: Connection
-    job: ReservedJob
-    label: str
-    started: float
-    limit_at: float | None = None  # when the task is to be interrupted, on the monotonic clock
-    kill_at: float | None = None  # when its process may be killed, if that did not help
-    is_interrupted: bool = False
-    touch_every_s: float | None = None
-    touch_at: float = 0.0
-    is_lost: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Grip:
-    """What a running task can do with its own job, through the keeper."""
+    ``waiting`` are the leases of jobs that were reserved together with it and come after it. Times are those of the
+    monotonic clock.
+    """
 
     keeper: Keeper
-    lease: Lease
+    connection: Connection
+    job: ReservedJob
+    reserved_at: float
+    waiting: Sequence[Lease]
+    # The class has these values until they change: one is made for every job, and most of this is for long tasks only.
+    label: str = field(init=False, default="")
+    started: float = field(init=False, default=0.0)
+    limit_at: float | None = field(init=False, default=None)  # when the task is to be interrupted
+    kill_at: float | None = field(init=False, default=None)  # when its process may be killed, if that did not help
+    is_interrupted: bool = field(init=False, default=False)
+    touch_every_s: float | None = field(init=False, default=None)
+    touch_at: float = field(init=False, default=0.0)
+    is_lost: bool = field(init=False, default=False)
+    asked_ahead: Replies | None = field(init=False, default=None)  # for the job's counters
 
     def counters(self) -> JobCounters:
-        with self.keeper.exchange(self.lease) as connection:
-            return connection.counters(self.lease.job.id)
+        with self.keeper.exchange(self) as connection:
+            return connection.counters(self.job.id)
 
     def counters_within(self, wait_s: float) -> JobCounters | None:
-        with self.keeper.exchange(self.lease, wait_s) as connection:
-            return connection.counters_within(self.lease.job.id, wait_s)
+        with self.keeper.exchange(self, wait_s) as connection:
+            return connection.counters_within(self.job.id, wait_s, self.asked_ahead)
 
     def touch(self) -> None:
-        with self.keeper.exchange(self.lease) as connection:
-            connection.touch(self.lease.job.id)
+        with self.keeper.exchange(self) as connection:
+            connection.touch(self.job.id)
 
 
 class Keeper:
@@ -91,7 +95,9 @@ class Keeper:
         self._lease: Lease | None = None
         # Held for each exchange on the connection while a job is held: a touch never meets the worker's own commands.
         self._lock = threading.Lock()
-        self._is_asleep = False
+        self._is_asleep = False  # until it is woken
+        self._holds = self._holds_seen = 0  # how often a job was held
+        self._lively_until = float("-inf")
         self._leave_at: float | None = None
         self._watched: dict[int, Callable[[], None]] = {}
         self._wake_r, self._wake_w = os.pipe()
@@ -107,6 +113,7 @@ class Keeper:
 
     def hold(self, lease: Lease) -> None:
         self._lease = lease
+        self._holds += 1
         if self._is_asleep or (lease.limit_at is not None and lease.limit_at - lease.started < TICK_S):
             self._wake()
 
@@ -169,17 +176,27 @@ class Keeper:
         # First say so, then look: the worker does it the other way round, and one of us sees the other.
         self._is_asleep = True
         lease = self._lease
-        timeouts = [TICK_S] if lease is not None or shown else []
+        now = time.monotonic()
+        if lease is not None or self._holds != self._holds_seen:
+            self._holds_seen = self._holds
+            self._lively_until = now + LIVELY_S
+        timeouts: list[float] = []
+        if now < self._lively_until or shown:
+            self._is_asleep = False  # it looks again within a tick, soon enough for whatever comes next
+            timeouts.append(TICK_S)
         if lease is not None and lease.limit_at is not None and not lease.is_interrupted:
-            timeouts.append(max(0.0, lease.limit_at - time.monotonic()))
+            timeouts.append(max(0.0, lease.limit_at - now))
         if self._leave_at is not None:
-            timeouts.append(max(0.0, self._leave_at - time.monotonic()))
+            timeouts.append(max(0.0, self._leave_at - now))
         return min(timeouts) * 1000 + 1 if timeouts else None
 
     def _tend(self, *, shown: bool) -> bool:
         """Look at the running task; return whether the process title tells of one."""
         lease = self._lease
         now = time.monotonic()
+        if lease is not None and now - lease.reserved_at >= YOUNG_S:
+            for waiting in list(lease.waiting):
+                self._touch_if_due(waiting, lease, now)
         if lease is not None and lease.limit_at is not None and now >= lease.limit_at:
             self._end(lease, now)
             return shown
@@ -188,8 +205,7 @@ class Keeper:
                 self._host.show("")
             return False
         self._host.show(f"{lease.label} {now - lease.started:.0f}s")
-        if now >= lease.touch_at and not lease.is_lost:
-            self._touch(lease, now)
+        self._touch_if_due(lease, lease, now)
         return True
 
     def _end(self, lease: Lease, now: float) -> None:
@@ -204,16 +220,21 @@ class Keeper:
             self._leave()
         elif not lease.is_interrupted:
             lease.is_interrupted = True
-            self._touch(lease, now)
+            self._touch(lease, lease, now)
             ttr_s = (lease.touch_every_s or 0.0) * TOUCHES_PER_TTR
             if lease.kill_at is not None and not lease.is_lost and now + ttr_s / 3 < lease.kill_at:
                 lease.kill_at = now + ttr_s / 3
                 self._host.run(lease.label, lease.kill_at)
             self._interrupt()
 
-    def _touch(self, lease: Lease, now: float) -> None:
+    def _touch_if_due(self, lease: Lease, running: Lease, now: float) -> None:
+        if now >= lease.touch_at and not lease.is_lost:
+            self._touch(lease, running, now)
+
+    def _touch(self, lease: Lease, running: Lease, now: float) -> None:
+        """Touch a job, the running one or one that waits behind it, if that one is still running."""
         with self._lock:
-            if self._lease is not lease:
+            if self._lease is not running:
                 return
             try:
                 if lease.touch_every_s is None:
@@ -223,9 +244,10 @@ class Keeper:
             except BrokerError as error:
                 lease.is_lost = True
                 logger.warning(
-                    "job %d (%s) runs on but is no longer held by this worker, and may run twice: %s",
+                    "job %d (%s) is no longer held by this worker%s: %s",
                     lease.job.id,
-                    lease.label,
+                    lease.label or "it has waited behind another",
+                    " but runs on, and may run twice" if lease is running else "",
                     error if isinstance(error, BrokerConnectionError) else "its time to run was over",
                 )
         lease.touch_at = now + (lease.touch_every_s or 0.0)

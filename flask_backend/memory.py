@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from .broker import Connection, JobCounters, Reply, ReservedJob
+from .broker import Connection, JobCounters
 from .config import Settings
 from .embedded.commands import Commands
 from .embedded.protocol import Command, parse
@@ -20,6 +20,7 @@ from .embedded.store import Job, State, Store
 from .errors import BrokerError, JobNotFoundError, JobTooBigError
 from .options import PutOptions
 from .producer import Producer
+from .wire import Reply, ReservedJob
 
 MAX_JOB_SIZE = 65535  # bytes: what Beanstalkd takes unless it is told otherwise
 

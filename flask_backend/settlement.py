@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from .broker import Connection, ReservedJob
+from .broker import Connection
 from .decisions import Bury, RetryLater, TaskDecision
 from .ending import Ending
 from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobTooBigError, MessageDecodeError
@@ -17,6 +17,7 @@ from .names import failures_tube
 from .notes import MAX_WHOLE, NOTE_TTR_S, Note, here_and_now, tell_exception
 from .options import PutOptions
 from .retry import Attempts, Buried, Discarded, Released, Retry, after_failure
+from .wire import ReservedJob
 
 # Kept apart, so that error trackers can tell a task's failure from ours.
 task_logger = logging.getLogger("flask_backend.task")

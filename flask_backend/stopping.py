@@ -12,6 +12,11 @@ from types import FrameType
 
 from .broker import Connection
 
+# To sleep and be woken takes longer than the broker's answer to what it need not wait for: a virtual CPU is halted and
+# started again, and the caches are cold after that. So the worker looks again and again for a moment first, and lets
+# whoever else wants its CPU go before, perhaps the broker. Where nobody can give way to others, it sleeps at once.
+SPIN_S = 50e-6 if hasattr(os, "sched_yield") else 0.0
+
 
 class StopSignals:
     """TERM and INT, which ask for a drain, and QUIT; together with the wait that they cut short.
@@ -47,19 +52,37 @@ class StopSignals:
         with suppress(BlockingIOError):  # full of wake-ups already
             os.write(self._wake_w, b"\0")
 
-    def wait(self, timeout_s: float, connection: Connection | None = None) -> bool:
-        """Wait until ``connection`` is readable (True), a stop is requested or the time is over (False)."""
-        deadline = time.monotonic() + timeout_s
-        poll = select.poll()
-        poll.register(self._wake_r, select.POLLIN)
-        if connection is not None:
-            poll.register(connection, select.POLLIN)
-        while not self.requested and (left_s := deadline - time.monotonic()) > 0:
-            for fd, _ in poll.poll(left_s * 1000):
+    def poll_with(self, connection: Connection) -> select.poll:
+        """Return what :meth:`wait` needs to wait for ``connection``, for as long as that is open."""
+        poll = self._poll_signals()
+        poll.register(connection, select.POLLIN)
+        return poll
+
+    def wait(self, timeout_s: float, poll: select.poll | None = None, *, soon: bool = False) -> bool:
+        """Wait until the connection of ``poll`` is readable (True), a stop is requested or the time is over (False).
+
+        ``soon`` says that the wait will be short: then the process looks again and again for a moment, see ``SPIN_S``.
+        """
+        started = time.monotonic()
+        poll = poll or self._poll_signals()
+        left_s, spin_s = timeout_s, SPIN_S if soon else 0.0
+        while not self.requested and left_s > 0:
+            for fd, _ in poll.poll(0 if spin_s else left_s * 1000):
                 if fd != self._wake_r:
                     return True
                 os.read(fd, 4096)  # another signal, or the one that set `requested`
+            if spin_s:
+                os.sched_yield()  # whoever else wants this CPU comes first, perhaps the broker
+            waited_s = time.monotonic() - started
+            left_s = timeout_s - waited_s
+            if waited_s >= spin_s:
+                spin_s = 0.0
         return False
+
+    def _poll_signals(self) -> select.poll:
+        poll = select.poll()
+        poll.register(self._wake_r, select.POLLIN)
+        return poll
 
     def _drain(self, _number: int, _frame: FrameType | None) -> None:
         self._on_drain()

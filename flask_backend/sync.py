@@ -10,16 +10,17 @@ from typing import TypeVar
 
 from flask import Flask
 
-from .broker import JobCounters, ReservedJob
+from .broker import JobCounters
 from .bulk import Outcome
 from .config import Settings
 from .current import CurrentJob, job_being_run
-from .execution import Call, read_call, run_call, run_hooks
+from .execution import Call, Runner, read_call, run_hooks
 from .extension import Backend, Handlers
 from .memory import MemoryBroker, MemoryProducer
 from .message import scheduled_at
 from .options import Options
 from .retry import Retry
+from .wire import ReservedJob
 
 T = TypeVar("T")
 
@@ -79,15 +80,15 @@ class InProcessWorker:
             retry=self.retry_of(call),
             hold=Grip(self.broker, job.id),
         )
-        Context().run(_run, self.app, call, current)
+        Context().run(_run, Runner(self.app, self.handlers), call, current)
 
     def retry_of(self, call: Call) -> Retry:
         return call.retry or self.settings.retry
 
 
-def _run(app: Flask, call: Call, current: CurrentJob) -> None:
+def _run(runner: Runner, call: Call, current: CurrentJob) -> None:
     job_being_run.set(current)
-    run_call(app, call)
+    runner.run(call)
 
 
 class SyncProducer(MemoryProducer):

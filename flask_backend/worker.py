@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import random
+import select
 import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
 from flask import Flask
 
-from .broker import Connection, ReservedJob
+from .broker import Connection
 from .current import CurrentJob, job_being_run
 from .ending import Ending
 from .errors import (
@@ -25,14 +27,15 @@ from .errors import (
     MessageDecodeError,
     TaskTimeout,
 )
-from .execution import Call, read_call, run_call, run_hooks
+from .execution import Call, Runner, read_call, run_hooks
 from .exits import ExitCode
 from .extension import Backend
 from .host import Host
-from .keeper import Grip, Keeper, Lease
+from .keeper import Keeper, Lease
 from .message import decode
 from .settlement import Attempt, bury_undecodable, settle_failure
 from .stopping import StopSignals
+from .wire import ReservedJob
 
 logger = logging.getLogger("flask_backend.worker")
 
@@ -49,7 +52,7 @@ INTERRUPT = signal.SIGUSR2
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a task may take, and when a worker ends by itself.
+    """How long a task may take, how many jobs a worker reserves at a time, and when it ends by itself.
 
     That is after ``max_tasks`` jobs, ``kill_grace_s`` after a task's limit, and ``drain_timeout_s`` after it was told
     to drain. A supervised worker leaves the last two to its supervisor, as long as that lives: ``lifeline`` is a
@@ -60,6 +63,7 @@ class Limits:
     time_limit_s: float | None = None  # of tasks that have none of their own
     kill_grace_s: float = 5.0
     max_tasks: int | None = None
+    prefetch: int = 1
     lifeline: int | None = None
 
 
@@ -79,10 +83,14 @@ class Worker:
             host, interrupt=self._interrupt, leave=self._leave, leaves_when_stuck=limits.lifeline is None
         )
         self._interruptible_from: float | None = None  # while a task runs that may be interrupted: from when on
+        self._runner = Runner(app, self._handlers)
         self._connection: Connection | None = None
+        self._poll: select.poll | None = None  # for that connection
         self._is_holding = False
-        self._undeleted: ReservedJob | None = None
+        self._undeleted: list[ReservedJob] = []  # finished when their connection broke
         self._jobs_done = 0
+        self._is_due = False  # for recycling, and has said so
+        self._loggers: set[str] = set()  # the tasks that have logged a line when they ran last
 
     def run(self) -> int:
         """Work until drained; return the process's exit code."""
@@ -107,18 +115,15 @@ class Worker:
     def _serve(self) -> None:
         backoff = Backoff()
         while not self._stop.requested:
-            self._host.live()
             try:
                 connection = self._connected()
                 if backoff.tries:
                     logger.info("%s: back at Beanstalkd at %s", self._queue, self._settings.address)
                     backoff = Backoff()
-                job = self._reserve(connection)
-                if job is not None:
-                    self._work(connection, job)
+                self._work_off(connection)
             except BrokerError as error:
                 if self._connection is not None:
-                    self._connection.close()  # which gives back the job, if it holds one
+                    self._disconnect(self._connection)  # which gives back the job, if it holds one
                 delay_s = backoff.next()
                 if backoff.tries == 1:  # said once for each outage
                     logger.warning("%s: %s; trying again", self._queue, error)
@@ -127,72 +132,108 @@ class Worker:
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.fileno() < 0:
             self._connection = Connection(self._settings, watch=self._queue)
+            self._poll = self._stop.poll_with(self._connection)
             self._host.lend(self._connection.fileno())
             self._delete_late(self._connection)
         return self._connection
 
+    def _disconnect(self, connection: Connection) -> None:
+        connection.close()
+        self._undeleted += connection.undeleted
+        self._connection = None
+
     def _close(self) -> None:
-        """Close the connection, after a last try to delete the job that finished when it broke."""
-        if self._undeleted is not None:
+        """Close the connection, after a last try to delete the jobs that finished when it broke."""
+        if self._undeleted:
             try:
                 self._connected()
             except BrokerError as error:
-                logger.warning(
-                    "job %d is finished but cannot be deleted, and will run twice: %s", self._undeleted.id, error
-                )
+                for job in self._undeleted:
+                    logger.warning("job %d is finished but cannot be deleted, and will run twice: %s", job.id, error)
         if self._connection is not None:
             self._connection.close()
 
-    def _reserve(self, connection: Connection) -> ReservedJob | None:
-        """Wait for a job; None if none came, or if a stop came first.
+    def _work_off(self, connection: Connection) -> None:
+        """Do jobs until a stop is requested; those that are here by then and were not begun go back untouched.
 
-        The wait is for the socket and the signals together, since a signal does not end a blocking read. A job that
-        arrives as the connection is closed was not looked at, and goes back to its queue untouched.
+        The next job is asked for as the last one is deleted, in one write; after a failure, when that is settled.
         """
-        connection.send_reserve(RESERVE_S)
-        answered = self._stop.wait(RESERVE_S + self._settings.timeout_s, connection)
-        if self._stop.requested:
-            connection.close()
-            return None
-        if not answered:
-            raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
-        return connection.read_reserved()
+        while not self._stop.requested:
+            self._host.live()
+            if not connection.is_reserving:
+                connection.reserve(RESERVE_S, self._wanted())
+            held = self._receive(connection)
+            while held and not self._stop.requested:
+                self._work(held.popleft(), is_last=not held)
+            if self._is_done():
+                connection.receive_all()
+                self._is_due = True
+                self._host.recycle_due()
+                self._stop.wait(RECYCLE_PATIENCE_S)
+        connection.give_back()
 
-    def _work(self, connection: Connection, job: ReservedJob) -> None:
+    def _wanted(self) -> int:
+        """Return how many jobs to reserve: none once there were as many as there should be, until that was said."""
+        if self._limits.max_tasks is None or self._is_due:
+            return self._limits.prefetch
+        return min(self._limits.prefetch, self._limits.max_tasks - self._jobs_done)
+
+    def _is_done(self) -> bool:
+        return self._jobs_done == self._limits.max_tasks and not self._is_due
+
+    def _receive(self, connection: Connection) -> deque[Lease]:
+        """Wait for the replies that are on their way; return the jobs that have come with them.
+
+        The wait is for the socket and the signals together, since a signal does not end a blocking read.
+        """
+        is_first = True
+        while connection.is_awaiting:
+            is_owed = bool(connection.undeleted)  # an answer that comes at once, whether there is a job or not
+            patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
+            if self._stop.wait(patience_s, self._poll, soon=is_owed or not is_first):
+                connection.receive()
+                is_first = False
+            elif self._stop.requested:
+                break
+            else:
+                raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
+        for job in connection.take_late():
+            label = read_call(self._handlers, job.body).label
+            logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
+        now = time.monotonic()
+        held = deque[Lease]()
+        for job in connection.take_jobs():
+            held.append(Lease(self._keeper, connection, job, now, held))
+        return held
+
+    def _work(self, lease: Lease, *, is_last: bool) -> None:
+        """Do one job of those that were reserved together, and settle it."""
+        if lease.is_lost:
+            return  # it has waited behind a task that took long, and another worker has it by now
         self._is_holding = True
-        self._host.begin(job.id)
+        self._host.begin(lease.job.id)
         ending: Ending | None = None
         try:
-            ending = self._execute(connection, job)
+            ending = self._execute(lease, is_last=is_last)
         finally:
-            self._is_holding = False
-            self._host.end(ending)
-        self._jobs_done += 1
-        if self._jobs_done == self._limits.max_tasks:
-            self._host.recycle_due()
-            self._stop.wait(RECYCLE_PATIENCE_S)
+            if self._is_holding:
+                self._end(ending)
 
-    def _execute(self, connection: Connection, job: ReservedJob) -> Ending | None:
+    def _end(self, ending: Ending | None) -> None:
+        self._is_holding = False
+        self._jobs_done += 1
+        self._host.end(ending)
+
+    def _execute(self, lease: Lease, *, is_last: bool) -> Ending | None:
         try:
-            call = read_call(self._handlers, job.body)
+            call = read_call(self._handlers, lease.job.body)
         except MessageDecodeError as error:
-            return bury_undecodable(connection, self._queue, job, error)
-        retry = call.retry or self._settings.retry
-        time_limit_s = call.time_limit_s or self._limits.time_limit_s
-        lease = Lease(connection, job, call.label, time.monotonic())
-        if time_limit_s is not None:
-            lease.limit_at = lease.started + time_limit_s
-            lease.kill_at = lease.limit_at + self._limits.kill_grace_s
-        current = CurrentJob(
-            id=job.id,
-            queue=self._queue,
-            endpoint=call.label,
-            headers=call.headers,
-            retry=retry,
-            hold=Grip(self._keeper, lease),
-        )
+            return bury_undecodable(lease.connection, self._queue, lease.job, error)
+        retry = call.handler.retry or self._settings.retry
+        current = CurrentJob(lease.job.id, self._queue, call.label, call.headers, retry, lease)
+        self._prepare(lease, call)
         token = job_being_run.set(current)
-        self._host.run(call.label, lease.kill_at)
+        self._host.run(lease.label, lease.kill_at)
         self._keeper.hold(lease)
         try:
             failure = self._run(call, lease.limit_at)
@@ -202,19 +243,31 @@ class Worker:
         self._keeper.let_go()
         try:
             if failure is None:
-                return self._settle_success(connection, job, call.label)
+                return self._settle_success(lease, is_last=is_last)
             ran_s = time.monotonic() - lease.started
-            return settle_failure(connection, Attempt(self._queue, job, call, retry, ran_s), failure)
+            return settle_failure(lease.connection, Attempt(self._queue, lease.job, call, retry, ran_s), failure)
         finally:
             failure = None  # its traceback refers to this frame: a cycle would keep all that the task held
             job_being_run.reset(token)
+            if current.has_logged is not (call.label in self._loggers):
+                self._loggers ^= {call.label}
+
+    def _prepare(self, lease: Lease, call: Call) -> None:
+        lease.label = call.label
+        lease.started = time.monotonic()
+        time_limit_s = call.handler.time_limit_s or self._limits.time_limit_s
+        if time_limit_s is not None:
+            lease.limit_at = lease.started + time_limit_s
+            lease.kill_at = lease.limit_at + self._limits.kill_grace_s
+        if call.label in self._loggers:
+            lease.asked_ahead = lease.connection.ask_ahead(lease.job.id)  # it will be wanted for the lines of the log
 
     def _run(self, call: Call, limit_at: float | None) -> BaseException | None:
         """Run the task; return what it raised."""
         is_done = False
         try:
             self._interruptible_from = limit_at
-            run_call(self._app, call)
+            self._runner.run(call)
             is_done = True
             self._interruptible_from = None
         except BaseException as error:  # anything may come out of a task, SystemExit too; it ends in a settled job
@@ -240,35 +293,32 @@ class Worker:
 
     # -- settling --------------------------------------------------------------------------------------------
 
-    def _settle_success(self, connection: Connection, job: ReservedJob, label: str) -> Ending | None:
-        try:
-            connection.delete(job.id)
-        except BrokerConnectionError:
-            self._undeleted = job
-            raise
-        except JobNotFoundError:
-            logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
-            return None
+    def _settle_success(self, lease: Lease, *, is_last: bool) -> Ending:
+        """Have the job deleted and the next ones reserved; the replies are read when those are wanted.
+
+        What the job came to is told first: a death from here on is not its doing, and what it leaves goes back at once.
+        """
+        self._end(Ending.DONE)
+        count = self._wanted() if is_last and not self._stop.requested else 0
+        lease.connection.finish(lease.job, RESERVE_S, count)
         return Ending.DONE
 
     def _delete_late(self, connection: Connection) -> None:
-        """Delete the job whose task had finished when the connection broke, if it can be known for sure.
+        """Delete the jobs whose tasks had finished when their connection broke, if they can be known for sure.
 
         Ids may start again at 1 when the server does, so only a body with an id of its own identifies a job.
         """
-        job, self._undeleted = self._undeleted, None
-        if job is None:
-            return
-        try:
-            if decode(job.body).headers.get("id") and connection.peek(job.id) == job.body:
-                connection.delete(job.id)
-                return
-        except BrokerConnectionError:
-            self._undeleted = job
-            raise
-        except (MessageDecodeError, JobNotFoundError):
-            pass
-        logger.warning("job %d finished as the connection broke, and may run twice", job.id)
+        while self._undeleted:
+            job = self._undeleted[0]
+            try:
+                is_the_same = decode(job.body).headers.get("id") and connection.peek(job.id) == job.body
+                if is_the_same:
+                    connection.delete(job.id)
+            except (MessageDecodeError, JobNotFoundError):
+                is_the_same = False
+            del self._undeleted[0]
+            if not is_the_same:
+                logger.warning("job %d finished as the connection broke, and may run twice", job.id)
 
     # -- the ways out ----------------------------------------------------------------------------------------
 

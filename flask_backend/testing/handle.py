@@ -8,7 +8,6 @@ from typing import Any
 
 from flask import Flask
 
-from flask_backend.broker import ReservedJob
 from flask_backend.decisions import TaskDecision
 from flask_backend.errors import ConfigError, MessageDecodeError, OptionError
 from flask_backend.execution import read_call
@@ -19,6 +18,7 @@ from flask_backend.names import failures_tube, is_failures_tube
 from flask_backend.notes import Note
 from flask_backend.settlement import Attempt, bury_undecodable, settle_failure
 from flask_backend.sync import InProcessWorker
+from flask_backend.wire import ReservedJob
 
 from .expecting import Target, check_target, expect, expect_any, tell_missing, tell_unwanted
 from .records import Buried, Ran, Scheduled, tell

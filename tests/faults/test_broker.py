@@ -139,7 +139,7 @@ def test_connections_cut_anywhere_in_a_reply_lose_no_job(supervise, broker, task
     try:
         supervised = supervise(workers=3, BACKEND_CONNECTION_URI=proxy.uri)
         supervised.wait_for_log("ready: ")
-        workers = supervised.workers()
+        workers = wait_until(lambda: len(found := supervised.workers()) == 3 and found, "all workers are there")
         tasks.note.map(range(200))
         for n in range(200):
             supervised.wait_for_line(f"note {n}")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from support.reserving import reserved
 from support.waiting import wait_until
 
 from flask_backend.broker import Connection
@@ -129,7 +130,7 @@ class TestQueues:
 
     def test_workers_that_watch_it_and_those_that_wait_are_counted(self, console, connect):
         connect("q")
-        connect("q").send_reserve(60)
+        connect("q").reserve(60)
         wait_until(lambda: console.queue("q").waiting == 1, "one waits")
         assert console.queue("q").watching == 2
 
@@ -193,12 +194,12 @@ class TestQueues:
         queue = console.queue("q")
         assert (queue.is_paused, queue.is_paused_until_resumed) == (True, False)
         assert 98 <= queue.pause_left_s <= 100
-        worker.send_reserve(0)
-        assert worker.read_reserved() is None
-        worker.send_reserve(60)
+        worker.reserve(0)
+        assert reserved(worker) is None
+        worker.reserve(60)
         wait_until(lambda: broker.waiting("q") == 1, "it waits")
         assert console.pause("q", 0)
-        assert worker.read_reserved().body == b"x"
+        assert reserved(worker).body == b"x"
         assert not console.queue("q").is_paused
 
     def test_a_pause_may_last_until_it_is_ended(self, console, broker):
@@ -321,8 +322,8 @@ class TestFailures:
             console.kick(job_id)
         if fate == "delayed":
             worker = connect("q")
-            worker.send_reserve(1)
-            worker.release(worker.read_reserved().id, 0, 100)
+            worker.reserve(1)
+            worker.release(reserved(worker).id, 0, 100)
         elif fate == "taken elsewhere":
             broker.take("q")
         assert broker.count(TUBE, "ready") == 2
@@ -335,8 +336,8 @@ class TestFailures:
         [job_id] = buried(1, message="before")
         console.kick(job_id)
         worker = connect("q")
-        worker.send_reserve(1)
-        worker.read_reserved()
+        worker.reserve(1)
+        reserved(worker)
         bury(worker, a_note(job_id, message="after", buried_at=1_000_000_000), 0)
         assert [story.note.message for story in console.failures("q").stories] == ["after"]
         assert broker.count(TUBE, "ready") == 1
@@ -346,8 +347,8 @@ class TestFailures:
     ):
         job_id = broker.put("q", b"x")
         worker = connect("q")
-        worker.send_reserve(1)
-        worker.read_reserved()
+        worker.reserve(1)
+        reserved(worker)
         put_note(broker, a_note(job_id))
         assert console.failures("q").count == 0
         worker.bury(job_id, 0)
@@ -553,8 +554,8 @@ class TestActing:
 
         def work() -> None:
             while not is_over.is_set():
-                worker.send_reserve(0)
-                if job := worker.read_reserved():
+                worker.reserve(0)
+                if job := reserved(worker):
                     worker.bury(job.id, 0)
 
         thread = threading.Thread(target=work)

@@ -6,6 +6,7 @@ import os
 import socket
 
 import pytest
+from support.reserving import reserved
 
 from flask_backend.broker import Connection
 from flask_backend.config import Address, Settings
@@ -48,8 +49,8 @@ def heir(broker, settings):
     def make(last_words: bytes, body: bytes = BODY) -> tuple[int, int]:
         job_id = broker.put("q", body, ttr=60)
         worker = Connection(settings, watch="q")
-        worker.send_reserve(1)
-        assert worker.read_reserved().id == job_id
+        worker.reserve(1)
+        assert reserved(worker).id == job_id
         fd = os.dup(worker.fileno())
         if last_words:
             duplicate = socket.socket(fileno=os.dup(fd))
@@ -136,8 +137,8 @@ def test_a_closed_connection_is_closed_for_its_duplicate_too(settings, broker):
 
     job_id = broker.put("q", BODY)
     worker = Connection(settings, watch="q")
-    worker.send_reserve(1)
-    worker.read_reserved()
+    worker.reserve(1)
+    reserved(worker)
     fd = os.dup(worker.fileno())
     worker.close()
     wait_until(lambda: broker.job(job_id)["state"] == "ready", "the job is ready")

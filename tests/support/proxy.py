@@ -10,12 +10,14 @@ from contextlib import suppress
 class Proxy:
     """Forwards connections to a server; each is cut after so many bytes of the server's replies as `budget` says.
 
-    `budget()` is asked once for each connection; None is never.
+    `budget()` is asked once for each connection; None is never. Replies travel in pieces of as many bytes as
+    `piece()` says.
     """
 
-    def __init__(self, port: int, budget) -> None:
+    def __init__(self, port: int, budget, piece=lambda: 4096) -> None:
         self._target = ("127.0.0.1", port)
         self._budget = budget
+        self._piece = piece
         self.cuts = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.uri = f"btq://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -38,6 +40,8 @@ class Proxy:
                 client.close()
                 return
             server = socket.create_connection(self._target)
+            for sock in (client, server):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, sink, budget in ((client, server, None), (server, client, self._budget())):
                 thread = threading.Thread(target=self._forward, args=(source, sink, budget))
                 self._threads.append(thread)
@@ -45,7 +49,7 @@ class Proxy:
 
     def _forward(self, source: socket.socket, sink: socket.socket, budget: int | None) -> None:
         try:
-            while data := source.recv(4096):
+            while data := source.recv(4096 if source is sink else self._piece()):
                 if budget is not None and len(data) >= budget:
                     sink.sendall(data[:budget])
                     self.cuts += 1

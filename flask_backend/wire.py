@@ -1,0 +1,219 @@
+"""One stream to Beanstalkd: commands go out, and each reply comes to the command that it answers.
+
+The server answers in the order of the commands (doc/protocol.txt of beanstalkd), so that one queue is all the
+bookkeeping there is: who awaits a reply joins it before the command's bytes leave, and a reply goes to whoever has
+waited longest, who refuses one that its command cannot have. After any error the stream is to be closed.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Stats = dict[str, int | str]
+
+_READ_BYTES = 1 << 16
+_WITH_DATA = frozenset({b"OK", b"FOUND", b"RESERVED"})
+# The server read something else than we meant to say: what follows on the stream cannot be trusted.
+_OUT_OF_STEP = frozenset({"BAD_FORMAT", "UNKNOWN_COMMAND", "EXPECTED_CRLF"})
+
+
+class OutOfStepError(ConnectionError):
+    """The server has sent what is no reply to what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the server answered to one command: a status word, further words, and the data that some replies carry."""
+
+    status: str
+    words: tuple[str, ...] = ()
+    data: bytes = b""
+
+    @classmethod
+    def of(cls, words: list[bytes], data: bytes) -> Reply:
+        """Return the reply; raise :exc:`OutOfStepError` for one that says that the command was not understood."""
+        status, *others = (word.decode("ascii") for word in words)
+        if status in _OUT_OF_STEP:
+            raise OutOfStepError(f"it answered {status}")
+        return cls(status, tuple(others), data)
+
+    @property
+    def stats(self) -> Stats:
+        """The data of a reply to a ``stats`` command: YAML of one level, numbers, and some names."""
+        pairs = (line.split(": ", 1) for line in self.data.decode("ascii").splitlines() if ": " in line)
+        # A tube may be named as a number.
+        return {
+            key: int(value) if value.isdecimal() and key not in ("tube", "name") else value.strip('"')
+            for key, value in pairs
+        }
+
+
+class Taker(Protocol):
+    """Who awaits a reply."""
+
+    def take(self, words: list[bytes], data: bytes) -> None:
+        """Get it: its words, the status first, and its data. Raises :exc:`OutOfStepError` if it cannot be the one."""
+
+
+class Replies(list[Reply]):
+    """Takes any reply, one after another."""
+
+    def take(self, words: list[bytes], data: bytes) -> None:
+        self.append(Reply.of(words, data))
+
+
+@dataclass(slots=True)
+class ReservedJob:
+    """A job that a connection holds. Not frozen: one is made for every job, which would take twice the time."""
+
+    id: int
+    body: bytes
+
+
+@dataclass(slots=True)
+class Deletions:
+    """Takes the replies to deletes.
+
+    ``pending`` are the jobs without one yet, ``late`` those that were not held any more.
+    """
+
+    pending: deque[ReservedJob] = field(default_factory=deque[ReservedJob])
+    late: list[ReservedJob] = field(default_factory=list[ReservedJob])
+
+    def take(self, words: list[bytes], data: bytes) -> None:  # noqa: ARG002  # it has none
+        if words == _NOT_FOUND:
+            self.late.append(self.pending[0])
+        elif words != _DELETED:
+            raise OutOfStepError(f"it answered {words} to a delete")
+        self.pending.popleft()
+
+
+_DELETED, _NOT_FOUND = [b"DELETED"], [b"NOT_FOUND"]
+
+
+@dataclass(slots=True)
+class Reservations:
+    """Takes the replies to reserves: ``jobs`` are those that came; ``pending`` tells how many replies are to come."""
+
+    jobs: list[ReservedJob] = field(default_factory=list[ReservedJob])
+    pending: int = 0
+
+    def take(self, words: list[bytes], data: bytes) -> None:
+        match words:
+            case [b"RESERVED", job_id, _]:
+                self.jobs.append(ReservedJob(int(job_id), data))
+            case [b"TIMED_OUT"]:
+                pass
+            case [b"DEADLINE_SOON"] if self.jobs:
+                pass  # a job that has just come, with a time to run of a second; else one that we have forgotten
+            case _:
+                raise OutOfStepError(f"it answered {words} to a reserve")
+        self.pending -= 1
+
+
+class Wire:
+    """A connected socket, used by one thread at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._received = bytearray()
+        self._awaited: deque[Taker] = deque()
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+
+    @property
+    def is_awaiting(self) -> bool:
+        return bool(self._awaited)
+
+    def close(self) -> None:
+        """Use the descriptor no more: its number may be given to another file from now on."""
+        self._fd = -1
+
+    def is_readable(self, wait_s: float) -> bool:
+        """Wait for something to read, the stream's end too; say whether it is there."""
+        return bool(self._poll.poll(wait_s * 1000))
+
+    def send(self, commands: bytes, *takers: Taker) -> None:
+        """Send commands, line breaks included, and note who gets the replies, one each."""
+        self._awaited.extend(takers)
+        # Not by the socket's own method, which asks the system first whether it may write.
+        try:
+            sent = os.write(self._fd, commands)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(commands):
+            self._socket.sendall(memoryview(commands)[sent:])
+
+    def receive(self) -> None:
+        """Hand out the replies that have come. Call it when there is something to read."""
+        self._take_in(_checked(os.read(self._fd, _READ_BYTES)))
+
+    def receive_next(self) -> None:
+        """Wait for something to come, for as long as the socket's timeout says, and hand it out."""
+        self._take_in(self._read_some())
+
+    def receive_all(self) -> None:
+        """Hand out every reply that is awaited; wait for those that have not come."""
+        while self._awaited:
+            self.receive_next()
+
+    def read(self) -> Reply:
+        """Wait for a reply that nobody awaits, as the heir of a dead process's socket must; more may come behind it."""
+        replies = Replies()
+        self._awaited.append(replies)
+        while True:
+            del self._received[: self._hand_out(self._received)]
+            if replies:
+                return replies[0]
+            self._received += self._read_some()
+
+    def _take_in(self, data: bytes) -> None:
+        received = self._received
+        if received:
+            received += data
+            del received[: self._hand_out(received)]
+        elif (end := self._hand_out(data)) < len(data):
+            received += data[end:]
+        if received and not self._awaited:
+            raise OutOfStepError("it sent more than was asked for")
+
+    def _read_some(self) -> bytes:
+        return _checked(self._socket.recv(_READ_BYTES))
+
+    def _hand_out(self, received: bytes | bytearray) -> int:
+        """Give each whole reply to whoever awaits it; return where the rest begins."""
+        start = 0
+        while self._awaited:
+            end = received.find(b"\r\n", start)
+            if end < 0:
+                break
+            words = bytes(received[start:end]).split()
+            if not words:
+                raise OutOfStepError("it sent an empty line")
+            end += 2
+            data = b""
+            if words[0] in _WITH_DATA:
+                if not words[-1].isdigit():
+                    raise OutOfStepError(f"it sent data without its size, as {words}")
+                begin, end = end, end + int(words[-1]) + 2
+                if len(received) < end:
+                    break
+                # Its last two bytes should be a line break, but a server that was killed may have a job in its binlog
+                # of which the end was not written: an error here would have each worker fail on it in turn, for ever.
+                # Whoever decodes the body will say what it is.
+                data = bytes(received[begin : end - 2])
+            start = end
+            self._awaited.popleft().take(words, data)
+        return start
+
+
+def _checked(data: bytes) -> bytes:
+    if not data:
+        raise ConnectionError("the server closed the connection")
+    return data

@@ -1,0 +1,287 @@
+"""A reply is never read for the wrong command, whatever happens on the way: random commands, random faults."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+from contextlib import contextmanager, suppress
+
+import greenstalk
+import pytest
+from support.proxy import Proxy
+from support.waiting import wait_until
+
+from flask_backend.broker import Connection
+from flask_backend.config import Address, Settings
+from flask_backend.errors import BrokerConnectionError, JobNotFoundError
+from flask_backend.options import PutOptions
+from flask_backend.wire import OutOfStepError, Replies, Reply, Wire
+
+JOBS = 30
+QUEUES = ["q", "other", "another"]
+
+
+class Interruption(Exception):  # noqa: N818
+    """What a signal handler raises, wherever the program is."""
+
+
+@contextmanager
+def interrupted_after(seconds: float):
+    """Raise an Interruption after so many seconds, if the block takes as long."""
+    is_armed = True
+
+    def interrupt(_number, _frame):
+        if is_armed:
+            raise Interruption
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+        is_armed = False
+    finally:
+        is_armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+class Driver:
+    """Uses one connection at random, and knows what each reply must be: each job has its own body and priority."""
+
+    def __init__(self, rng: random.Random, settings: Settings, known: dict[int, tuple[bytes, int]]) -> None:
+        self.rng = rng
+        self.known = known
+        self.deleted: set[int] = set()
+        self.held: dict[int, object] = {}
+        self.connection = Connection(settings, watch="q")
+        self.steps = [
+            *(self.reserve, self.finish, self.finish_and_reserve, self.receive, self.receive_all, self.ask_ahead),
+            *(self.counters, self.counters_within, self.touch, self.release, self.bury, self.peek, self.put),
+            *(self.put_many, self.delete_what_is_not_there, self.ask),
+        ]
+
+    def step(self) -> None:
+        self.rng.choice(self.steps)()
+
+    # -- the worker's way: nothing waits ---------------------------------------------------------------------
+
+    def reserve(self):
+        self.connection.reserve(0, self.rng.randint(1, 4))
+
+    def finish(self):
+        if job := self._let_go():
+            self.connection.finish(job)
+
+    def finish_and_reserve(self):
+        if job := self._let_go():
+            self.connection.finish(job, 0, self.rng.randint(1, 4))
+
+    def receive(self):
+        if self.connection.is_awaiting:
+            self.connection.receive_all() if self.rng.random() < 0.5 else self._receive_one()
+        self._take()
+
+    def _receive_one(self):
+        with suppress(BlockingIOError):
+            if self.connection._wire.is_readable(0.01):
+                self.connection.receive()
+
+    def receive_all(self):
+        self.connection.receive_all()
+        self._take()
+
+    def ask_ahead(self):
+        if self.held:
+            job_id = self.rng.choice(list(self.held))
+            asked = self.connection.ask_ahead(job_id)
+            if self.rng.random() < 0.5:
+                self._check(job_id, self.connection.counters_within(job_id, 1, asked))
+
+    def _take(self):
+        for job in self.connection.take_jobs():
+            assert self.known[job.id][0] == job.body
+            assert job.id not in self.deleted
+            self.held[job.id] = job
+        assert self.connection.take_late() == []
+
+    def _let_go(self):
+        self._take()
+        return self.held.pop(self.rng.choice(list(self.held))) if self.held else None
+
+    # -- command by command ----------------------------------------------------------------------------------
+
+    def counters(self):
+        job_id = self.rng.choice(list(self.known))
+        with suppress(JobNotFoundError):
+            self._check(job_id, self.connection.counters(job_id))
+
+    def counters_within(self):
+        job_id = self.rng.choice(list(self.known))
+        self._check(job_id, self.connection.counters_within(job_id, self.rng.choice([0, 0.0001, 1])))
+
+    def _check(self, job_id, counters):
+        assert counters is None or counters.priority == self.known[job_id][1]
+
+    def touch(self):
+        if self.held:
+            self.connection.touch(self.rng.choice(list(self.held)))
+
+    def release(self):
+        if job := self._let_go():
+            self.connection.release(job.id, self.known[job.id][1], 1000)
+
+    def bury(self):
+        if job := self._let_go():
+            self.connection.bury(job.id, self.known[job.id][1])
+
+    def peek(self):
+        job_id = self.rng.choice(list(self.known))
+        with suppress(JobNotFoundError):
+            assert self.connection.peek(job_id) == self.known[job_id][0]
+
+    def put(self):
+        body, options = self._new()
+        job_id = self.connection.put(self.rng.choice(QUEUES[1:]), body, options)
+        self.known[job_id] = body, options.priority
+
+    def put_many(self):
+        bodies = [self._new()[0] for _ in range(self.rng.randint(1, 20))]
+        _, options = self._new()
+        results = []
+        self.connection.put_many(self.rng.choice(QUEUES[1:]), bodies, options, results)
+        self.known |= {job_id: (body, options.priority) for job_id, body in zip(results, bodies, strict=True)}
+
+    def _new(self):
+        return self.rng.randbytes(self.rng.choice([0, 1, 20, 3000])), PutOptions(self.rng.randrange(2**32), 0, 600)
+
+    def delete_what_is_not_there(self):
+        with pytest.raises((JobNotFoundError, BrokerConnectionError)):
+            self.connection.delete(2**40)
+
+    def ask(self):
+        chosen = self.rng.choices(list(self.known), k=5)
+        replies = self.connection.ask([b"peek %d\r\n" % job_id for job_id in chosen])
+        for job_id, reply in zip(chosen, replies, strict=True):
+            assert reply.status == "NOT_FOUND" or reply.data == self.known[job_id][0]
+
+
+def drive(broker, seed: int) -> tuple[int, int]:
+    """Use connections that break, one after another; return the numbers of broken ones and of interrupted steps."""
+    rng = random.Random(seed)
+    known: dict[int, tuple[bytes, int]] = {}
+    for _ in range(JOBS):
+        body, priority = rng.randbytes(rng.choice([0, 10, 2000])), rng.randrange(2**32)
+        known[broker.put("q", body, priority=priority, ttr=600)] = body, priority
+    proxy = Proxy(
+        broker.port, lambda: rng.choice([None, rng.randrange(1, 6000)]), lambda: rng.choice([1, 7, 100, 4096])
+    )
+    settings = Settings(Address.parse(proxy.uri), timeout_s=5)
+    broken = interrupted = 0
+    driver: Driver | None = None
+    try:
+        for _ in range(8):
+            with suppress(BrokerConnectionError):
+                driver = Driver(rng, settings, known)
+                while driver.connection.fileno() >= 0 and rng.random() > 0.01:
+                    try:
+                        with interrupted_after(rng.uniform(0.00002, 0.0006) if rng.random() < 0.05 else 60):
+                            driver.step()
+                    except Interruption:
+                        interrupted += 1
+                    except BrokerConnectionError:
+                        assert driver.connection.fileno() < 0
+                        broken += 1
+                driver.connection.close()
+    finally:
+        if driver is not None:
+            driver.connection.close()
+        proxy.close()
+    assert_all_is_as_it_was(broker, known)
+    return broken, interrupted
+
+
+def assert_all_is_as_it_was(broker, known):
+    """What the server has is what was put, and nobody holds anything any more. Leaves nothing there."""
+    with broker.client("q") as client:
+        wait_until(lambda: client.stats()["current-jobs-reserved"] == 0, "nothing is held")
+        for job_id, (body, priority) in known.items():
+            with suppress(greenstalk.NotFoundError):
+                assert client.peek(job_id).body == body
+                assert client.stats_job(job_id)["pri"] == priority
+                client.delete(greenstalk.Job(job_id, b""))
+    for queue in QUEUES[1:]:  # where there are also jobs whose put was answered to nobody
+        while broker.count(queue, "ready"):
+            broker.take(queue)
+    assert broker.jobs() == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may strike while Python tidies up
+@pytest.mark.parametrize("seed", range(40))
+def test_a_reply_is_never_read_for_the_wrong_command(broker, seed):
+    drive(broker, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_reply_is_never_read_for_the_wrong_command_many_times(broker):
+    counts = [drive(broker, seed) for seed in range(1000, 2000)]
+    assert all(sum(count) > 100 for count in zip(*counts, strict=True)), "many faults of each kind"
+
+
+# -- one reply after another, without a server -----------------------------------------------------------------
+
+
+@pytest.fixture
+def ends():
+    ours, theirs = socket.socketpair()
+    ours.settimeout(5)
+    with ours, theirs:
+        yield Wire(ours), theirs
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_replies_come_in_pieces_of_any_size(ends, size):
+    wire, server = ends
+    replies = Replies()
+    wire.send(b"", *[replies] * 3)
+    data = b"FOUND 7 4\r\na\r\nb\r\nDELETED\r\nRESERVED 8 0\r\n\r\n"
+    for start in range(0, len(data), size):
+        server.sendall(data[start : start + size])
+        wire.receive()
+    assert replies == [Reply("FOUND", ("7", "4"), b"a\r\nb"), Reply("DELETED"), Reply("RESERVED", ("8", "0"))]
+    assert not wire.is_awaiting
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"DELETED\r\nDELETED\r\n", b"\r\n", b"OK\r\n", b"OK -3\r\n", b"FOUND 1 x\r\n", b"BAD_FORMAT\r\n", b"DELETED\r\nx"],
+)
+def test_what_was_not_asked_for_breaks_the_stream(ends, data):
+    wire, server = ends
+    wire.send(b"", Replies())
+    server.sendall(data)
+    with pytest.raises(OutOfStepError):
+        wire.receive()
+
+
+def test_more_than_the_buffers_hold_is_sent_whole(ends):
+    wire, server = ends
+    body = random.Random(1).randbytes(1 << 20)
+    received = bytearray()
+    with suppress(BlockingIOError):
+        server.setblocking(False)
+        received += server.recv(1)
+    import threading
+
+    def read():
+        server.settimeout(5)
+        while len(received) < len(body):
+            received.extend(server.recv(1 << 16))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wire.send(body)
+    reader.join()
+    assert received == body
