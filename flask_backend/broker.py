@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, ParamSpec, TypeVar
 
 import greenstalk
@@ -26,7 +26,7 @@ from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobToo
 from .names import check_queue_name
 from .options import PutOptions
 from .retry import Attempts
-from .wire import Deletions, OutOfStepError, Replies, Reply, Reservations, ReservedJob, Stats, Wire
+from .wire import Deletions, OutOfStepError, Puts, Replies, Reply, Reservations, ReservedJob, Stats, Taker, Wire
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,6 +73,16 @@ class HeldJob:
     counters: JobCounters
 
 
+@dataclass(slots=True)
+class PendingPuts:
+    """Jobs that were sent, and what the server has answered so far: to the puts, and to a ``use`` before them."""
+
+    queue: str
+    bodies: list[bytes]
+    puts: Puts = field(default_factory=Puts)
+    use: Replies = field(default_factory=Replies)
+
+
 class Connection:
     """One connection to the server: opened at once, used by one thread at a time, closed for good on any doubt."""
 
@@ -84,7 +94,7 @@ class Connection:
         """
         self.address = settings.address
         self._timeout_s = settings.timeout_s
-        self._used = greenstalk.DEFAULT_TUBE
+        self._used: str | None = greenstalk.DEFAULT_TUBE
         self._pid = os.getpid()
         self._max_job_size: int | None = None
         self._socket = sock or _open_socket(settings.address, settings.timeout_s)
@@ -103,7 +113,7 @@ class Connection:
         sock = socket.socket(fileno=fd)
         sock.settimeout(settings.timeout_s)
         connection = cls(settings, sock=sock)
-        connection._used = ""  # whatever its owner has used last
+        connection._used = None  # whatever its owner has used last
         return connection
 
     def __del__(self) -> None:
@@ -122,7 +132,7 @@ class Connection:
         if self._pid != os.getpid():  # forked by C code that runs no Python hooks, as uWSGI does
             self.abandon()
             return False
-        return not self._wire.is_readable(0)
+        return self.is_awaiting or not self._wire.is_readable(0)
 
     def close(self) -> None:
         """Close; the server gives back every job that this connection holds. More than once is harmless."""
@@ -148,40 +158,60 @@ class Connection:
         :exc:`BrokerConnectionError`; after the last it is open whether the server has the job.
         """
         results: list[int | BrokerError] = []
-        self.put_many(queue, [body], options, results)
+        self.receive_results(self.send_puts(queue, [body], options), results)
         if isinstance(results[0], BrokerError):
             raise results[0]
         return results[0]
 
-    def put_many(self, queue: str, bodies: list[bytes], options: PutOptions, results: list[int | BrokerError]) -> None:
-        """Put jobs in one go; add for each its id to ``results``, or why the server refused it.
+    def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> PendingPuts:
+        """Send jobs in one go, with the ``use`` of their tube if need be. Then call :meth:`receive_results`.
 
-        At most ``PIPELINE_JOBS``, or both sides may wait for the other to read. If the connection breaks there are
-        fewer results: of the other jobs it is open.
+        At most ``PIPELINE_JOBS``, or both sides may wait for the other to read.
         """
+        self.receive_all()
+        pending = PendingPuts(queue, bodies)
         head = b"put %d %d %d" % (options.priority, options.delay_s, options.ttr_s)
         commands = [b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies]
-        uses = queue != self._used
-        if uses:
+        takers: list[Taker] = [pending.puts] * len(bodies)
+        if queue != self._used:
             commands.insert(0, b"use %b\r\n" % check_queue_name(queue).encode())
-        replies = Replies()
-        try:
-            self._call(self._exchange, commands, replies)
-        finally:
-            if replies and uses:
-                self._note_use(queue, replies)
-            for body, reply in zip(bodies, replies, strict=False):
-                results.append(self._put_result(queue, body, reply))
+            takers.insert(0, pending.use)
+        self._used = queue
+        self._guard(self._wire.send, b"".join(commands), *takers)
+        return pending
 
-    def _note_use(self, queue: str, replies: Replies) -> None:
-        """Take the reply to a ``use`` off the replies to it and to the puts behind it."""
-        use = replies.pop(0)
-        if use.status == "USING":
-            self._used = queue
-            return
-        # Refused for want of memory: what was put all the same is in another queue.
-        self.ask([b"delete %b\r\n" % put.words[0].encode() for put in replies if put.words])
-        replies[:] = [use] * len(replies)
+    def receive_results(self, pending: PendingPuts, results: list[int | BrokerError]) -> None:
+        """Wait for the answers to puts; add for each its job's id to ``results``, or why the server refused it.
+
+        If the connection breaks there are fewer results: of the other jobs it is open.
+        """
+        answers = pending.puts.answers
+        try:
+            self.receive_all()
+        finally:
+            if pending.use and pending.use[0].status != "USING":
+                # Refused for want of memory: what was put all the same is in another queue.
+                self._used = None
+                self.ask([b"delete %d\r\n" % answer for answer in answers if isinstance(answer, int)])
+                answers = [pending.use[0]] * len(answers)
+            for body, answer in zip(pending.bodies, answers, strict=False):
+                results.append(answer if isinstance(answer, int) else self._refusal(pending.queue, body, answer))
+
+    def _refusal(self, queue: str, body: bytes, reply: Reply) -> int | BrokerError:
+        match reply.status:
+            case "BURIED":
+                job_id = int(reply.words[0])
+                logger.error(
+                    "job %d of %s is stored but buried, since the server is short of memory: kick it", job_id, queue
+                )
+                return job_id
+            case "JOB_TOO_BIG":
+                return self._too_big(body)
+            case status if (error := greenstalk.ERROR_RESPONSES.get(status.encode())) in _REFUSALS:
+                return BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[error]}")
+            case status:
+                self.close()
+                raise BrokerConnectionError(f"Beanstalkd at {self.address} answered a put with {status}")
 
     # -- for workers -----------------------------------------------------------------------------------------
     #
@@ -238,7 +268,7 @@ class Connection:
 
     def receive_all(self) -> None:
         """Wait for all replies that are on their way."""
-        self._call(_nothing)
+        self._guard(self._wire.receive_all)
 
     def take_jobs(self) -> list[ReservedJob]:
         """Return the jobs that have come since the last call."""
@@ -247,7 +277,9 @@ class Connection:
 
     def take_late(self) -> list[ReservedJob]:
         """Return the jobs, since the last call, that were not held any more when they were to be deleted."""
-        late, self._deletions.late = self._deletions.late, []
+        late = self._deletions.late
+        if late:
+            self._deletions.late = []
         return late
 
     def give_back(self) -> None:
@@ -348,7 +380,7 @@ class Connection:
 
     def _call(self, command: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one command to its reply, after all that are awaited have come."""
-        self._guard(self._wire.receive_all)
+        self.receive_all()
         return self._guard(command, *args, **kwargs)
 
     def _guard(self, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -391,24 +423,6 @@ class Connection:
         self._wire.send(b"".join(commands), *[replies] * len(commands))
         self._wire.receive_all()
 
-    def _put_result(self, queue: str, body: bytes, reply: Reply) -> int | BrokerError:
-        match reply.status:
-            case "INSERTED":
-                return int(reply.words[0])
-            case "BURIED":
-                return self._stored_buried(queue, int(reply.words[0]))
-            case "JOB_TOO_BIG":
-                return self._too_big(body)
-            case status if (error := greenstalk.ERROR_RESPONSES.get(status.encode())) in _REFUSALS:
-                return BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[error]}")
-            case status:
-                self.close()
-                raise BrokerConnectionError(f"Beanstalkd at {self.address} answered a put with {status}")
-
-    def _stored_buried(self, queue: str, job_id: int) -> int:
-        logger.error("job %d of %s is stored but buried, since the server is short of memory: kick it", job_id, queue)
-        return job_id
-
     def _too_big(self, body: bytes) -> JobTooBigError:
         if self._max_job_size is None:
             self._max_job_size = self._call(self._client.stats)["max-job-size"]
@@ -422,10 +436,6 @@ class Connection:
 @functools.cache
 def _reserves(wait_s: int, count: int) -> bytes:
     return b"reserve-with-timeout %d\r\n" % wait_s + b"reserve-with-timeout 0\r\n" * (count - 1)
-
-
-def _nothing() -> None:
-    pass
 
 
 # What a dead worker may have left unread: replies to its last command.

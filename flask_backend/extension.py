@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
-from flask import Flask, has_app_context
+from flask import Flask
 from flask.globals import app_ctx
 
 from .config import Settings, StandIn
@@ -219,7 +220,7 @@ class Backend:
 
     def app_in_use(self) -> Flask:
         """Return the current app, or outside of a context the only one; raise :exc:`RegistrationError`."""
-        if has_app_context():
+        with suppress(RuntimeError):  # there is no context
             return app_ctx.app  # the app itself: current_app is a proxy
         if len(self._producers) == 1:
             return next(iter(self._producers))

@@ -82,12 +82,17 @@ class MemoryBroker:
             self.puts[job.id] = Put(job.id, queue, body, options, time.time())
             return job.id
 
-    def put_many(self, queue: str, bodies: list[bytes], options: PutOptions, results: list[int | BrokerError]) -> None:
+    def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> list[int | BrokerError]:
+        results: list[int | BrokerError] = []
         for body in bodies:
             try:
                 results.append(self.put(queue, body, options))
             except JobTooBigError as error:
                 results.append(error)
+        return results
+
+    def receive_results(self, pending: list[int | BrokerError], results: list[int | BrokerError]) -> None:
+        results += pending
 
     def ask(self, commands: Sequence[bytes]) -> list[Reply]:
         return [self._ask(command) for command in commands]

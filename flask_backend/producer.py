@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
-from .broker import PIPELINE_JOBS, Connection
+from .broker import PIPELINE_JOBS, Connection, PendingPuts
 from .bulk import Outcome
 from .config import Settings
 from .errors import (
@@ -18,7 +19,6 @@ from .errors import (
     MessageDecodeError,
 )
 from .message import decode
-from .names import check_queue_name
 from .options import Options
 
 T = TypeVar("T")
@@ -28,6 +28,16 @@ Chunk = dict[int, bytes | BackendError]
 
 # So many bytes are collected before they are sent, which bounds our own memory.
 _PIPELINE_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A chunk that is on its way."""
+
+    chunk: Chunk
+    connection: Connection
+    pending: PendingPuts | None = None
+    failure: BrokerConnectionError | None = None
 
 
 class Producer:
@@ -43,7 +53,6 @@ class Producer:
         A connection that broke since the last put is replaced first. One that breaks in the middle is an error for
         the caller to see: the server may have the job, and a second put could run it twice.
         """
-        check_queue_name(queue)
         return self.connection().put(queue, body, options.resolve(self.settings.ttr_s))
 
     def put_many(self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options) -> Outcome:
@@ -52,35 +61,54 @@ class Producer:
         ``encode`` makes the body from an item and its index. An item that is at fault itself is refused and the others
         go on; what is the server's fault ends it. An error of ``items`` itself is raised, with a note.
         """
-        check_queue_name(queue)
         outcome = Outcome()
         source = enumerate(items)
+        sent: _Sent | None = None
         try:
-            while chunk := _next_chunk(source, encode):
-                if not self._put_chunk(queue, chunk, options, outcome):
+            while outcome.failure is None:
+                chunk = _next_chunk(source, encode)  # while the server is at the one before
+                sent, last = None, sent
+                if last is not None:
+                    self._settle(last, outcome)
+                if not chunk or outcome.failure is not None:
                     break
+                sent = self._send(queue, chunk, options, outcome)
         except BaseException as error:
+            if sent is not None:
+                self._settle(sent, outcome)
             error.add_note(f"of the items before it: {outcome}")
             raise
         return outcome
 
-    def _put_chunk(self, queue: str, chunk: Chunk, options: Options, outcome: Outcome) -> bool:
-        """Put what could be encoded; return whether to go on."""
-        bodies = {index: body for index, body in chunk.items() if isinstance(body, bytes)}
-        end = max(chunk) + 1
-        results: list[int | BrokerError] = []
+    def _send(self, queue: str, chunk: Chunk, options: Options, outcome: Outcome) -> _Sent | None:
+        """Send what could be encoded of a chunk; None if there is no server to send it to."""
+        bodies = [body for body in chunk.values() if isinstance(body, bytes)]
         try:
             connection = self.connection()
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, min(chunk)
-            return False
+            return None
+        sent = _Sent(chunk, connection)
+        if bodies:
+            try:
+                sent.pending = connection.send_puts(queue, bodies, options.resolve(self.settings.ttr_s))
+            except BrokerConnectionError as error:
+                sent.failure = error
+        return sent
+
+    def _settle(self, sent: _Sent, outcome: Outcome) -> None:
+        """Note what became of a chunk that was sent."""
+        end = max(sent.chunk) + 1
+        results: list[int | BrokerError] = []
         try:
-            if bodies:
-                connection.put_many(queue, list(bodies.values()), options.resolve(self.settings.ttr_s), results)
+            if sent.failure is not None:
+                raise sent.failure
+            if sent.pending is not None:
+                sent.connection.receive_results(sent.pending, results)
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, end
         answers = iter(results)
-        for index, body in chunk.items():
+        for index, body in sent.chunk.items():
             match body if isinstance(body, BackendError) else next(answers, None):
                 case int(job_id):
                     outcome.accepted.add(index, job_id)
@@ -90,7 +118,6 @@ class Producer:
                     outcome.refuse(index, refusal)
                     if isinstance(refusal, BrokerError) and not isinstance(refusal, JobTooBigError):
                         outcome.failure, outcome.unsent_from = refusal, end
-        return outcome.failure is None
 
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None:
         """Return the state of a job, as the server names it; None if it is gone.

@@ -11,11 +11,7 @@ from contextlib import suppress
 from types import FrameType
 
 from .broker import Connection
-
-# To sleep and be woken takes longer than the broker's answer to what it need not wait for: a virtual CPU is halted and
-# started again, and the caches are cold after that. So the worker looks again and again for a moment first, and lets
-# whoever else wants its CPU go before, perhaps the broker. Where nobody can give way to others, it sleeps at once.
-SPIN_S = 50e-6 if hasattr(os, "sched_yield") else 0.0
+from .wire import SPIN_S
 
 
 class StopSignals:
@@ -61,7 +57,7 @@ class StopSignals:
     def wait(self, timeout_s: float, poll: select.poll | None = None, *, soon: bool = False) -> bool:
         """Wait until the connection of ``poll`` is readable (True), a stop is requested or the time is over (False).
 
-        ``soon`` says that the wait will be short: then the process looks again and again for a moment, see ``SPIN_S``.
+        ``soon`` says that the wait will be short: then the process looks for it without sleeping, see ``SPIN_S``.
         """
         started = time.monotonic()
         poll = poll or self._poll_signals()

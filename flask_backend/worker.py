@@ -192,19 +192,22 @@ class Worker:
             patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
             if self._stop.wait(patience_s, self._poll, soon=is_owed or not is_first):
                 connection.receive()
+                self._tell_late(connection)
                 is_first = False
             elif self._stop.requested:
                 break
             else:
                 raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
-        for job in connection.take_late():
-            label = read_call(self._handlers, job.body).label
-            logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
         now = time.monotonic()
         held = deque[Lease]()
         for job in connection.take_jobs():
             held.append(Lease(self._keeper, connection, job, now, held))
         return held
+
+    def _tell_late(self, connection: Connection) -> None:
+        for job in connection.take_late():
+            label = read_call(self._handlers, job.body).label
+            logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
 
     def _work(self, lease: Lease, *, is_last: bool) -> None:
         """Do one job of those that were reserved together, and settle it."""

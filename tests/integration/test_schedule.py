@@ -33,6 +33,9 @@ from flask_backend import (
     RegistrationError,
     TaskArgumentsError,
 )
+from flask_backend.config import Address, Settings
+from flask_backend.options import Options
+from flask_backend.producer import Producer
 
 QUEUE = "com.example/default"
 
@@ -124,6 +127,76 @@ def test_map_and_single_calls_share_a_connection_without_mixing_replies(broker, 
         ids = [job.id for job in hello.map(range(n * 30))]
         single = hello("single").id
         assert ids == list(range(single - len(ids), single))
+
+
+def test_items_may_schedule_calls_themselves_while_others_are_on_their_way(broker, backend, hello):
+    @backend.task("other")
+    def other(n): ...
+
+    def items():
+        for n in range(1200):
+            if n % 100 == 0:
+                singles.append(other(n) if n % 200 else hello(f"single {n}"))
+            yield f"item {n}"
+
+    singles = []
+    jobs = hello.map(items())
+    assert [json.loads(broker.peek(job.id))["args"] for job in jobs[::200]] == [
+        [f"item {n}"] for n in range(0, 1200, 200)
+    ]
+    assert [json.loads(broker.peek(job.id))["args"] for job in singles[1::2]] == [[n] for n in range(100, 1200, 200)]
+    assert (broker.count("other", "ready"), broker.count(QUEUE, "ready")) == (6, 1206)
+
+
+def test_a_tube_that_the_server_has_no_memory_for_gets_no_job_and_no_other_tube_either():
+    """The use and the put travel together, so that the put is read although the use was refused."""
+    asked = []
+
+    def serve():
+        connection, _ = server.accept()
+        with connection, connection.makefile("rb") as lines:
+            for line in lines:
+                asked.append(line.split()[0])
+                match asked[-1]:
+                    case b"watch" | b"ignore":
+                        reply = b"WATCHING 1"
+                    case b"use":
+                        reply = b"OUT_OF_MEMORY"
+                    case b"put":
+                        lines.readline()
+                        reply = b"INSERTED 7"
+                    case b"delete":
+                        reply = b"DELETED"
+                connection.sendall(reply + b"\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        producer = Producer(Settings(Address("127.0.0.1", server.getsockname()[1])))
+        with pytest.raises(BrokerError, match="refuses: the server is out of memory"):
+            producer.put("q", b"{}", Options())
+        producer.connection().close()
+        thread.join()
+    assert asked == [b"watch", b"ignore", b"use", b"put", b"delete"]
+
+
+@pytest.mark.parametrize(
+    ("function", "fitting", "unfitting"),
+    [
+        (lambda: None, [()], [(1,)]),
+        (lambda a, b=1, /: None, [(1,), (1, 2)], [(), (1, 2, 3)]),
+        (lambda a, *rest: None, [(1,), tuple(range(100))], [()]),
+        (lambda a, *, b=1, **c: None, [(1,)], [(), (1, 2)]),
+        (lambda *, b: None, [], [(), (1,)]),
+    ],
+)
+def test_calls_without_names_are_checked_as_all_others(backend, function, fitting, unfitting):
+    task = backend.task(QUEUE, endpoint="f")(function)
+    for args in fitting:
+        assert task(*args).id
+    for args in unfitting:
+        with pytest.raises(TaskArgumentsError, match="cannot be called with these arguments"):
+            task(*args)
 
 
 class TestOptions:

@@ -149,7 +149,10 @@ class Driver:
         bodies = [self._new()[0] for _ in range(self.rng.randint(1, 20))]
         _, options = self._new()
         results = []
-        self.connection.put_many(self.rng.choice(QUEUES[1:]), bodies, options, results)
+        pending = self.connection.send_puts(self.rng.choice(QUEUES[1:]), bodies, options)
+        if self.rng.random() < 0.5:
+            self.peek()
+        self.connection.receive_results(pending, results)
         self.known |= {job_id: (body, options.priority) for job_id, body in zip(results, bodies, strict=True)}
 
     def _new(self):
