@@ -54,9 +54,9 @@ class BackendCommand(_Command):
 
     def __call__(self, app: Flask, args: Sequence[str] = (), **_options: Any) -> None:
         """Run in the process as it is: the inherited method would put a fake web request around the workers."""
-        from .cli import commands
+        from .cli import MODULES, commands
 
         arguments = list(args)
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.commands:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in MODULES:
             arguments.insert(0, "worker")  # the command of old: `backend com.example/default`
         commands.main(arguments, prog_name=f"{sys.argv[0]} backend", obj=ScriptInfo(create_app=lambda: app))

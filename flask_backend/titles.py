@@ -1,16 +1,38 @@
-"""Process titles, as `ps` and `top` show them."""
+"""Process titles, as `ps` and `top` show them, and what they tell."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 from setproctitle import setproctitle
+
+_MASTER = "flask-backend: master ["
+_WORKER = re.compile(r"flask-backend: worker (\S+) \[(.*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTitle:
+    queue: str
+    activity: str
 
 
 def show_master(queues: int, workers: int) -> None:
-    setproctitle(f"flask-backend: master [{_count(queues, 'queue')}, {_count(workers, 'worker')}]")
+    setproctitle(f"{_MASTER}{_count(queues, 'queue')}, {_count(workers, 'worker')}]")
 
 
 def show_worker(queue: str, activity: str) -> None:
     setproctitle(f"flask-backend: worker {queue} [{activity or 'idle'}]")
+
+
+def is_master(title: str) -> bool:
+    return title.startswith(_MASTER)
+
+
+def read_worker(title: str) -> WorkerTitle | None:
+    """Return what the title of a worker tells; None if it is another process's."""
+    found = _WORKER.fullmatch(title)
+    return WorkerTitle(found[1], found[2]) if found else None
 
 
 def _count(number: int, noun: str) -> str:

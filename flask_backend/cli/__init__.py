@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,42 @@ import click
 
 from flask_backend.errors import BackendError
 
-from .broker_server import broker
-from .calling import call
-from .checking import check
-from .dev import dev
-from .explain import explain
-from .failures import delete, failures, retry
-from .jobs import jobs, peek
-from .queues import pause, queues, resume
-from .workers import supervise, worker
+# The module of each command.
+MODULES = {
+    "broker": "broker_server",
+    "call": "calling",
+    "check": "checking",
+    "delete": "failures",
+    "dev": "dev",
+    "explain": "explain",
+    "failures": "failures",
+    "jobs": "jobs",
+    "pause": "queues",
+    "peek": "jobs",
+    "queues": "queues",
+    "resume": "queues",
+    "retry": "failures",
+    "status": "status",
+    "supervise": "workers",
+    "worker": "workers",
+}
 
 
 class Commands(click.Group):
-    """A group whose commands end in a line, not in a traceback, when the broker or an argument is at fault."""
+    """A group that imports a command when it is wanted.
+
+    Its commands end in a line, not in a traceback, when the broker or an argument is at fault.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # of no use here
+        return list(MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # likewise
+        if cmd_name not in MODULES:
+            return None
+        module = importlib.import_module(f"{__name__}.{MODULES[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -35,27 +59,7 @@ def commands() -> None:
     """Run the workers of Flask-Backend, see what their jobs come to, and act on them."""
 
 
-for command in (
-    dev,
-    supervise,
-    worker,
-    check,
-    peek,
-    jobs,
-    explain,
-    call,
-    queues,
-    failures,
-    retry,
-    delete,
-    pause,
-    resume,
-    broker,
-):
-    commands.add_command(command)
-
-
-@click.group(cls=Commands, commands=commands.commands, help=commands.help)
+@click.group(cls=Commands, help=commands.help)
 @click.option(
     "--app",
     "-A",

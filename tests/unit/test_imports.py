@@ -13,8 +13,8 @@ PACKAGE = Path(flask_backend.__file__).parent
 # layer and from those before it.
 LAYERS = [
     {"errors", "exits", "machine", "names", "titles", "seconds", "decisions", "retry", "config", "options", "ending"}
-    | {"message", "bulk", "notes"},
-    {"broker", "embedded", "producer", "console", "failures"},
+    | {"message", "bulk", "notes", "procfs"},
+    {"wire", "broker", "embedded", "producer", "console", "failures"},
     {"job", "task", "extension", "memory", "sync", "current", "execution"},
     {"fitting", "host", "keeper", "postmortem", "settlement", "stopping", "supervisor"} | {"worker"},
     {"logs", "development", "cli", "flask_script", "testing", "__main__"},

@@ -1,0 +1,118 @@
+"""`flask-backend status`, beside real supervisors: those of other tests may run here, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from support.supervised import title
+from support.waiting import wait_until
+from support.workload import INBOX, QUEUE
+
+from flask_backend.cli import main, status
+from flask_backend.procfs import PROC_IS_THERE
+
+pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flask_backend", "status", *args]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def find(pid: int) -> dict | None:
+    """The supervisor of that number, in what the command says."""
+    result = run("--json")
+    assert not result.stderr
+    return next((found for found in json.loads(result.stdout) if found["pid"] == pid), None)
+
+
+def test_status_shows_a_supervisor_and_what_its_workers_do_and_take(supervise, tasks, tmp_path):
+    supervised = supervise("--queue", f"{QUEUE}=2", "--queue", f"{INBOX}=1", BALLAST_MB="50")
+    supervised.wait_for_log("ready: ")
+    wait_until(lambda: len(supervised.workers()) == 3, "all workers are there")
+    tasks.wait_for(str(tmp_path / "go"))
+    wait_until(lambda: any("wait_for" in title(pid) for pid in supervised.workers()), "a title tells of the task")
+    told = find(supervised.pid)
+    assert told["queues"] == [QUEUE, INBOX]
+    assert {worker["pid"] for worker in told["workers"]} == set(supervised.workers())
+    assert [worker["queue"] for worker in told["workers"]] == [QUEUE, QUEUE, INBOX]
+    assert sorted(re.sub(r"\d+s", "Ns", worker["activity"]) for worker in told["workers"]) == [
+        "idle",
+        "idle",
+        "wait_for Ns",
+    ]
+    for worker in told["workers"]:
+        assert worker["private_bytes"] < 25 << 20
+        assert worker["shared_bytes"] > 50 << 20
+        assert worker["rss_bytes"] == worker["private_bytes"] + worker["shared_bytes"]
+        assert worker["private_bytes"] < worker["pss_bytes"] < worker["rss_bytes"]
+        assert 0 <= worker["up_s"] <= told["up_s"] < 60
+    everybody = [told, *told["workers"]]
+    assert told["total_private_bytes"] == sum(process["private_bytes"] for process in everybody)
+    assert told["total_pss_bytes"] == sum(process["pss_bytes"] for process in everybody)
+    (tmp_path / "go").touch()
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+    assert find(supervised.pid) is None if run().returncode == 0 else True
+
+
+def test_status_is_a_table_for_people(supervise):
+    supervised = supervise(workers=2)
+    supervised.wait_ready()
+    result = run()
+    assert result.returncode == 0
+    of_ours = next(part for part in result.stdout.split("\n\n") if f"supervisor {supervised.pid}," in part)
+    first, head, master, *workers, total = of_ours.splitlines()
+    assert re.fullmatch(rf"supervisor {supervised.pid}, up \d+s: 2 workers, queues {QUEUE}", first)
+    assert head.split() == ["pid", "queue", "does", "up", "RSS", "private", "shared", "PSS"]
+    assert re.fullmatch(rf" *{supervised.pid} +supervises +\d+s( +[\d.]+M){{4}}", master)
+    assert [line.split()[:3] for line in workers] == [[str(pid), QUEUE, "idle"] for pid in sorted(supervised.workers())]
+    assert re.fullmatch(r" +all( +[\d.]+M){2}", total)
+
+
+def test_a_child_that_still_has_its_parents_title_is_no_supervisor(monkeypatch):
+    """What is shown in the moment after a fork."""
+    master = "flask-backend: master [1 queue, 1 worker]"
+    monkeypatch.setattr(status, "titles_of", lambda _user: iter([(os.getppid(), master), (os.getpid(), master)]))
+    result = CliRunner().invoke(main, ["status", "--json"])
+    assert [found["pid"] for found in json.loads(result.stdout)] == [os.getppid()]
+
+
+def test_status_says_so_if_no_supervisor_runs(monkeypatch):
+    monkeypatch.setattr(status, "titles_of", lambda _user: iter([(os.getpid(), "python app.py")]))
+    result = CliRunner().invoke(main, ["status"])
+    assert result.exit_code == 1
+    assert result.stderr == ("Error: no supervisor of this user runs here: start one with `flask-backend supervise`\n")
+    assert not result.stdout
+
+
+def test_a_supervisor_that_ends_meanwhile_is_not_shown(monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(
+        status, "titles_of", lambda _user: iter([(gone.pid, "flask-backend: master [1 queue, 1 worker]")])
+    )
+    assert CliRunner().invoke(main, ["status"]).exit_code == 1
+
+
+def test_status_says_where_it_does_not_work(monkeypatch):
+    monkeypatch.setattr(status, "PROC_IS_THERE", False)
+    result = CliRunner().invoke(main, ["status"])
+    assert result.exit_code == 1
+    assert result.stderr == "Error: status reads /proc, which only Linux has\n"
+
+
+def test_status_needs_neither_the_app_nor_flask_nor_psutil():
+    code = (
+        "import sys\nfrom flask_backend.cli import main\n"
+        "try:\n    main(['--app', 'no.such:app', 'status'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'flask', 'psutil', 'greenstalk'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
