@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,10 +66,10 @@ class Children:
         """Return the slots that have a child of the newest code."""
         return {child.slot for child in self._by_pid.values() if not child.is_old}
 
-    def count_ready(self, pool: str) -> int:
-        """Count the children of the newest code that are ready."""
-        ours = (child for child in self._by_pid.values() if child.slot.pool == pool and not child.is_old)
-        return sum(child.state is ChildState.READY for child in ours)
+    def count_ready(self) -> Counter[str]:
+        """Count the children of the newest code that are ready, in each pool."""
+        ready = (child for child in self._by_pid.values() if child.state is ChildState.READY and not child.is_old)
+        return Counter(child.slot.pool for child in ready)
 
     def has_old(self, pool: str | None = None) -> bool:
         return any(child.is_old and pool in (None, child.slot.pool) for child in self._by_pid.values())

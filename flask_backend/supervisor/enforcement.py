@@ -16,7 +16,7 @@ logger = logging.getLogger("flask_backend.supervisor")
 
 # How often the supervisor looks at its children without being called.
 LOOK_S = 1.0
-# How often it reads the memory of one child where there is no ceiling: it takes milliseconds.
+# How often it reads the memory of one child where there is no ceiling: it takes a millisecond, or some.
 SAMPLE_S = 5.0
 # Between the signal that makes a stuck child write its stacks and its end.
 DUMP_S = 0.2
@@ -75,15 +75,15 @@ class Enforcement:
         if now - self._last_sample >= SAMPLE_S and (children := list(self._children)):
             self._last_sample = now
             child = min(children, key=lambda child: child.reading.at if child.reading else float("-inf"))
-            child.reading = Reading(now, process.private_bytes(child.pid))
+            child.reading = Reading(now, process.private_bytes(child.pid), process.usage(child.pid))
 
     def _check_memory(self, now: float) -> None:
         for child in self._children:
             if child.state is ChildState.KILLED:
                 continue
-            rss = process.rss_bytes(child.pid)
-            if self._memory.needs_reading(rss, child.reading, now):
-                child.reading = Reading(now, process.private_bytes(child.pid), rss)
+            usage = process.usage(child.pid)
+            if self._memory.needs_reading(usage, child.reading, now):
+                child.reading = Reading(now, process.private_bytes(child.pid), usage)
                 if reason := self._memory.reason_to_kill(child.reading):
                     logger.error("worker %d of %s is killed: %s", child.pid, child.slot.pool, reason)
                     self._kill(child)

@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -269,8 +269,9 @@ class Supervisor:
         """Drain the children that nobody wants any more, or that are due; fill the slots that may have a child."""
         if self._is_draining:
             return
+        ready = self._children.count_ready()
         for child in self._children:
-            if not self._is_wanted(child) and not child.was_told_to_end:
+            if not self._is_wanted(child, ready) and not child.was_told_to_end:
                 self._drain(child)
         self._recycle()
         now, taken = time.monotonic(), self._children.slots()
@@ -289,10 +290,10 @@ class Supervisor:
                 logger.info("worker %d of %s is recycled: %s", child.pid, child.slot.pool, child.recycle_reason)
                 self._drain(child)
 
-    def _is_wanted(self, child: Child) -> bool:
+    def _is_wanted(self, child: Child, ready: Counter[str]) -> bool:
         """Old code is wanted until there are as many ready children of the new one as there are to be."""
         if child.is_old:
-            return self._children.count_ready(child.slot.pool) < self._plan.size_of(child.slot.pool)
+            return ready[child.slot.pool] < self._plan.size_of(child.slot.pool)
         return self._plan.wants(child.slot)
 
     def _spawn(self, slot: Slot) -> None:
@@ -310,7 +311,8 @@ class Supervisor:
     # -- notify ----------------------------------------------------------------------------------------------
 
     def _notify(self) -> None:
-        ready = [self._children.count_ready(pool.name) for pool in self._plan.pools]
+        counts = self._children.count_ready()
+        ready = [counts[pool.name] for pool in self._plan.pools]
         if self._state is SupervisorState.STARTING and all(ready):
             self._apply(SupervisorEvent.ALL_POOLS_READY)
             logger.info("ready: %s", self._plan)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import statistics
 import time
@@ -186,6 +188,22 @@ def test_pages_shared_with_the_supervisor_do_not_count(supervise, tasks, broker)
     tasks.sleep(2.5)  # longer than two checks
     supervised.wait_for_line("slept")
     assert supervised.workers() == workers
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_pages_that_a_task_has_unshared_count_at_the_next_look(supervise, tasks):
+    supervised = supervise("--max-memory", "60M", workers=1, BALLAST_MB="150")
+    supervised.wait_ready()
+    (worker,) = supervised.workers()
+    tasks.sleep(1.5)  # longer than it takes to the first look
+    supervised.wait_for_line("slept")
+    tasks.rewrite_ballast()
+    supervised.wait_for_line("rewritten")
+    rewritten = time.monotonic()
+    supervised.wait_for_log(f"worker {worker} of {QUEUE} is recycled: its private memory is")
+    assert time.monotonic() - rewritten < 15
+    supervised.wait_reserving(1)
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
@@ -428,3 +446,86 @@ def test_a_draining_worker_whose_supervisor_is_killed_still_finishes(supervise, 
     supervised.assert_clean_exit(-signal.SIGKILL)
     assert supervised.wrote("waited")
     assert broker.is_empty(QUEUE)
+
+
+# -- what is shared ------------------------------------------------------------------------------------------
+
+# Each child that ends by itself, a worker or one that settles a job, says what it has imported since it was forked.
+IMPORTING_APP = """
+import logging
+import os
+import signal
+import sys
+
+from flask import Flask
+from flask_backend import Backend, Bury, RetryLater
+
+app = Flask(__name__)
+app.config.from_prefixed_env()
+backend = Backend(app)
+parent = os.getpid()
+known = set()
+os.register_at_fork(before=lambda: known.update(sys.modules))
+
+
+class Teller(logging.Handler):
+    def flush(self):
+        if os.getpid() != parent:
+            with open(os.environ["LEDGER"], "a") as ledger:
+                ledger.write(f"imported {sorted(set(sys.modules) - known)}\\n")
+
+
+teller = Teller(logging.CRITICAL)
+
+
+@backend.task("com.example/default")
+def act(how):
+    app.logger.info("about to %s", how)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how != "return":
+        raise {"fail": ValueError("no luck"), "later": RetryLater(600), "bury": Bury("no such page")}[how]
+
+
+@backend.task("com.example/default")
+async def wait():
+    pass
+"""
+
+
+@pytest.mark.parametrize("how", ["return", "fail", "later", "bury", "kill"])
+def test_nothing_is_imported_after_the_fork(supervise, broker, tmp_path, how):
+    (tmp_path / "importing.py").write_text(IMPORTING_APP)
+    supervised = supervise(app=str(tmp_path / "importing.py"), workers=1)
+    supervised.wait_ready()
+    broker.put(QUEUE, json.dumps({"endpoint": "act", "args": [how]}).encode())
+    wait_until(lambda: not broker.count(QUEUE, "ready") and not broker.count(QUEUE, "reserved"), "it has been tried")
+    supervised.wait_reserving(1)
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+    assert set(supervised.ledger) == {"imported []"}
+    assert len(supervised.ledger) == (2 if how == "kill" else 1)
+
+
+def test_what_asynchronous_tasks_need_is_imported_before_the_fork(supervise, broker, tmp_path):
+    (tmp_path / "importing.py").write_text(IMPORTING_APP)
+    supervised = supervise(app=str(tmp_path / "importing.py"), workers=1)
+    supervised.wait_ready()
+    broker.put(QUEUE, b'{"endpoint": "wait"}')
+    wait_until(lambda: broker.is_empty(QUEUE), "it is done")
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+    assert supervised.ledger
+    assert not any("asgiref" in line for line in supervised.ledger)
+
+
+def test_the_supervisor_does_what_the_app_has_registered_to_be_done_at_exit(supervise, tmp_path):
+    (tmp_path / "ending.py").write_text(
+        IMPORTING_APP.replace("teller = Teller(logging.CRITICAL)", "")
+        + "import atexit\natexit.register(print, 'at exit of', os.getpid())\n"
+    )
+    supervised = supervise(app=str(tmp_path / "ending.py"), workers=1)
+    supervised.wait_ready()
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+    assert re.findall("at exit of (.*)", supervised.log) == [str(supervised.pid)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from flask_backend.supervisor.memory import READ_AGAIN_S, MemoryPolicy, Reading
+from flask_backend.procfs import PAGE_BYTES
+from flask_backend.supervisor.memory import READ_AGAIN_S, MemoryPolicy, Reading, Usage
 
 MB = 1 << 20
 POLICY = MemoryPolicy(soft_bytes=100 * MB, hard_bytes=None)
@@ -11,14 +12,21 @@ class Process:
 
     def __init__(self, rss: int, private: int) -> None:
         self.rss, self.private, self.readings = rss, private, 0
+        self.faults: int | None = rss // PAGE_BYTES
         self.last: Reading | None = None
 
     def check(self, now: float, policy: MemoryPolicy = POLICY) -> str | None:
-        if not policy.needs_reading(self.rss, self.last, now):
+        usage = Usage(self.rss, self.faults)
+        if not policy.needs_reading(usage, self.last, now):
             return None
         self.readings += 1
-        self.last = Reading(now, self.private, self.rss)
+        self.last = Reading(now, self.private, usage)
         return policy.reason_to_recycle(self.last)
+
+    def unshare(self, size: int) -> None:
+        """Write to so many bytes that were shared."""
+        self.private += size
+        self.faults += size // PAGE_BYTES
 
 
 def test_shared_pages_do_not_count():
@@ -36,11 +44,19 @@ def test_a_process_that_is_small_altogether_is_never_read_exactly():
     assert process.readings == 0
 
 
-def test_a_process_that_does_not_grow_is_read_rarely():
+def test_a_process_in_which_nothing_becomes_private_is_read_once():
     process = Process(rss=500 * MB, private=50 * MB)
-    for second in range(int(READ_AGAIN_S)):
+    for second in range(1000):
         process.check(float(second))
     assert process.readings == 1
+
+
+def test_a_process_that_takes_the_same_pages_again_and_again_is_read_rarely():
+    process = Process(rss=500 * MB, private=50 * MB)
+    for second in range(10 * int(READ_AGAIN_S)):
+        process.check(float(second))
+        process.faults += 100 * MB // PAGE_BYTES
+    assert process.readings == 10
 
 
 def test_growth_that_may_exceed_the_ceiling_is_read_at_once():
@@ -50,10 +66,20 @@ def test_growth_that_may_exceed_the_ceiling_is_read_at_once():
     assert process.check(1.0) is not None
 
 
-def test_pages_that_become_private_without_growth_are_found_in_time():
+def test_pages_that_become_private_without_growth_are_found_at_the_next_look():
     process = Process(rss=500 * MB, private=50 * MB)
     process.check(0.0)
+    process.check(2 * READ_AGAIN_S)
+    process.unshare(60 * MB)
+    assert process.check(2 * READ_AGAIN_S + 1) is not None
+
+
+def test_where_faults_are_not_told_a_process_is_read_every_few_seconds():
+    process = Process(rss=500 * MB, private=50 * MB)
+    process.faults = None
+    process.check(0.0)
     process.private = 200 * MB
+    assert process.check(READ_AGAIN_S - 1) is None
     assert process.check(READ_AGAIN_S) is not None
 
 
@@ -67,7 +93,8 @@ def test_of_two_ceilings_the_lower_one_decides_what_is_read():
 
 def test_without_a_ceiling_nothing_is_too_much():
     policy = MemoryPolicy(None, None)
+    reading = Reading(0.0, 500 * MB, Usage(500 * MB, 0))
     assert policy.ceiling_bytes is None
-    assert not policy.needs_reading(500 * MB, None, 0.0)
-    assert policy.reason_to_kill(Reading(0.0, 500 * MB)) is None
-    assert policy.reason_to_recycle(Reading(0.0, 500 * MB)) is None
+    assert not policy.needs_reading(Usage(500 * MB, 0), None, 0.0)
+    assert policy.reason_to_kill(reading) is None
+    assert policy.reason_to_recycle(reading) is None
