@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -67,11 +68,13 @@ class Runner:
 
     def __init__(self, app: Flask, handlers: Handlers) -> None:
         self._app = app
-        known = [handlers.receiver] if handlers.receiver else handlers.tasks.values()
-        self._functions = {handler.name: app.ensure_sync(handler.function) for handler in known}
+        self._functions: dict[str, Callable[..., Any]] = {}
+        for handler in [handlers.receiver] if handlers.receiver else handlers.tasks.values():
+            with suppress(RuntimeError):  # it needs flask[async], which is not there: its jobs will fail, and say so
+                self._functions[handler.name] = app.ensure_sync(handler.function)
 
     def run(self, call: Call) -> None:
-        function = self._functions.get(call.handler.name, call.handler.function)
+        function = self._functions.get(call.handler.name) or self._app.ensure_sync(call.handler.function)
         with self._app.app_context():
             function(*call.args, **call.kwargs)
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
+import threading
+from contextlib import suppress
 from enum import IntEnum
+from typing import NoReturn
 
 
 class ExitCode(IntEnum):
@@ -12,3 +18,17 @@ class ExitCode(IntEnum):
     CONFIG = 3  # the app or its configuration cannot be loaded: restarting will not help
     GAVE_BACK = 4  # stopped as asked, but some jobs were given back unfinished
     GAVE_UP = 5  # workers kept dying
+
+
+def leave(status: int) -> NoReturn:
+    """End the process as the interpreter does, but take no objects apart, which costs a supervisor 15 ms and more.
+
+    What is on the stack is not unwound.
+    """
+    # As multiprocessing ends its processes: threads that are no daemons are waited for, then come the atexit handlers.
+    vars(threading)["_shutdown"]()
+    vars(atexit)["_run_exitfuncs"]()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status)

@@ -9,11 +9,12 @@ import logging
 import signal
 import sys
 import threading
+import traceback
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from flask_backend.exits import ExitCode
+from flask_backend.exits import ExitCode, leave
 from flask_backend.machine import available_cpus, available_memory
 
 from .apps import AppLoadError, LoadedApp, StopSignalsWhileLoading, check_queue, load_app, users_traceback
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from flask_backend.logs import LogFormat
     from flask_backend.supervisor import ChildContext, Death, Pool, Work
     from flask_backend.worker import Limits
+
+# More gain nothing, and all of them wait if the first one takes long.
+MAX_PREFETCH = 100
 
 
 @click.command()
@@ -78,6 +82,17 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Recycle a worker after so many tasks.",
 )
+@click.option(
+    "--prefetch",
+    type=click.IntRange(min=1, max=MAX_PREFETCH),
+    default=1,
+    envvar="BACKEND_PREFETCH",
+    show_envvar=True,
+    show_default=True,
+    metavar="N",
+    help="Have a worker reserve up to N jobs at a time, which is faster for tiny tasks and less fair: a job that one "
+    "worker holds waits for those before it, though another worker be idle.",
+)
 @time_limit_options
 @click.option(
     "--boot-timeout",
@@ -99,6 +114,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     max_memory: int | Literal["auto"] | None,
     max_memory_hard: int | None,
     max_tasks: int | None,
+    prefetch: int,
     time_limit: float | None,
     kill_grace: float,
     boot_timeout: float,
@@ -137,15 +153,16 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
         max_memory_bytes=share_of_memory(pools) if max_memory == "auto" else max_memory,
         max_memory_hard_bytes=max_memory_hard,
     )
-    limits = Limits(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace, max_tasks=max_tasks)
+    limits = Limits(drain_timeout, time_limit, kill_grace, max_tasks, prefetch)
     try:
         supervisor = Supervisor(pools, make_work(loaded, pools, limits), options, notifier, handover)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    warm_up(loaded, pools)
     gc.freeze()
     gc.enable()
     signals.pass_on()
-    sys.exit(supervisor.run())
+    leave(supervisor.run())
 
 
 def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
@@ -213,6 +230,19 @@ def share_of_memory(pools: list[Pool]) -> int:
 
     shared = psutil.Process().memory_info().rss
     return max(1, int(available_memory() * 0.9) - shared) // sum(pool.size for pool in pools)
+
+
+def warm_up(loaded: LoadedApp, pools: list[Pool]) -> None:
+    """Do once what imports modules when it is first done, in place of each worker: connecting, and failing."""
+    from flask_backend.execution import Runner
+
+    "localhost".encode("idna")  # as the socket module does with every host
+    try:
+        int("")
+    except ValueError:
+        traceback.format_exc()
+    for pool in pools:
+        Runner(loaded.app, loaded.backend.queues[pool.name])  # what async tasks need
 
 
 def warn_of_threads() -> None:

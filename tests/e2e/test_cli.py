@@ -153,6 +153,7 @@ OPTIONS = [
     "max-memory",
     "max-memory-hard",
     "max-tasks",
+    "prefetch",
     "time-limit",
     "kill-grace",
     "boot-timeout",
@@ -174,6 +175,16 @@ def test_help_and_version_need_no_flask():
         "import sys\nfrom flask_backend.cli import main\n"
         "try:\n    main(['supervise', '--help'])\nexcept SystemExit:\n    pass\n"
         "assert 'flask' not in sys.modules and 'psutil' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_command_imports_no_other_one():
+    code = (
+        "import sys\nfrom flask_backend.cli import main\n"
+        "try:\n    main(['supervise', '--help'])\nexcept SystemExit:\n    pass\n"
+        "modules = {name.rpartition('.')[2] for name in sys.modules if name.startswith('flask_backend.cli.')}\n"
+        "assert modules == {'apps', 'parameters', 'workers'}, modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
