@@ -154,7 +154,7 @@ class Wire:
 
     def is_readable(self, wait_s: float) -> bool:
         """Wait for something to read, the stream's end too; say whether it is there."""
-        return bool(self._poll.poll(wait_s * 1000))
+        return self._has_come_soon(min(wait_s, SPIN_S)) or bool(self._poll.poll(wait_s * 1000))
 
     def send(self, commands: bytes, *takers: Taker) -> None:
         """Send commands, line breaks included, and note who gets the replies, one each."""
@@ -178,13 +178,14 @@ class Wire:
     def receive_all(self) -> None:
         """Hand out every reply that is awaited; wait for those that have not come."""
         while self._awaited:
-            self._look_for_a_moment()
+            self._has_come_soon(SPIN_S)
             self.receive_next()
 
-    def _look_for_a_moment(self) -> None:
-        until = time.monotonic() + SPIN_S
-        while not self._poll.poll(0) and time.monotonic() < until:
+    def _has_come_soon(self, within_s: float) -> bool:
+        until = time.monotonic() + within_s
+        while not (has_come := bool(self._poll.poll(0))) and time.monotonic() < until:
             os.sched_yield()
+        return has_come
 
     def read(self) -> Reply:
         """Wait for a reply that nobody awaits, as the heir of a dead process's socket must; more may come behind it."""
