@@ -1,7 +1,7 @@
-"""How fast a supervisor replaces a killed worker and drains, beside what the machine itself needs for it.
+"""How fast a supervisor starts, replaces and ends its workers, and what it takes while there is nothing to do.
 
-Usage: python benchmarks/supervision.py [--rounds N] [--ballast-mb N]. Starts its own beanstalkd and supervisor;
-prints medians and ranges, as text. Times depend on the machine: compare numbers of one run only.
+Usage: python benchmarks/supervision.py [--rounds N] [--only TEXT]. Starts its own beanstalkd and supervisors; prints
+medians, ranges and ratios, as text. Times depend on the machine: compare numbers of one run only.
 """
 
 from __future__ import annotations
@@ -9,27 +9,149 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from figures import Figure, Goal
+from printing import show
+from records import make_records
 from support.beanstalkd import Beanstalkd
 from support.supervised import Supervised
 from support.waiting import wait_until
 from support.workload import QUEUE
 
+APP = Path(__file__).with_name("preloaded.py")
+OURS = "ours"
+FORK = "bare fork"
+IMPORT = "import of the app"
+BIG_MB = 200
+CROWD = 200
+CROWDS = (50, 100, CROWD)
+IDLE_S = 60.0
+KILLS = 25  # in each round
+SLOW_S = 2.0
 
-def bare_fork_ms(ballast: bytearray) -> float:
-    """Time a fork of a process with that much memory, to the child's first word."""
+IDLE_CPU = f"idle for {IDLE_S:g} s, 4 workers and supervisor: CPU"
+IDLE_WAKE_UPS = f"idle for {IDLE_S:g} s, 4 workers and supervisor: wake-ups"
+START_TINY = "command to 8 workers ready, tiny app"
+START_SLOW = f"command to 8 workers ready, app that computes for {SLOW_S:g} s"
+REPLACEMENT = f"kill -9 to a replacement that reserves, {BIG_MB} MB app"
+REPLACEMENT_P99 = f"{REPLACEMENT}: p99 of all rounds"
+END = "TERM to the whole tree gone, 4 idle workers"
+END_BIG = f"{END}, {BIG_MB} MB app"
+CROWD_CPU = f"idle, {CROWD} workers: the supervisor's CPU"
+CROWD_KILLED = "kill -9 to a replacement that reserves, one of many workers"
+
+GOALS = [
+    Goal(IDLE_CPU, OURS, 0.2, is_at_least=False),
+    Goal(IDLE_WAKE_UPS, OURS, 10, is_at_least=False),
+    Goal(START_TINY, OURS, 1.2, is_at_least=False, against=IMPORT),
+    Goal(START_SLOW, OURS, 1.2, is_at_least=False, against=IMPORT),
+    Goal(REPLACEMENT, OURS, 60, is_at_least=False),
+    Goal(REPLACEMENT_P99, OURS, 150, is_at_least=False),
+    Goal(END, OURS, 60, is_at_least=False),
+    Goal(END_BIG, OURS, 60, is_at_least=False),
+    Goal(CROWD_CPU, OURS, 1, is_at_least=False),
+    Goal(CROWD_KILLED, f"{CROWD} workers", CROWD / CROWDS[0], is_at_least=False, against=f"{CROWDS[0]} workers"),
+]
+
+
+@contextmanager
+def supervised(broker: Beanstalkd, *args: str, workers: int, **env: str) -> Iterator[Supervised]:
+    """Have a supervisor of the preloaded app whose workers wait for jobs."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = Supervised(broker, Path(folder), *args, workers=workers, app=str(APP), **env)
+        try:
+            process.wait_ready()
+            yield process
+        finally:
+            process.end()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the time that all threads of a process have run, to the nanosecond."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def wake_ups(pid: int) -> int:
+    """Count how often a thread of a process has stopped to wait."""
+    texts = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(text.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for text in texts)
+
+
+def measure_idle(broker: Beanstalkd, rounds: int) -> list[Figure]:
+    cpu, wakes = Figure(IDLE_CPU, OURS, "s"), Figure(IDLE_WAKE_UPS, OURS, "per second")
+    with supervised(broker, workers=4) as process:
+        time.sleep(1)  # what the start leaves to do
+        pids = [process.pid, *process.workers()]
+        for _ in range(rounds):
+            before = sum(map(cpu_s, pids)), sum(map(wake_ups, pids))
+            time.sleep(IDLE_S)
+            cpu.values.append(sum(map(cpu_s, pids)) - before[0])
+            wakes.values.append((sum(map(wake_ups, pids)) - before[1]) / IDLE_S)
+    return [cpu, wakes]
+
+
+def measure_start(broker: Beanstalkd, rounds: int) -> list[Figure]:
+    figures: list[Figure] = []
+    for name, import_s in ((START_TINY, 0.0), (START_SLOW, SLOW_S)):
+        ours, bare = Figure(name, OURS, "ms"), Figure(name, IMPORT, "ms")
+        for _ in range(rounds):
+            bare.values.append(import_ms(import_s))
+            ours.values.append(start_ms(broker, import_s))
+        figures += [ours, bare]
+    return figures
+
+
+def import_ms(import_s: float) -> float:
+    """Time an interpreter that imports the app, and no more."""
+    environment = {**os.environ, "IMPORT_S": str(import_s)}
+    start = time.perf_counter()
+    command = [sys.executable, "-c", "import preloaded, os; os._exit(0)"]
+    subprocess.run(command, env=environment, cwd=APP.parent, check=True)
+    return (time.perf_counter() - start) * 1000
+
+
+def start_ms(broker: Beanstalkd, import_s: float) -> float:
+    """Time the command, to the moment when all 8 workers wait for jobs."""
+    with tempfile.TemporaryDirectory() as folder, broker.client() as client:
+        start = time.perf_counter()
+        process = Supervised(broker, Path(folder), workers=8, app=str(APP), IMPORT_S=str(import_s))
+        try:
+            while client.stats()["current-waiting"] < 8:
+                time.sleep(0.001)
+            return (time.perf_counter() - start) * 1000
+        finally:
+            process.end()
+
+
+def measure_replacement(broker: Beanstalkd, rounds: int) -> list[Figure]:
+    ours, p99 = Figure(REPLACEMENT, OURS, "ms"), Figure(REPLACEMENT_P99, OURS, "ms")
+    bare = Figure(REPLACEMENT, FORK, "ms")
+    objects = make_records(BIG_MB)
+    with supervised(broker, workers=4, OBJECTS_MB=str(BIG_MB)) as process:
+        for _ in range(rounds * KILLS):
+            bare.values.append(bare_fork_ms())
+            ours.values.append(replacement_ms(process, broker))
+    objects.clear()
+    p99.values.append(sorted(ours.values)[int(len(ours.values) * 0.99)])
+    return [ours, bare, p99]
+
+
+def bare_fork_ms() -> float:
+    """Time a fork of this process, to the child's first word."""
     read_end, write_end = os.pipe()
     start = time.perf_counter()
     pid = os.fork()
     if pid == 0:
-        os.write(write_end, ballast[:1])
+        os.write(write_end, b"!")
         os._exit(0)
     os.read(read_end, 1)
     elapsed = time.perf_counter() - start
@@ -39,71 +161,75 @@ def bare_fork_ms(ballast: bytearray) -> float:
     return elapsed * 1000
 
 
-def replacement_ms(supervised: Supervised, broker: Beanstalkd) -> float:
+def replacement_ms(process: Supervised, broker: Beanstalkd) -> float:
     """Time from the kill of an idle worker to the moment when its replacement waits for jobs."""
     with broker.client() as client:
         before = client.stats()["total-connections"]
-        victim = min(supervised.workers())
+        victim = min(process.workers())
         start = time.perf_counter()
         os.kill(victim, signal.SIGKILL)
-        while (stats := client.stats())["total-connections"] == before or stats["current-waiting"] < supervised.size:
-            pass
-        return (time.perf_counter() - start) * 1000
+        while (stats := client.stats())["total-connections"] == before or stats["current-waiting"] < process.size:
+            time.sleep(0.0005)  # not at the cost of those that are waited for
+        elapsed = time.perf_counter() - start
+    # Workers that only die are given up: let them do something.
+    broker.put(QUEUE, b'{"endpoint": "nothing"}')
+    wait_until(lambda: broker.is_empty(QUEUE), "the task is done")
+    process.wait_reserving(process.size)
+    return elapsed * 1000
 
 
-def drain_ms(broker: Beanstalkd, ballast_mb: int, workers: int = 4) -> float:
-    """Time from TERM to the end of a supervisor with idle workers."""
-    with tempfile.TemporaryDirectory() as folder:
-        supervised = Supervised(broker, Path(folder), workers=workers, BALLAST_MB=str(ballast_mb))
-        try:
-            supervised.wait_ready()
-            start = time.perf_counter()
-            supervised.send(signal.SIGTERM)
-            supervised.process.wait(20)
-            return (time.perf_counter() - start) * 1000
-        finally:
-            supervised.end()
+def measure_end(broker: Beanstalkd, rounds: int) -> list[Figure]:
+    figures: list[Figure] = []
+    for name, objects_mb in ((END, 0), (END_BIG, BIG_MB)):
+        figure = Figure(name, OURS, "ms")
+        for _ in range(2 * rounds):
+            with supervised(broker, workers=4, OBJECTS_MB=str(objects_mb)) as process:
+                start = time.perf_counter()
+                process.send(signal.SIGTERM)
+                process.wait()  # the last of the tree: it waits for its workers
+                figure.values.append((time.perf_counter() - start) * 1000)
+        figures.append(figure)
+    return figures
 
 
-def show(name: str, values: list[float]) -> None:
-    ordered = sorted(values)
-    print(
-        f"{name:<52} median {statistics.median(ordered):7.1f} ms   p90 {ordered[int(len(ordered) * 0.9)]:7.1f} ms   "
-        f"{ordered[0]:.1f} to {ordered[-1]:.1f} (n={len(ordered)})"
-    )
+def measure_crowd(broker: Beanstalkd, rounds: int) -> list[Figure]:
+    cpu = Figure(CROWD_CPU, OURS, "% of a CPU")
+    figures = [Figure(CROWD_KILLED, f"{size} workers", "ms") for size in CROWDS]
+    for figure, size in zip(figures, CROWDS, strict=True):
+        with supervised(broker, "--max-memory", "1G", workers=size) as process:
+            time.sleep(1)
+            figure.values.extend(replacement_ms(process, broker) for _ in range(rounds * KILLS // 5))
+            if size == CROWD:
+                for _ in range(rounds):
+                    before = cpu_s(process.pid)
+                    time.sleep(IDLE_S / 6)
+                    cpu.values.append((cpu_s(process.pid) - before) / (IDLE_S / 6) * 100)
+    return [cpu, *figures]
+
+
+PARTS: list[Callable[[Beanstalkd, int], list[Figure]]] = [
+    measure_idle,
+    measure_start,
+    measure_replacement,
+    measure_end,
+    measure_crowd,
+]
+
+
+def measure(rounds: int, only: str = "") -> list[Figure]:
+    broker = Beanstalkd()
+    try:
+        return [figure for part in PARTS if only in part.__name__ for figure in part(broker, rounds)]
+    finally:
+        broker.stop()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--ballast-mb", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="idle, start, replacement, end or crowd")
     options = parser.parse_args()
-    broker = Beanstalkd()
-    try:
-        ballast = bytearray(os.urandom(options.ballast_mb << 20))
-        show(f"bare fork of {options.ballast_mb} MB", [bare_fork_ms(ballast) for _ in range(options.rounds)])
-        with tempfile.TemporaryDirectory() as folder:
-            supervised = Supervised(broker, Path(folder), workers=4, BALLAST_MB=str(options.ballast_mb))
-            try:
-                supervised.wait_ready()
-                times: list[float] = []
-                for _ in range(options.rounds):
-                    times.append(replacement_ms(supervised, broker))
-                    # Workers that only die are given up: let them do something.
-                    broker.put(QUEUE, b'{"endpoint": "pid"}')
-                    wait_until(lambda: broker.is_empty(QUEUE), "the task is done")
-                    supervised.wait_reserving(4)
-                show(f"kill -9 to a replacement that reserves, {options.ballast_mb} MB app", times)
-            finally:
-                supervised.end()
-        rounds = max(5, options.rounds // 4)
-        show("TERM to exit, 4 idle workers", [drain_ms(broker, 0) for _ in range(rounds)])
-        show(
-            f"TERM to exit, 4 idle workers, {options.ballast_mb} MB app",
-            [drain_ms(broker, options.ballast_mb) for _ in range(rounds)],
-        )
-    finally:
-        broker.stop()
+    show(measure(options.rounds, options.only), GOALS)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""How fast Flask-Backend is beside what the wire allows, and beside Celery, Dramatiq, Huey and RQ.
+
+Usage: ./run bench [--rounds N] [--only NAME] [--check]. In each round all contenders of a figure are measured in turn,
+each with a broker of its own and in processes of its own. Times depend on the machine: compare values of one run. Linux
+only, for it reads /proc and chooses cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+
+import machine
+import memory
+import supervision
+from chart import Panel, draw
+from check import check
+from contenders import find
+from figures import Figure, Goal
+from goals import GOALS
+from measures import ENQUEUE, LATENCY, MEASURES, ONE_WORKER, TWO_WORKERS, Effort
+from report import Report, figures_table, put_between_markers
+
+DOCS = HERE.parent / "docs"
+# Modules that measure other things: each has GOALS, and measure(rounds), which returns figures.
+OTHERS = (supervision, memory)
+
+
+def measure(rounds: int, only: str) -> tuple[list[Figure], list[Goal]]:
+    """Measure all figures whose name has ``only`` in it, and print each when it is there."""
+    figures: list[Figure] = []
+    contenders = find(with_peers=True)
+    for each in MEASURES:
+        if any(only in name for name in each.names):
+            figures += _shown(each.run(contenders, Effort(rounds)))
+    goals = list(GOALS)
+    for other in OTHERS:
+        if only in other.__name__:
+            figures += _shown(other.measure(rounds))
+            goals += other.GOALS
+    return figures, goals
+
+
+def _shown(figures: list[Figure]) -> list[Figure]:
+    for name in dict.fromkeys(figure.name for figure in figures):
+        print(f"\n{name}\n{figures_table([each for each in figures if each.name == name])}", flush=True)
+    return figures
+
+
+def write(report: Report) -> None:
+    page = DOCS / "benchmarks.md"
+    page.write_text(put_between_markers(page.read_text(), report.markdown()))
+    (DOCS / "benchmarks.json").write_text(report.json())
+    (DOCS / "benchmarks.svg").write_text(draw(panels(report.figures)))
+
+
+def panels(figures: Sequence[Figure]) -> list[Panel]:
+    notes = {
+        ONE_WORKER: "more is better",
+        TWO_WORKERS: "more is better",
+        LATENCY: "less is better",
+        ENQUEUE: "more is better",
+    }
+    chosen = [Panel([each for each in figures if each.name == name], note) for name, note in notes.items()]
+    return [panel for panel in chosen if panel.figures]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./run bench", description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="NAME",
+        help="the figures, or the module, with this in the name; docs stay as they are",
+    )
+    parser.add_argument("--check", action="store_true", help="fail if we have become slower; takes a minute")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # and so end what was started
+    if options.check:
+        return 0 if check() else 1
+    figures, goals = measure(options.rounds, options.only)
+    settings = {contender.name: contender.settings for contender in find(with_peers=True).values()}
+    report = Report(machine.describe(), options.rounds, figures, goals, settings)
+    if options.only:
+        print(f"\n{report.markdown()}")
+    else:
+        write(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A short run that tells whether we have become slower, by what we reach of the bare loops measured beside us.
+
+All on one core, see :class:`stage.Cores`. What is asked for is three quarters of what was measured when it was last
+written down here: that is no goal, and goes up with what we reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from contenders import find
+from figures import Goal, judge
+from measures import (
+    ENQUEUE_MANY,
+    ENQUEUE_ON_ONE_CORE,
+    LATENCY,
+    LATENCY_P99,
+    LOOP,
+    ONE_CORE,
+    OURS,
+    PIPELINED,
+    PREFETCHING,
+    Effort,
+    Measure,
+    Throughput,
+    enqueue_each,
+    enqueue_many,
+    latency,
+)
+from report import goals_table
+from stage import Cores
+
+EFFORT = Effort(rounds=5, seconds=0.4, many=10_000, paced=50)
+
+MEASURES = (
+    Measure((ONE_CORE,), "jobs/s", (OURS, PREFETCHING, LOOP), Throughput(1, Cores.ONE)),
+    Measure((ENQUEUE_ON_ONE_CORE,), "calls/s", (OURS, LOOP), partial(enqueue_each, cores=Cores.ONE)),
+    Measure((ENQUEUE_MANY,), "jobs/s", (OURS, PIPELINED), partial(enqueue_many, cores=Cores.ONE)),
+    Measure((LATENCY, LATENCY_P99), "ms", (OURS, LOOP), partial(latency, cores=Cores.ONE)),
+)
+
+# How much of what was reached must be reached again.
+ROOM = 0.75
+
+LIMITS = (
+    Goal(ONE_CORE, OURS, 0.64 * ROOM, is_at_least=True, against=LOOP),
+    Goal(ONE_CORE, PREFETCHING, 0.86 * ROOM, is_at_least=True, against=LOOP),
+    Goal(ENQUEUE_ON_ONE_CORE, OURS, 0.33 * ROOM, is_at_least=True, against=LOOP),
+    Goal(ENQUEUE_MANY, OURS, 0.5 * ROOM, is_at_least=True, against=PIPELINED),
+    Goal(LATENCY, OURS, 2.2 / ROOM, is_at_least=False, against=LOOP),
+)
+
+
+def check() -> bool:
+    """Measure, and once more what has failed; print what was found and return whether all is well."""
+    failed = _failures(MEASURES, LIMITS)
+    if failed:
+        print("Once more, what has failed:", flush=True)
+        names = {goal.name for goal in failed}
+        failed = _failures([each for each in MEASURES if not names.isdisjoint(each.names)], failed)
+    return not failed
+
+
+def _failures(measures: Sequence[Measure], limits: Sequence[Goal]) -> list[Goal]:
+    contenders = find(with_peers=False)
+    verdicts = judge(limits, [figure for measure in measures for figure in measure.run(contenders, EFFORT)])
+    print(goals_table(verdicts), flush=True)
+    return [verdict.goal for verdict in verdicts if not verdict.is_met]

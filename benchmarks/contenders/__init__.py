@@ -1,0 +1,76 @@
+"""Who is measured: one module for each, with its app, its task, how it is called and how its workers are started."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+from typing import Protocol, cast
+
+# host:port of the broker, in the environment of workers and callers.
+BROKER = "BENCH_BROKER"
+
+# The modules, and the package that each needs.
+PACKAGES = {"ours": "flask_backend", "bare": "greenstalk"}
+PEERS = {"celery": "celery", "dramatiq": "dramatiq", "huey": "huey", "rq": "rq"}
+
+
+class Server(StrEnum):
+    BEANSTALKD = auto()
+    REDIS = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One of those who are compared, with one choice of settings.
+
+    ``commands`` are the processes to start for so many workers. ``rate`` is about how many no-op tasks a second one
+    worker does, from which follows how many jobs make a measurement of some seconds. ``settings`` says, for the
+    report, what was chosen and where that is documented.
+    """
+
+    name: str
+    module: str
+    server: Server
+    commands: Callable[[int], list[list[str]]]
+    rate: float
+    settings: str
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Caller(Protocol):
+    """What the module of a contender offers to those who schedule."""
+
+    CONTENDERS: list[Contender]
+
+    def call(self) -> None:
+        """Schedule one call of the no-op task."""
+        ...
+
+    def call_many(self, count: int) -> None:
+        """Schedule so many, the fastest way there is."""
+        ...
+
+
+def load(module: str) -> Caller:
+    return cast("Caller", importlib.import_module(f"contenders.{module}"))
+
+
+def find(*, with_peers: bool) -> dict[str, Contender]:
+    """Return all who are installed, by name."""
+    packages = PACKAGES | (PEERS if with_peers else {})
+    present = [module for module, package in packages.items() if importlib.util.find_spec(package)]
+    return {contender.name: contender for module in present for contender in load(module).CONTENDERS}
+
+
+def broker_address() -> tuple[str, int]:
+    """Return where the broker is; nowhere in a process that only reads the list of contenders."""
+    host, _, port = os.environ.get(BROKER, "127.0.0.1:1").partition(":")
+    return host, int(port)
+
+
+def redis_url() -> str:
+    return "redis://{}:{}/0".format(*broker_address())

@@ -1,0 +1,92 @@
+"""Celery, with its prefork pool and Redis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, Task
+from flask import Flask
+from stamps import stamp
+
+from contenders import Contender, Server, redis_url
+
+flask_app = Flask(__name__)
+
+
+class FlaskTask(Task):
+    """Flask's way: flask.palletsprojects.com/en/stable/patterns/celery, "Background Tasks with Celery"."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with flask_app.app_context():
+            return self.run(*args, **kwargs)
+
+
+app = Celery("contenders.celery", broker=redis_url(), task_cls=FlaskTask)
+app.conf.update(
+    # docs.celeryq.dev/en/stable/userguide/tasks.html, "Ignore results you don't want". There is no backend either.
+    task_ignore_result=True,
+    # docs.celeryq.dev/en/stable/userguide/optimizing.html, "Prefetch Limits": for many short tasks "say 64, or 128".
+    worker_prefetch_multiplier=64,
+    broker_connection_retry_on_startup=True,
+)
+
+
+@app.task(name="hello")
+def hello(_name: str) -> None:
+    stamp()
+
+
+def call() -> None:
+    hello.delay("x")
+
+
+def call_many(count: int) -> None:
+    for _ in range(count):
+        hello.delay("x")
+
+
+# docs.celeryq.dev/en/stable/reference/cli.html, "celery worker": what a worker alone can do without.
+WORKER = [
+    "celery",
+    "--app",
+    "contenders.celery",
+    "worker",
+    "--without-gossip",
+    "--without-mingle",
+    "--without-heartbeat",
+]
+
+
+def preforking(workers: int) -> list[list[str]]:
+    return [[*WORKER, "--pool", "prefork", "--concurrency", str(workers)]]
+
+
+def solo(workers: int) -> list[list[str]]:
+    return [[*WORKER, "--pool", "solo", "--hostname", f"solo{number}@%h"] for number in range(workers)]
+
+
+OPTIMIZING = "https://docs.celeryq.dev/en/stable/userguide/optimizing.html#prefetch-limits"
+CONCURRENCY = "https://docs.celeryq.dev/en/stable/userguide/concurrency/index.html"
+CONTENDERS = [
+    Contender(
+        "Celery",
+        "celery",
+        Server.REDIS,
+        preforking,
+        500,
+        f"The prefork pool, which its [guide]({CONCURRENCY}) recommends; `worker_prefetch_multiplier=64`, of 1, 4, 64"
+        f" and 128, as its guide to [optimizing]({OPTIMIZING}) says for many short tasks; without gossip, mingle and"
+        " heartbeat; `task_ignore_result`, no result backend; log level WARNING, its default. `-O fair`, the pool of"
+        " threads, and two workers of one process each came within a quarter of it. App context:"
+        " [Flask's pattern](https://flask.palletsprojects.com/en/stable/patterns/celery/).",
+    ),
+    Contender(
+        "Celery, solo",
+        "celery",
+        Server.REDIS,
+        solo,
+        900,
+        f"The same with a worker of the [solo]({CONCURRENCY}) pool for each core, which runs tasks in its main thread,"
+        " one after the other and without time limits.",
+    ),
+]

@@ -1,0 +1,48 @@
+"""Dramatiq, with Redis."""
+
+from __future__ import annotations
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from flask import Flask
+from stamps import stamp
+
+from contenders import Contender, Server, redis_url
+
+app = Flask(__name__)
+dramatiq.set_broker(RedisBroker(url=redis_url()))
+
+
+@dramatiq.actor
+def hello(_name: str) -> None:
+    with app.app_context():
+        stamp()
+
+
+def call() -> None:
+    hello.send("x")
+
+
+def call_many(count: int) -> None:
+    for _ in range(count):
+        hello.send("x")
+
+
+def commands(workers: int) -> list[list[str]]:
+    return [["dramatiq", "contenders.dramatiq", "--processes", str(workers), "--threads", "8"]]
+
+
+REFERENCE = "https://dramatiq.io/reference.html#environment-variables"
+CONTENDERS = [
+    Contender(
+        "Dramatiq",
+        "dramatiq",
+        Server.REDIS,
+        commands,
+        3_000,
+        "A process for each core, of 8 threads, which is its default and was faster than 1, 2 and 4;"
+        f" [`dramatiq_queue_prefetch=100`]({REFERENCE}), in place of 2 for each thread; more did not help. All its"
+        " default middleware (age and time limits, retries, callbacks, pipelines); results are not among it.",
+        {"dramatiq_queue_prefetch": "100"},
+    )
+]

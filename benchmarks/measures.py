@@ -1,0 +1,135 @@
+"""What is measured of the contenders: throughput, scheduling, and the time from a call to the start of its task."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import stamps
+from contenders import Contender
+from figures import Figure
+from stage import Cores, set_up
+
+ONE_WORKER = "one worker, no-op tasks"
+ONE_WORKER_APART = "one worker, its broker on another core, no-op tasks"
+ONE_CORE = "one worker and its broker on one core, no-op tasks"
+TWO_WORKERS = "two workers, no-op tasks"
+ENQUEUE = "enqueue, one by one"
+ENQUEUE_APART = "enqueue, one by one, the broker on another core"
+ENQUEUE_ON_ONE_CORE = "enqueue, one by one, on one core with the broker"
+ENQUEUE_MANY = "enqueue, 100,000 at once"
+MEMORY = "enqueue, 100,000 at once, peak of traced memory"
+LATENCY = "put to start, idle worker, median"
+LATENCY_P99 = "put to start, idle worker, p99"
+
+OURS, PREFETCHING = "ours", "ours, --prefetch 8"
+LOOP, PIPELINED, EIGHT = "bare greenstalk loop", "bare pipelined loop", "bare loop, eight at a time"
+CELERY, CELERY_SOLO, DRAMATIQ, HUEY, RQ, RQ_SIMPLE = (
+    "Celery",
+    "Celery, solo",
+    "Dramatiq",
+    "Huey",
+    "RQ",
+    "RQ, SimpleWorker",
+)
+BARE = (LOOP, PIPELINED, EIGHT)
+PEERS = (CELERY, CELERY_SOLO, DRAMATIQ, HUEY, RQ, RQ_SIMPLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured of each contender in each round."""
+
+    rounds: int = 5
+    seconds: float = 3.0
+    many: int = 100_000
+    paced: int = 300
+
+
+# A value for each of a measure's figures.
+Values = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One figure, or some that come of the same work, of the contenders that have them."""
+
+    names: tuple[str, ...]
+    unit: str
+    contenders: tuple[str, ...]
+    take: Callable[[Contender, Effort], Values]
+
+    def run(self, contenders: dict[str, Contender], effort: Effort) -> list[Figure]:
+        """Measure all contenders in turn in each round, another one first each time."""
+        present = [name for name in self.contenders if name in contenders]
+        figures = {name: [Figure(figure, name, self.unit) for figure in self.names] for name in present}
+        for number in range(effort.rounds):
+            for name in rotated(present, number):
+                for figure, value in zip(figures[name], self.take(contenders[name], effort), strict=True):
+                    figure.values.append(value)
+        return [figures[name][index] for index in range(len(self.names)) for name in present]
+
+
+def rotated(names: Sequence[str], by: int) -> list[str]:
+    return [names[(index + by) % len(names)] for index in range(len(names))]
+
+
+class Throughput:
+    """Jobs a second that so many workers do of a queue that was filled before they start, see :func:`stamps.rate`."""
+
+    def __init__(self, workers: int, cores: Cores = Cores.ANY) -> None:
+        self._workers = workers
+        self._cores = cores
+        self._rates: dict[str, float] = {}  # as last measured
+
+    def __call__(self, contender: Contender, effort: Effort) -> Values:
+        expected = self._rates.get(contender.name, contender.rate * self._workers)
+        count = max(100, round(expected * effort.seconds))
+        with set_up(contender, self._cores) as stage:
+            stage.call("fill", count)
+            with stage.workers(self._workers):
+                rate = stamps.rate(stage.run_all(count))
+        self._rates[contender.name] = rate
+        return (rate,)
+
+
+def enqueue_each(contender: Contender, effort: Effort, cores: Cores = Cores.ANY) -> Values:
+    """Return the calls a second, one by one, without workers."""
+    with set_up(contender, cores) as stage:
+        return (stage.call("each", effort.seconds / 2),)
+
+
+def enqueue_many(contender: Contender, effort: Effort, cores: Cores = Cores.ANY) -> Values:
+    """Return the jobs a second, all at once, without workers."""
+    with set_up(contender, cores) as stage:
+        return (stage.call("many", effort.many),)
+
+
+def memory(contender: Contender, effort: Effort) -> Values:
+    """Return the peak of traced memory meanwhile, in MB: in a run of its own, for tracing takes time."""
+    with set_up(contender) as stage:
+        return (stage.call("memory", effort.many),)
+
+
+def latency(contender: Contender, effort: Effort, cores: Cores = Cores.ANY) -> Values:
+    """Return the median and the p99 of the ms from just before a call to the start of its task."""
+    with set_up(contender, cores) as stage, stage.workers(1):
+        times = stage.pace(effort.paced)
+    return statistics.median(times), statistics.quantiles(times, n=100, method="inclusive")[-1]
+
+
+# Contenders whose calls are those of another one, and whose workers alone differ, schedule nothing here.
+MEASURES = (
+    Measure((ONE_WORKER,), "jobs/s", (OURS, PREFETCHING, *BARE), Throughput(1)),
+    Measure((ONE_WORKER_APART,), "jobs/s", (OURS, PREFETCHING, *BARE), Throughput(1, Cores.APART)),
+    Measure((ONE_CORE,), "jobs/s", (OURS, PREFETCHING, *BARE), Throughput(1, Cores.ONE)),
+    Measure((TWO_WORKERS,), "jobs/s", (OURS, PREFETCHING, *PEERS), Throughput(2)),
+    Measure((ENQUEUE,), "calls/s", (OURS, LOOP, CELERY, DRAMATIQ, HUEY, RQ), enqueue_each),
+    Measure((ENQUEUE_APART,), "calls/s", (OURS, LOOP), partial(enqueue_each, cores=Cores.APART)),
+    Measure((ENQUEUE_ON_ONE_CORE,), "calls/s", (OURS, LOOP), partial(enqueue_each, cores=Cores.ONE)),
+    Measure((ENQUEUE_MANY,), "jobs/s", (OURS, PIPELINED), enqueue_many),
+    Measure((MEMORY,), "MB", (OURS,), memory),
+    Measure((LATENCY, LATENCY_P99), "ms", (OURS, LOOP, *PEERS), latency),
+)

@@ -1,0 +1,121 @@
+"""What a run has found, for people and for programs: tables in Markdown, and JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from figures import Figure, Goal, Verdict, find, judge
+
+OURS = "ours"
+BEGIN, END = "<!-- measured: made by ./run bench -->", "<!-- end of what was measured -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Figures, what they were to come to, and what they were measured on. ``settings`` is by contender."""
+
+    machine: Mapping[str, str]
+    rounds: int
+    figures: Sequence[Figure]
+    goals: Sequence[Goal]
+    settings: Mapping[str, str]
+
+    def markdown(self) -> str:
+        machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
+        parts = [
+            f"Measured on: {machine}. {self.rounds} rounds.",
+            "### Goals",
+            goals_table(judge(self.goals, self.figures)),
+        ]
+        for name in dict.fromkeys(figure.name for figure in self.figures):
+            parts += [f"### {capitalized(name)}", figures_table([each for each in self.figures if each.name == name])]
+        parts += ["### Settings", *(f"**{name}.** {text}" for name, text in self.settings.items())]
+        return "\n\n".join(parts)
+
+    def json(self) -> str:
+        verdicts = [
+            asdict(verdict.goal) | {"unit": verdict.unit, "median": verdict.median, "is_met": verdict.is_met}
+            for verdict in judge(self.goals, self.figures)
+        ]
+        content = {
+            "machine": dict(self.machine),
+            "rounds": self.rounds,
+            "figures": [asdict(figure) for figure in self.figures],
+            "goals": verdicts,
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+
+def put_between_markers(page: str, text: str) -> str:
+    """Return the page with the text in place of what is between its markers."""
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} and {END}")
+    return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
+
+
+def figures_table(figures: Sequence[Figure]) -> str:
+    """Show the contenders of one figure, and how many times each one's value ours is."""
+    ours = find(figures, figures[0].name, OURS)
+    rows = [
+        (
+            each.contender,
+            f"{number(each.median)} {each.unit}",
+            span(each.values),
+            "" if ours in (None, each) else ratio(ours, each),
+        )
+        for each in figures
+    ]
+    return table(("", "median", "range", "ours is"), rows)
+
+
+def goals_table(verdicts: Iterable[Verdict]) -> str:
+    rows = [
+        (
+            f"{verdict.goal.name}: {verdict.goal.contender}",
+            wanted(verdict),
+            number(verdict.median),
+            span(verdict.values),
+            "met" if verdict.is_met else "**missed**",
+        )
+        for verdict in verdicts
+    ]
+    return table(("", "goal", "median", "range", ""), rows)
+
+
+def wanted(verdict: Verdict) -> str:
+    goal = verdict.goal
+    bound = f"at {'least' if goal.is_at_least else 'most'} {goal.bound:.3g}"
+    return f"{bound} times {goal.against}" if goal.against else f"{bound} {verdict.unit}"
+
+
+def ratio(ours: Figure, other: Figure) -> str:
+    """Show the median of the rounds' ratios; no such thing exists of figures with different rounds."""
+    if len(ours.values) != len(other.values):
+        return ""
+    return f"{number(statistics.median(ours.ratios_to(other)))} times"
+
+
+def span(values: Sequence[float]) -> str:
+    return f"{number(min(values))} to {number(max(values))}" if len(values) > 1 else ""
+
+
+def number(value: float) -> str:
+    """Show three digits, or the whole number."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table: words to the left, numbers to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def capitalized(name: str) -> str:
+    return name[:1].upper() + name[1:]

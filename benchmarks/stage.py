@@ -1,0 +1,173 @@
+"""Where a contender is measured: a broker of its own, callers and workers, each in its own process; no leftovers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import psutil
+import stamps
+from contenders import BROKER, Contender, Server
+from support.beanstalkd import RealBeanstalkd, free_port
+from support.waiting import wait_until
+
+HERE = Path(__file__).parent
+# How long a whole measurement may take, and how long workers may take to end when they are told to.
+PATIENCE_S = 60
+END_S = 10
+
+
+class Stage:
+    """A contender, its broker and a folder in memory; made by :func:`set_up`."""
+
+    def __init__(self, contender: Contender, folder: Path, port: int) -> None:
+        self._contender = contender
+        self._folder = folder
+        self._stamps = folder / "stamps"
+        self._log = folder / "log"
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("BACKEND_")},
+            **contender.environment,
+            BROKER: f"127.0.0.1:{port}",
+            stamps.VARIABLE: str(self._stamps),
+            "PYTHONPATH": f"{HERE}:{HERE.parent}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def call(self, action: str, *arguments: object) -> Any:
+        """Schedule calls in a process of their own, see ``calling.py``; return what it says."""
+        command = [sys.executable, str(HERE / "calling.py"), self._contender.module, action, *map(str, arguments)]
+        # Where it writes stamps itself is nowhere: only the workers' count.
+        environment = self._environment | {stamps.VARIABLE: os.devnull}
+        done = subprocess.run(command, env=environment, cwd=self._folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{self._contender.name}: {' '.join(command)} failed:\n{done.stderr}")
+        return json.loads(done.stdout)
+
+    def pace(self, count: int) -> list[float]:
+        """Return the ms from call to start of so many tasks; workers must be running."""
+        times: list[float] = self.call("pace", count, self._stamps)
+        return times
+
+    def run_all(self, count: int) -> array[int]:
+        """Wait until so many tasks have run; return when each did."""
+        wait_until(
+            lambda: stamps.count(self._stamps) >= count, f"{self._contender.name}: all jobs are done", PATIENCE_S
+        )
+        return stamps.read(self._stamps)
+
+    @contextmanager
+    def workers(self, count: int) -> Iterator[None]:
+        with self._log.open("ab") as log:
+            processes = [
+                subprocess.Popen(command, env=self._environment, cwd=self._folder, stdout=log, stderr=log)
+                for command in self._contender.commands(count)
+            ]
+        try:
+            yield
+        except BaseException as error:
+            error.add_note(f"the end of the workers' log:\n{self._log.read_text()[-2000:]}")
+            raise
+        finally:
+            _end(processes)
+
+
+class Cores(Enum):
+    """Where processes run.
+
+    On a virtual machine it takes longer to wake a process on another core than to do what it is woken for, and the
+    kernel now and then puts two that talk to each other on one core: what waits for replies is then three times as
+    fast, as long as that lasts. Figures of one placement are the same each time.
+    """
+
+    ANY = auto()  # as the kernel likes
+    ONE = auto()  # all on one core: what counts is what they compute
+    APART = auto()  # the broker on one, workers and callers on another
+
+
+@contextmanager
+def set_up(contender: Contender, cores: Cores = Cores.ANY) -> Iterator[Stage]:
+    """Start a broker for one measurement."""
+    available = sorted(os.sched_getaffinity(0))
+    one = {available[0]} if cores is not Cores.ANY else set(available)
+    other = {available[-1]} if cores is Cores.APART else one
+    memory = Path("/dev/shm")  # noqa: S108 - only a folder of our own is made in it
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=memory if memory.is_dir() else None))
+    try:
+        os.sched_setaffinity(0, one)  # which the processes inherit that are started from now on
+        with SERVERS[contender.server](folder) as port:
+            os.sched_setaffinity(0, other)
+            yield Stage(contender, folder, port)
+    finally:
+        os.sched_setaffinity(0, available)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _beanstalkd(_folder: Path) -> Iterator[int]:
+    server = RealBeanstalkd()
+    try:
+        yield server.port
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _redis(folder: Path) -> Iterator[int]:
+    """Start a Redis that keeps nothing on disk, as the Beanstalkd beside it doesn't."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _listens(port), "redis-server answers")
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+SERVERS = {Server.BEANSTALKD: _beanstalkd, Server.REDIS: _redis}
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Tell the processes to end; kill what is left of them and of those they started."""
+    family = [process for each in processes for process in _family(each.pid)]
+    for each in processes:
+        each.terminate()
+    deadline = time.monotonic() + END_S
+    for each in processes:
+        with suppress(subprocess.TimeoutExpired):
+            each.wait(max(0.0, deadline - time.monotonic()))
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()  # of whom has ended already, psutil knows that its pid may be another's now
+    for each in processes:
+        each.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,137 @@
+"""The parts of benchmarks/ that reckon and report; what it measures is not for a test to say."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from xml.etree import ElementTree as ET
+
+import pytest
+import stamps
+from chart import Panel, draw
+from contenders import bare
+from figures import Figure, Goal, find, judge
+from measures import rotated
+from report import Report, figures_table, number, put_between_markers
+
+from flask_backend.message import Message, encode, new_headers
+
+OURS = Figure("jobs", "ours", "jobs/s", [200.0, 330.0, 100.0])
+BARE = Figure("jobs", "bare", "jobs/s", [100.0, 300.0, 400.0])
+
+
+def test_the_ratio_is_the_median_of_the_rounds_ratios():
+    [verdict] = judge([Goal("jobs", "ours", 1.2, is_at_least=True, against="bare")], [OURS, BARE])
+    assert verdict.values == [2.0, 1.1, 0.25]
+    assert verdict.median == 1.1
+    assert not verdict.is_met
+
+
+def test_a_goal_of_its_own_unit_looks_at_the_values():
+    [verdict] = judge([Goal("jobs", "ours", 200, is_at_least=False)], [OURS])
+    assert (verdict.median, verdict.unit, verdict.is_met) == (200, "jobs/s", True)
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        Goal("jobs", "other", 1, is_at_least=True),
+        Goal("other", "ours", 1, is_at_least=True),
+        Goal("jobs", "ours", 1, is_at_least=True, against="other"),
+    ],
+)
+def test_there_is_no_verdict_on_what_was_not_measured(goal):
+    assert judge([goal], [OURS, BARE]) == []
+
+
+def test_the_rate_leaves_out_the_first_and_the_last_tenth():
+    steady = [round(n * 1e6) for n in range(100)]  # one each ms
+    times = array("q", [-(10**9), *steady[1:95], *[10**10] * 5])
+    assert stamps.rate(times) == pytest.approx(1000)
+
+
+def test_the_rate_does_not_depend_on_the_order_in_which_workers_write():
+    assert stamps.rate(array("q", [3, 1, 0, 2, 9, 8, 7, 5, 6, 4])) == stamps.rate(array("q", range(10)))
+
+
+def test_stamps_are_read_as_they_were_written(tmp_path, monkeypatch):
+    path = tmp_path / "stamps"
+    assert stamps.count(path) == 0
+    with path.open("wb") as file:
+        monkeypatch.setattr(stamps, "_fd", file.fileno())
+        stamps.stamp()
+        stamps.stamp()
+    assert stamps.count(path) == 2
+    first, second = stamps.read(path)
+    assert 0 < first <= second
+
+
+def test_each_contender_is_first_in_a_round():
+    assert [rotated("abc", n) for n in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+    assert rotated([], 1) == []
+
+
+def test_the_bare_loops_have_bodies_as_large_as_ours():
+    assert len(bare.BODY) == len(encode(Message("hello", ["x"], {}, new_headers()))) == len(bare.BODY.decode())
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.349, "0.35"), (9.96, "9.96"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12,346")]
+)
+def test_numbers_have_three_digits_or_all(value, shown):
+    assert number(value) == shown
+
+
+def test_a_table_says_how_many_times_each_one_ours_is():
+    assert figures_table([OURS, BARE]).splitlines()[2:] == [
+        "| ours | 200 jobs/s | 100 to 330 |  |",
+        "| bare | 300 jobs/s | 100 to 400 | 1.10 times |",
+    ]
+
+
+def test_a_table_of_figures_with_other_rounds_has_no_ratios():
+    assert figures_table([OURS, Figure("jobs", "bare", "jobs/s", [1.0])]).endswith("| bare | 1.00 jobs/s |  |  |")
+
+
+@pytest.fixture
+def report():
+    goals = [Goal("jobs", "ours", 1.2, is_at_least=True, against="bare"), Goal("jobs", "ours", 150, is_at_least=True)]
+    return Report({"CPU": "a fast one"}, 3, [OURS, BARE], goals, {"ours": "as it is"})
+
+
+def test_the_report_tells_of_missed_goals_too(report):
+    text = report.markdown()
+    assert "| jobs: ours | at least 1.2 times bare | 1.10 | 0.25 to 2.00 | **missed** |" in text
+    assert "| jobs: ours | at least 150 jobs/s | 200 | 100 to 330 | met |" in text
+    assert "CPU a fast one. 3 rounds." in text
+    assert "**ours.** as it is" in text
+
+
+def test_the_json_has_every_value_and_every_goal(report):
+    content = json.loads(report.json())
+    figures = [Figure(**each) for each in content["figures"]]
+    assert find(figures, "jobs", "bare") == BARE
+    assert [goal["is_met"] for goal in content["goals"]] == [False, True]
+
+
+def test_what_was_measured_replaces_what_was_there_and_nothing_else():
+    page = put_between_markers(f"before\n{_marked('')}\nafter\n", "one")
+    assert page == f"before\n{_marked('one')}\nafter\n"
+    assert put_between_markers(page, "two") == page.replace("one", "two")
+    with pytest.raises(ValueError, match="the page has no"):
+        put_between_markers("before", "one")
+
+
+def _marked(text):
+    from report import BEGIN, END
+
+    return f"{BEGIN}\n\n{text}\n\n{END}"
+
+
+def test_the_chart_is_well_formed_and_names_every_contender():
+    figures = [OURS, Figure("jobs", "a <&> b", "jobs/s", [0.0, 0.0, 0.0])]
+    root = ET.fromstring(draw([Panel(figures, "more is better"), Panel([BARE], "more is better")]))  # noqa: S314 - our own
+    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"Jobs", "jobs/s; more is better", "ours", "a <&> b", "bare", "200", "300"} <= texts
+    widths = [float(element.get("width")) for element in root.iter("{http://www.w3.org/2000/svg}rect")]
+    assert min(widths) >= 1
