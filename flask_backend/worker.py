@@ -160,16 +160,14 @@ class Worker:
         """
         while not self._stop.requested:
             self._host.live()
+            if self._wanted() == 0:
+                self._ask_to_be_recycled(connection)
+                continue
             if not connection.is_reserving:
                 connection.reserve(RESERVE_S, self._wanted())
             held = self._receive(connection)
             while held and not self._stop.requested:
                 self._work(held.popleft(), is_last=not held)
-            if self._is_done():
-                connection.receive_all()
-                self._is_due = True
-                self._host.recycle_due()
-                self._stop.wait(RECYCLE_PATIENCE_S)
         connection.give_back()
 
     def _wanted(self) -> int:
@@ -178,22 +176,25 @@ class Worker:
             return self._limits.prefetch
         return min(self._limits.prefetch, self._limits.max_tasks - self._jobs_done)
 
-    def _is_done(self) -> bool:
-        return self._jobs_done == self._limits.max_tasks and not self._is_due
+    def _ask_to_be_recycled(self, connection: Connection) -> None:
+        connection.receive_all()
+        self._is_due = True
+        self._host.recycle_due()
+        self._stop.wait(RECYCLE_PATIENCE_S)
 
     def _receive(self, connection: Connection) -> deque[Lease]:
         """Wait for the replies that are on their way; return the jobs that have come with them.
 
         The wait is for the socket and the signals together, since a signal does not end a blocking read.
         """
-        is_first = True
+        soon = False
         while connection.is_awaiting:
-            is_owed = bool(connection.undeleted)  # an answer that comes at once, whether there is a job or not
+            is_owed = bool(connection.undeleted)  # an answer that comes at once, and one to the reserve may follow it
+            soon |= is_owed
             patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
-            if self._stop.wait(patience_s, self._poll, soon=is_owed or not is_first):
+            if self._stop.wait(patience_s, self._poll, soon=soon):
                 connection.receive()
                 self._tell_late(connection)
-                is_first = False
             elif self._stop.requested:
                 break
             else:

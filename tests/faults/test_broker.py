@@ -64,6 +64,28 @@ def test_a_task_that_finished_as_the_broker_was_restarted_is_deleted_late(
     supervised.assert_clean_exit(0)
 
 
+def test_a_worker_whose_last_task_finished_as_the_broker_was_restarted_is_recycled(
+    supervise, durable_broker, durable_tasks, tmp_path
+):
+    gate = tmp_path / "gate"
+    supervised = supervise("--max-tasks", "1", workers=1, broker=durable_broker)
+    supervised.wait_ready()
+    (first,) = supervised.workers()
+    durable_tasks.wait_for(str(gate))
+    supervised.wait_for_line("begin waited")
+    durable_broker.kill()
+    gate.touch()
+    supervised.wait_for_log("lost the connection to Beanstalkd")
+    durable_broker.start()
+    supervised.wait_for_log(f"worker {first} of {QUEUE} is recycled: it has done its number of tasks")
+    durable_tasks.note("next")
+    supervised.wait_for_line("note next")
+    wait_until(lambda: durable_broker.is_empty(QUEUE), "both are deleted")
+    assert supervised.ledger.count("waited") == 1
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 def test_a_drain_still_deletes_the_task_that_finished_as_the_broker_was_restarted(
     supervise, durable_broker, durable_tasks, tmp_path
 ):
