@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -22,7 +22,7 @@ import supervision
 from chart import Panel, draw
 from check import check
 from contenders import find
-from figures import Figure, Goal
+from figures import Figure
 from goals import GOALS
 from measures import ENQUEUE, LATENCY, MEASURES, ONE_WORKER, TWO_WORKERS, Effort
 from report import Report, figures_table, put_between_markers
@@ -32,19 +32,15 @@ DOCS = HERE.parent / "docs"
 OTHERS = (supervision, memory)
 
 
-def measure(rounds: int, only: str) -> tuple[list[Figure], list[Goal]]:
-    """Measure all figures whose name has ``only`` in it, and print each when it is there."""
-    figures: list[Figure] = []
+def measure(rounds: int, only: str) -> Iterator[list[Figure]]:
+    """Measure all figures whose name has ``only`` in it; print, and return, each when it is there."""
     contenders = find(with_peers=True)
     for each in MEASURES:
         if any(only in name for name in each.names):
-            figures += _shown(each.run(contenders, Effort(rounds)))
-    goals = list(GOALS)
+            yield _shown(each.run(contenders, Effort(rounds)))
     for other in OTHERS:
         if only in other.__name__:
-            figures += _shown(other.measure(rounds))
-            goals += other.GOALS
-    return figures, goals
+            yield _shown(other.measure(rounds))
 
 
 def _shown(figures: list[Figure]) -> list[Figure]:
@@ -85,13 +81,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # and so end what was started
     if options.check:
         return 0 if check() else 1
-    figures, goals = measure(options.rounds, options.only)
     settings = {contender.name: contender.settings for contender in find(with_peers=True).values()}
+    goals = [*GOALS, *(goal for other in OTHERS for goal in other.GOALS)]
+    figures: list[Figure] = []
     report = Report(machine.describe(), options.rounds, figures, goals, settings)
+    for some in measure(options.rounds, options.only):
+        figures += some
+        if not options.only:
+            write(report)  # each time, for it takes long to have all
     if options.only:
         print(f"\n{report.markdown()}")
-    else:
-        write(report)
     return 0
 
 

@@ -281,7 +281,7 @@ class TestJobs:
             client.use(OTHER)
             for _ in range(1200):
                 client.put(b"")
-        code = "from flask_backend import cli; cli.scanning._MOMENT_S = 0; cli.main()"
+        code = "from flask_backend.cli import main, scanning; scanning._MOMENT_S = 0; main()"
         shown = in_terminal(broker, folder, "jobs", QUEUE, program=(sys.executable, "-c", code))
         assert re.search(r"looking at ids +\[#+-*\] +\d+%", shown)
         assert all(len(line) <= 80 for line in re.split("[\r\n]", shown))

@@ -72,7 +72,8 @@ def test_each_contender_is_first_in_a_round():
 
 
 def test_the_bare_loops_have_bodies_as_large_as_ours():
-    assert len(bare.BODY) == len(encode(Message("hello", ["x"], {}, new_headers()))) == len(bare.BODY.decode())
+    headers = new_headers() | {"at": 1767225600.123}  # else it may end in a zero, which is not written
+    assert len(bare.BODY) == len(encode(Message("hello", ["x"], {}, headers))) == len(bare.BODY.decode())
 
 
 @pytest.mark.parametrize(
