@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
 from flask_backend.errors import BackendError
+from flask_backend.exits import ExitCode
 
 # The module of each command.
 MODULES = {
@@ -47,11 +51,24 @@ class Commands(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and MODULES.get(args[0]) == "workers":
+            # Until it has a handler of its own. The usual exception is lost, and the process goes on, if it comes while
+            # the import system calls back.
+            signal.signal(signal.SIGINT, _abort)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BackendError as error:
             raise click.ClickException(str(error)) from error
+
+
+def _abort(_number: int, _frame: FrameType | None) -> NoReturn:
+    os._exit(ExitCode.FAILED)  # as click ends on Ctrl-C
 
 
 @click.group(cls=Commands)

@@ -280,3 +280,25 @@ class TestLogging:
         _, stderr = process.communicate(timeout=20)
         assert process.returncode == 0
         return stderr
+
+
+INTERRUPTED = """
+import os, signal, sys, weakref
+from flask_backend import cli
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "flask_backend.cli.workers":
+            found = Finder()
+            reference = weakref.ref(found, lambda _: os.kill(os.getpid(), signal.SIGINT))
+            del found
+
+sys.meta_path.insert(0, Finder())
+cli.main(["supervise", "--help"])
+"""
+
+
+def test_ctrl_c_is_not_lost_while_the_import_system_calls_back():
+    """As it does when it has imported a module: what is raised then is only reported."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
