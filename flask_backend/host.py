@@ -10,6 +10,9 @@ from .titles import show_worker
 
 logger = logging.getLogger("flask_backend.worker")
 
+# For a worker that may be silent for as long as the network has it wait; half of what the scoreboard's words can hold.
+UNBOUNDED_NS = 1 << 63
+
 
 class Host(Protocol):
     """What a worker tells whoever runs it."""
@@ -23,8 +26,8 @@ class Host(Protocol):
     def lend(self, fd: int) -> None:
         """Get a duplicate of the connection to the broker, before the first job comes over it."""
 
-    def live(self) -> None:
-        """Hear that the worker's loop turns."""
+    def live(self, silent_ns: int = 0) -> None:
+        """Hear that the worker's loop turns, and for how much longer than usual it may be silent from now on."""
 
     def begin(self, job_id: int) -> None:
         """Hear that a job is there."""
@@ -58,7 +61,7 @@ class Foreground:
     def lend(self, fd: int) -> None:
         pass
 
-    def live(self) -> None:
+    def live(self, silent_ns: int = 0) -> None:
         pass
 
     def begin(self, job_id: int) -> None:

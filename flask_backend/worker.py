@@ -30,7 +30,7 @@ from .errors import (
 from .execution import Call, Runner, read_call, run_hooks
 from .exits import ExitCode
 from .extension import Backend
-from .host import Host
+from .host import UNBOUNDED_NS, Host
 from .keeper import Keeper, Lease
 from .message import decode
 from .settlement import Attempt, bury_undecodable, settle_failure
@@ -84,6 +84,8 @@ class Worker:
         )
         self._interruptible_from: float | None = None  # while a task runs that may be interrupted: from when on
         self._runner = Runner(app, self._handlers)
+        # A broker that does not answer has this time for a reserve to be sent, and again for its reply.
+        self._silent_ns = int(2 * self._settings.timeout_s * 1e9)
         self._connection: Connection | None = None
         self._poll: select.poll | None = None  # for that connection
         self._is_holding = False
@@ -116,12 +118,15 @@ class Worker:
         backoff = Backoff()
         while not self._stop.requested:
             try:
+                # How long this takes is up to the resolver and the network: a worker that waits is not stuck.
+                self._host.live(UNBOUNDED_NS)
                 connection = self._connected()
                 if backoff.tries:
                     logger.info("%s: back at Beanstalkd at %s", self._queue, self._settings.address)
                     backoff = Backoff()
                 self._work_off(connection)
             except BrokerError as error:
+                self._host.live()
                 if self._connection is not None:
                     self._disconnect(self._connection)  # which gives back the job, if it holds one
                 delay_s = backoff.next()
@@ -159,7 +164,7 @@ class Worker:
         The next job is asked for as the last one is deleted, in one write; after a failure, when that is settled.
         """
         while not self._stop.requested:
-            self._host.live()
+            self._host.live(self._silent_ns)
             if self._wanted() == 0:
                 self._ask_to_be_recycled(connection)
                 continue

@@ -9,7 +9,7 @@ from .states import ChildState
 
 # A turn that comes so late means that the supervisor itself was stopped, or the machine: no child is to blame for it.
 SUSPENDED_S = 5.0
-# A ready child without a job gives a sign of life at least every half a minute, whatever its broker does.
+# A ready child without a job gives a sign of life at least every half a minute, unless it has announced a longer wait.
 SILENT_S = 120.0
 
 

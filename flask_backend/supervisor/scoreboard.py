@@ -21,7 +21,8 @@ from flask_backend.ending import Ending
 _JOB, _LABEL, _STARTED_NS, _KILL_AT_NS = range(4)
 # ... and what has been done in its row: how jobs ended, and the time that they took.
 _ENDINGS, _BUSY_NS = 4, 7  # three words, in the order of Ending; one word
-# The last sign of life: a turn of the child's loop, or a job's beginning or end.
+# The last sign of life: a turn of the child's loop, or a job's beginning or end. A child that is about to wait adds the
+# time that it may need.
 _ALIVE_NS = 8
 _FIXED_WORDS = 16  # 128 bytes, two cache lines
 
@@ -128,9 +129,9 @@ class Row:
         words[base + (ending is not Ending.DONE)] += 1
         words[base + 2 + min(BUCKETS - 1, (took_ns // 1_000_000).bit_length())] += 1
 
-    def live(self) -> None:
-        """Give a sign of life."""
-        self._words[_ALIVE_NS] = time.monotonic_ns()
+    def live(self, silent_ns: int = 0) -> None:
+        """Give a sign of life. The next one may be ``silent_ns`` nanoseconds later than usual."""
+        self._words[_ALIVE_NS] = time.monotonic_ns() + silent_ns
 
     # -- for its parent --------------------------------------------------------------------------------------
 
@@ -155,7 +156,10 @@ class Row:
 
     @property
     def alive_at(self) -> float:
-        """When the child has last given a sign of life, in seconds of the monotonic clock."""
+        """When the child gave its last sign of life, in seconds of the monotonic clock.
+
+        In the future if the child has said that it may be silent until then.
+        """
         return self._words[_ALIVE_NS] / 1e9
 
     @property

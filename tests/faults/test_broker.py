@@ -144,6 +144,84 @@ def test_a_broker_frozen_for_longer_than_every_timeout_costs_nothing(supervise, 
     supervised.assert_clean_exit(0)
 
 
+# An app whose workers count as stuck within seconds, and whose resolver hangs while a file is there.
+IMPATIENT = """
+import os
+import socket
+import time
+
+from flask_backend import worker
+from flask_backend.supervisor import deadlines
+from support.workload import app
+
+worker.RESERVE_S = 1
+worker.RECONNECT_MAX_S = 1.0
+deadlines.SILENT_S = 3.0
+resolve = socket.getaddrinfo
+
+def hang(*args, **options):
+    while os.path.exists(os.environ["RESOLVER_HANGS"]):
+        time.sleep(0.01)
+    return resolve(*args, **options)
+
+socket.getaddrinfo = hang
+"""
+
+
+@pytest.mark.parametrize("how", ["refused", "unresolved", "frozen"])
+def test_a_broker_that_is_away_for_longer_than_a_worker_may_be_silent_costs_nothing(
+    supervise, broker, tasks, tmp_path, how
+):
+    gate = tmp_path / "resolver-hangs"
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    supervised = supervise(workers=3, app="impatient", RESOLVER_HANGS=str(gate), FLASK_BACKEND_TIMEOUT="4")
+    supervised.wait_ready()
+    workers = supervised.workers()
+    tasks.sleep(7)
+    supervised.wait_for_line("begin slept")
+    if how == "unresolved":
+        gate.touch()
+    if how == "frozen":
+        broker.freeze()
+    else:
+        broker.kill()
+    supervised.wait_for_line("slept")  # the task goes on, and takes longer than an idle worker may be silent
+    assert supervised.workers() == workers
+    gate.unlink(missing_ok=True)
+    if how == "frozen":
+        broker.thaw()
+    else:
+        broker.start()
+    supervised.wait_reserving(3)
+    tasks.note("back")
+    supervised.wait_for_line("note back")
+    assert supervised.workers() == workers
+    assert "no sign of life" not in supervised.log
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_three_minutes_without_a_broker_cost_no_worker(supervise, broker, tasks):
+    supervised = supervise(workers=12)
+    supervised.wait_ready()
+    workers = supervised.workers()
+    tasks.sleep(180)
+    supervised.wait_for_line("begin slept")
+    broker.kill()
+    wait_until(lambda: supervised.wrote("slept"), "the task is done, three minutes later", 240)
+    assert supervised.workers() == workers
+    broker.start()
+    supervised.wait_reserving(12)
+    tasks.note("back")
+    supervised.wait_for_line("note back")
+    assert supervised.workers() == workers
+    assert supervised.log.count("trying again") == supervised.log.count("back at Beanstalkd") == 12
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 def test_a_frozen_broker_does_not_hinder_a_drain(supervise, broker):
     supervised = supervise(workers=2)
     supervised.wait_ready()

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from flask_backend.host import UNBOUNDED_NS
 from flask_backend.supervisor.children import Child
 from flask_backend.supervisor.deadlines import SILENT_S, SUSPENDED_S, Deadlines
 from flask_backend.supervisor.plan import Slot
@@ -54,6 +55,18 @@ def test_an_idle_child_that_gives_no_sign_of_life_is_stuck(child):
     assert "has given no sign of life for 121 s" in reason
     child.row.begin(7)  # a job may take as long as it likes, unless it has a limit
     assert deadlines.reason_to_kill(child, time.monotonic() + 10 * SILENT_S) is None
+
+
+@pytest.mark.parametrize("silent_ns", [10**9, UNBOUNDED_NS])
+def test_a_child_that_says_how_long_it_will_be_silent_has_that_time_too(child, silent_ns):
+    child.apply(ChildEvent.REPORTED_READY)
+    child.row.live(silent_ns)
+    last = child.row.alive_at
+    assert last == pytest.approx(time.monotonic() + silent_ns / 1e9, abs=60)
+    assert Deadlines(10.0).reason_to_kill(child, last + SILENT_S - 1) is None
+    assert Deadlines(10.0).reason_to_kill(child, last + SILENT_S + 1)
+    child.row.live()
+    assert Deadlines(10.0).reason_to_kill(child, time.monotonic() + SILENT_S + 1)
 
 
 def test_after_a_suspend_children_get_time_to_act_by_themselves(child):
