@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from flask import Flask
 from flask.globals import app_ctx
 
 from .config import Settings, StandIn
 from .errors import ConfigError, MessageEncodeError, RegistrationError
+from .functions import check_fits, check_function, name_of, shown_name
 from .job import Batch, BulkError, Job, Jobs, batch_uid
-from .message import encode_json, new_uid
+from .message import encode_json, new_uid, show_value
 from .names import check_queue_name, check_worked_queue_name
 from .options import DEFAULTS, Options
 from .producer import Producer
@@ -23,6 +25,7 @@ from .seconds import Delay
 from .task import Task
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 Hook = TypeVar("Hook", bound=Callable[[], Any])
@@ -75,6 +78,32 @@ def check_retry(retry: Retry | None) -> None:
         raise ConfigError(f"retry is {retry!r}; expected a Retry(...), as Retry(max_retries=5)")
 
 
+def check_endpoint(endpoint: str | None) -> None:
+    if endpoint is not None and not (isinstance(endpoint, str) and endpoint and endpoint.isprintable()):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RegistrationError(f'endpoint is {show_value(endpoint)}; expected a name, as endpoint="mail.send"')
+
+
+def _naming_a_queue(
+    register: Callable[Concatenate[Backend, Q], T],
+) -> Callable[Concatenate[Backend, Q], T]:
+    """Refuse a decorator where it stands if it lacks its parentheses, or the queue in them."""
+
+    @functools.wraps(register)
+    def checked(self: Backend, /, *args: Q.args, **kwargs: Q.kwargs) -> T:
+        decorator = f"@backend.{register.__name__}"
+        queue: Any = args[0] if args else kwargs.get("queue")
+        if callable(queue):
+            found = f"{decorator} has no parentheses, and would not register {shown_name(queue)}"
+        elif queue is None:
+            found = f"{decorator} names no queue"
+        else:
+            check_worked_queue_name(queue)
+            return register(self, *args, **kwargs)
+        raise RegistrationError(f'{found}: write {decorator}("QUEUE"), for example {decorator}("com.example/default")')
+
+    return checked
+
+
 class Backend:
     """Background tasks of a Flask app, or of several: what is registered here is shared, connections are per app.
 
@@ -97,6 +126,7 @@ class Backend:
         self._producers[app] = self._make_producer(app, Settings.from_config(app.config))
         app.extensions[EXTENSION_KEY] = self
 
+    @_naming_a_queue
     def task(  # noqa: PLR0913  # all but two by name only
         self,
         queue: str,
@@ -117,12 +147,25 @@ class Backend:
         :exc:`RegistrationError` if the queue already has that endpoint, or has a receiver, :exc:`ConfigError` for a
         limit that is none, and :exc:`OptionError`.
         """
+        check_endpoint(endpoint)
         check_time_limit(time_limit)
         check_retry(retry)
         defaults = Options(delay, priority, ttr)
+        decorator = f"@backend.task({queue!r})"
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:
-            name = endpoint if endpoint is not None else function.__name__
+            function = check_function(decorator, function)
+            if isinstance(function, Task):
+                raise RegistrationError(
+                    f"{function!r} is a task already, and {decorator} would only schedule it: for both queues write "
+                    f"backend.task({queue!r})({function.__name__}.function)"
+                )
+            name = endpoint if endpoint is not None else name_of(function)
+            if name is None:
+                raise RegistrationError(
+                    f"{show_value(function)} has no name that could be its endpoint: write "
+                    f'backend.task({queue!r}, endpoint="...")'
+                )
             handlers = self._handlers_of(queue)
             if handlers.receiver is not None:
                 raise RegistrationError(
@@ -139,6 +182,7 @@ class Backend:
 
         return decorate
 
+    @_naming_a_queue
     def receiver(
         self, queue: str, *, time_limit: float | None = None, retry: Retry | None = None
     ) -> Callable[[Receiver], Receiver]:
@@ -149,22 +193,29 @@ class Backend:
         """
         check_time_limit(time_limit)
         check_retry(retry)
+        decorator = f"@backend.receiver({queue!r})"
 
         def decorate(function: Receiver) -> Receiver:
             handlers = self._handlers_of(queue)
             if handlers.receiver is not None or handlers.tasks:
                 has = "a receiver" if handlers.receiver else f"the tasks {', '.join(handlers.tasks)}"
                 raise RegistrationError(f"queue {queue!r} already has {has}: a queue has either tasks or one receiver")
-            handlers.receiver = Handler(function.__name__, function, time_limit, retry)
+            called = check_function(decorator, function)
+            check_fits(decorator, called, "message")
+            handlers.receiver = Handler(shown_name(called), called, time_limit, retry)
             return function
 
         return decorate
 
+    @_naming_a_queue
     def before_first_task(self, queue: str) -> Callable[[Hook], Hook]:
         """Have a function called once in each worker of ``queue``, in an app context, before it takes its first job."""
+        decorator = f"@backend.before_first_task({queue!r})"
 
         def decorate(hook: Hook) -> Hook:
-            self._handlers_of(queue).hooks.append(hook)
+            called = check_function(decorator, hook)
+            check_fits(decorator, called)
+            self._handlers_of(queue).hooks.append(called)
             return hook
 
         return decorate

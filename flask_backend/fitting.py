@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from enum import StrEnum
 
 from .errors import MessageDecodeError, TaskArgumentsError
 from .extension import Handlers
+from .functions import signature_of
 from .message import Message, decode, decode_json
 from .task import bind
 
@@ -52,7 +52,7 @@ def find_misfit(handlers: Handlers, body: bytes) -> Misfit | None:
         why = f"queue {handlers.queue!r} has no task {message.endpoint!r} in this version of the app"
         return Misfit(Fault.UNKNOWN_ENDPOINT, why, f"{message.endpoint}(...)")
     try:
-        bind(task.name, inspect.signature(task.function), message.args, message.kwargs)
+        bind(task.name, signature_of(task.function), message.args, message.kwargs)
     except TaskArgumentsError as error:
         return Misfit(Fault.BAD_ARGUMENTS, str(error), _shape(message))
     return None

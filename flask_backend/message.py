@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +118,20 @@ def show_call(endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+_MAX_SHOWN = 60  # characters of a value in an error
+_repr = reprlib.Repr()
+_repr.maxlevel = 3
+_repr.maxstring = _repr.maxother = _repr.maxlong = _MAX_SHOWN
+
+
+def show_value(value: object) -> str:
+    """Return a value as an error shows it: short, and whatever the value's own ``repr`` does."""
+    try:
+        return cut(_repr.repr(value), _MAX_SHOWN)
+    except Exception:  # its own code, which may do anything
+        return f"a value of type {type(value).__name__}"
 
 
 def _shown(value: Any) -> str:

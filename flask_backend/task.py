@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from .errors import MessageEncodeError, TaskArgumentsError
+from .functions import signature_of
 from .job import Job, Jobs
 from .message import Message, cut, encode, encode_json, new_headers
 from .options import Options
@@ -81,10 +82,11 @@ class Task(Generic[P, R]):
     def __init__(
         self, scheduler: Scheduler, queue: str, endpoint: str, function: Callable[P, R], defaults: Options
     ) -> None:
-        functools.update_wrapper(self, function)
+        self.__name__ = self.__qualname__ = endpoint  # of a function without a name of its own
+        functools.update_wrapper(self, function, updated=())
+        self.__signature__ = signature_of(function)
         self._scheduler = scheduler
-        self._signature = inspect.signature(function)
-        self._arities = _arities(self._signature)
+        self._arities = _arities(self.__signature__)
         self._defaults = defaults
         self.queue = queue
         self.endpoint = endpoint
@@ -136,11 +138,11 @@ class Task(Generic[P, R]):
 
     def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], headers: dict[str, Any]) -> bytes:
         if kwargs or len(args) not in self._arities:  # else they fit, which it takes far longer to find out by binding
-            bind(self.endpoint, self._signature, args, kwargs)
+            bind(self.endpoint, self.__signature__, args, kwargs)
         try:
             return encode(Message(self.endpoint, args, kwargs, headers))
         except MessageEncodeError as error:
-            raise self._blame(bind(self.endpoint, self._signature, args, kwargs)) from error
+            raise self._blame(bind(self.endpoint, self.__signature__, args, kwargs)) from error
 
     def _blame(self, bound: inspect.BoundArguments) -> MessageEncodeError:
         """Find the first argument that JSON cannot carry, for the error to name it."""

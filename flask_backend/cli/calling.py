@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -150,10 +149,11 @@ def _read_json(text: str) -> Any:
 
 def _check_arguments(handler: Handler, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments that do not fit before anything is asked."""
+    from flask_backend.functions import signature_of
     from flask_backend.task import bind
 
     try:
-        bind(handler.name, inspect.signature(handler.function), args, kwargs)
+        bind(handler.name, signature_of(handler.function), args, kwargs)
     except TaskArgumentsError as error:
         raise _bad_arguments(str(error)) from error
 

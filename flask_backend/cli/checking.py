@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from flask_backend.exits import ExitCode
+from flask_backend.functions import shown_name
 
 from .apps import LoadedApp, load_app
 from .output import echo_json, json_option
@@ -64,7 +65,7 @@ def _as_dict(loaded: LoadedApp) -> dict[str, Any]:
                 "queue": handlers.queue,
                 "tasks": sorted(handlers.tasks),
                 "receiver": handlers.receiver.name if handlers.receiver else None,
-                "before_first_task": [hook.__name__ for hook in handlers.hooks],
+                "before_first_task": [shown_name(hook) for hook in handlers.hooks],
             }
             for handlers in loaded.backend.queues.values()
         ],
@@ -80,6 +81,6 @@ def _echo(loaded: LoadedApp) -> None:
         if handlers.receiver:
             click.echo(f"  receiver {handlers.receiver.name}")
         for hook in handlers.hooks:
-            click.echo(f"  before first task {hook.__name__}")
+            click.echo(f"  before first task {shown_name(hook)}")
     if not loaded.backend.queues:
         click.echo("no tasks and no receivers")

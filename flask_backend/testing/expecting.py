@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import pprint
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def expect(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ex
 
     Raises what scheduling such a call would raise.
     """
-    own = () if isinstance(target, str) else _signature(target).parameters
+    own = () if isinstance(target, str) else target.__signature__.parameters
     options = {name: value for name, value in kwargs.items() if name in _OPTIONS and name not in own}
     Options(**options)
     # What travels comes out as other types, tuples as lists: so must what it is compared with.
@@ -127,12 +126,8 @@ def tell_all(records: Sequence[Scheduled]) -> str:
     return "\n".join(["Scheduled:", *listed, *more])
 
 
-def _signature(task: Task[..., Any]) -> inspect.Signature:
-    return inspect.signature(task.function)
-
-
 def _bind(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    bound = bind(task.endpoint, _signature(task), args, kwargs)
+    bound = bind(task.endpoint, task.__signature__, args, kwargs)
     bound.apply_defaults()
     return bound.arguments
 
