@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         QueueNameError,
         RegistrationError,
         TaskArgumentsError,
+        TaskResultError,
         TaskTimeout,
     )
     from .extension import Backend
@@ -55,6 +56,7 @@ __all__ = [
     "Task",
     "TaskArgumentsError",
     "TaskDecision",
+    "TaskResultError",
     "TaskTimeout",
     "current_job",
 ]

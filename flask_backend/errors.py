@@ -43,6 +43,10 @@ class TaskTimeout(BackendError):  # noqa: N818  # named as its users read it
     """The task has reached its time limit; raised inside the task, where it runs at that moment."""
 
 
+class TaskResultError(BackendError, TypeError):
+    """What a task returned has not run: a generator, or an awaitable that is not awaited."""
+
+
 class BrokerError(BackendError):
     """Beanstalkd answered, and refused."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from flask import Flask
 
 from .errors import UnknownEndpointError
+from .event_loop import EventLoop
 from .extension import Handler, Handlers
+from .functions import may_be_async
 from .message import decode, decode_json, show_call
+from .results import finish
 from .retry import Retry
 
 
@@ -61,26 +63,42 @@ def _lacking(handlers: Handlers, endpoint: str) -> Handler:
 
 
 class Runner:
-    """Calls the functions of one queue, each in an app context of its own.
+    """Calls the functions of one queue, each in an app context of its own; asynchronous ones in the event loop.
 
-    ``async`` functions too, if ``flask[async]`` is installed: what they need is found out once, not for every job.
+    An app that overrides ``ensure_sync`` or ``async_to_sync`` has its own way to run ``async`` functions.
     """
 
-    def __init__(self, app: Flask, handlers: Handlers) -> None:
+    def __init__(self, app: Flask, handlers: Handlers, event_loop: EventLoop) -> None:
         self._app = app
-        self._functions: dict[str, Callable[..., Any]] = {}
-        for handler in [handlers.receiver] if handlers.receiver else handlers.tasks.values():
-            with suppress(RuntimeError):  # it needs flask[async], which is not there: its jobs will fail, and say so
-                self._functions[handler.name] = app.ensure_sync(handler.function)
+        self._hooks = handlers.hooks
+        has_own_way = _is_overridden(app.ensure_sync, Flask.ensure_sync)
+        has_own_loop = _is_overridden(app.async_to_sync, Flask.async_to_sync)
+        self._ensure_sync = app.ensure_sync if has_own_way or has_own_loop else None
+        self._wait_for = app.async_to_sync(_wait_for) if has_own_loop else event_loop.run
 
     def run(self, call: Call) -> None:
-        function = self._functions.get(call.handler.name) or self._app.ensure_sync(call.handler.function)
+        function = call.handler.function
         with self._app.app_context():
-            function(*call.args, **call.kwargs)
+            sync = function if self._ensure_sync is None else self._ensure_sync(function)
+            result = sync(*call.args, **call.kwargs)
+            if result is not None:
+                finish(call.label, function, result, self._wait_for)
+
+    def run_hooks(self) -> None:
+        for hook in self._hooks:
+            self.run(Call(Handler(getattr(hook, "__name__", repr(hook)), hook)))
 
 
-def run_hooks(app: Flask, handlers: Handlers) -> None:
-    """Call the queue's hooks, each in an app context of its own."""
-    for hook in handlers.hooks:
-        with app.app_context():
-            app.ensure_sync(hook)()
+async def _wait_for(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _is_overridden(method: Callable[..., Any], original: Callable[..., Any]) -> bool:
+    return getattr(method, "__func__", None) is not original
+
+
+def prepare(handlers: Handlers) -> None:
+    """Import what the queue's functions will need: in place of each worker, before it is forked."""
+    functions = [handler.function for handler in (handlers.receiver, *handlers.tasks.values()) if handler]
+    if any(map(may_be_async, (*functions, *handlers.hooks))):
+        EventLoop.prepare()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from types import FunctionType
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType, WrapperDescriptorType
 from typing import Any, cast
 
 from .errors import RegistrationError
@@ -69,6 +69,11 @@ def check_function(decorator: str, function: object) -> Callable[..., Any]:
         )
     if not callable(function):
         raise RegistrationError(f"{decorator} expects a function, and got {show_value(function)}")
+    if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in _chain(function, _called)):
+        raise RegistrationError(
+            f"{shown_name(function)} is a generator function, and a worker's call would run nothing of its body: "
+            f"remove the `yield`, or put a decorator that runs the generator to its end between {decorator} and `def`"
+        )
     return function
 
 
@@ -84,6 +89,17 @@ def check_fits(decorator: str, function: Callable[..., Any], *args: str) -> None
         ) from None
 
 
+def may_be_async(function: Callable[..., Any]) -> bool:
+    """Whether a call of ``function`` may return an awaitable that the caller is expected to await.
+
+    This is so if it, or a function that it wraps or partially applies, is ``async def``.
+    """
+    return any(
+        inspect.iscoroutinefunction(each) or hasattr(each, "_is_coroutine")  # asyncio's own mark, until Python 3.11
+        for each in _chain(function, _called_or_wrapped)
+    )
+
+
 def _is_method(function: object) -> bool:
     """Whether a function expects an object of the class that it is defined in, by the name of its first parameter.
 
@@ -97,3 +113,31 @@ def _is_method(function: object) -> bool:
 
 
 _OBJECTS = {"self", "_self", "this", "cls", "_cls"}
+
+
+def _chain(function: object, following: Callable[[object], Iterator[object]]) -> Iterator[object]:
+    """Return ``function`` and everything that ``following`` leads to from there, each once."""
+    left, seen = [function], set[int]()
+    while left:
+        each = left.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            left += following(each)
+
+
+def _called(function: object) -> Iterator[object]:
+    """Return what a call of ``function`` calls without any code in between."""
+    match function:
+        case functools.partial(func=inner) | MethodType(__func__=inner) | staticmethod(__func__=inner):
+            yield inner
+        case _:
+            call = getattr(type(function), "__call__", None)  # noqa: B004  # which one, not whether
+            if call is not None and not isinstance(call, WrapperDescriptorType):
+                yield call
+
+
+def _called_or_wrapped(function: object) -> Iterator[object]:
+    yield from _called(function)
+    if (wrapped := getattr(function, "__wrapped__", None)) is not None:
+        yield wrapped

@@ -18,6 +18,7 @@ from .embedded.commands import Commands
 from .embedded.protocol import Command, parse
 from .embedded.store import Job, State, Store
 from .errors import BrokerError, JobNotFoundError, JobTooBigError
+from .event_loop import EventLoop
 from .options import PutOptions
 from .producer import Producer
 from .wire import Reply, ReservedJob
@@ -40,12 +41,14 @@ class MemoryBroker:
     """Does for one process what a :class:`Connection` to a server does, from any thread.
 
     ``now`` is its time in seconds, ``puts`` has all that was ever put, and ``begun`` the queues whose hooks have run.
+    Asynchronous hooks and tasks share ``event_loop``, as those of a worker do.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.puts: dict[int, Put] = {}
         self.begun: set[str] = set()
+        self.event_loop = EventLoop()
         self._store = Store()
         self._commands = Commands(self._store, MAX_JOB_SIZE, self.now)
         self._client = self._store.connect()
@@ -194,4 +197,5 @@ class MemoryProducer(Producer):
 
     def clear(self) -> None:
         """Begin anew: no jobs, no memory of any, and the time back at its beginning."""
+        self.broker.event_loop.close()
         self.broker = MemoryBroker()

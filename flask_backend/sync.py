@@ -14,8 +14,10 @@ from .broker import JobCounters
 from .bulk import Outcome
 from .config import Settings
 from .current import CurrentJob, job_being_run
-from .execution import Call, Runner, read_call, run_hooks
+from .event_loop import apart_from_running_loop, loop_in_use
+from .execution import Call, Runner, read_call
 from .extension import Backend, Handlers
+from .functions import may_be_async
 from .memory import MemoryBroker, MemoryProducer
 from .message import scheduled_at
 from .options import Options
@@ -47,6 +49,7 @@ class InProcessWorker:
     """Runs the jobs of one queue as its worker does, but without time limits.
 
     What is in the caller's context is not there for a task, as in a worker: no request, no app context, no ``g``.
+    Where the caller is itself in an event loop, asynchronous functions run in a thread of their own.
     """
 
     app: Flask
@@ -57,7 +60,7 @@ class InProcessWorker:
     def begin(self) -> None:
         """Run the queue's hooks, once."""
         if self.handlers.queue not in self.broker.begun:
-            Context().run(run_hooks, self.app, self.handlers)
+            self._run(self.handlers.hooks, Runner.run_hooks)
             self.broker.begun.add(self.handlers.queue)
 
     def try_call(self, job: ReservedJob, call: Call) -> BaseException | None:
@@ -80,15 +83,25 @@ class InProcessWorker:
             retry=self.retry_of(call),
             hold=Grip(self.broker, job.id),
         )
-        Context().run(_run, Runner(self.app, self.handlers), call, current)
+
+        def run(runner: Runner) -> None:
+            job_being_run.set(current)
+            runner.run(call)
+
+        self._run([call.handler.function], run)
 
     def retry_of(self, call: Call) -> Retry:
         return call.retry or self.settings.retry
 
+    def _run(self, functions: Iterable[Callable[..., object]], run: Callable[[Runner], None]) -> None:
+        def run_as_worker() -> None:
+            loop_in_use.set(self.broker.event_loop)
+            run(Runner(self.app, self.handlers, self.broker.event_loop))
 
-def _run(runner: Runner, call: Call, current: CurrentJob) -> None:
-    job_being_run.set(current)
-    runner.run(call)
+        if any(map(may_be_async, functions)):
+            apart_from_running_loop(Context().run, run_as_worker)
+        else:
+            Context().run(run_as_worker)
 
 
 class SyncProducer(MemoryProducer):

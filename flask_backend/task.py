@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from .errors import MessageEncodeError, TaskArgumentsError
+from .event_loop import run_here
 from .functions import signature_of
 from .job import Job, Jobs
 from .message import Message, cut, encode, encode_json, new_headers
@@ -16,7 +17,7 @@ from .options import Options
 from .seconds import Delay
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 
@@ -73,14 +74,14 @@ class Call(Generic[P]):
         return f"<{self._task!r} with {self._options}>"
 
 
-class Task(Generic[P, R]):
+class Task(Generic[P, R_co]):
     """A function whose calls run in a worker.
 
     ``hello("world")`` schedules and returns at once; ``hello.run("world")`` runs here and now, in the caller.
     """
 
     def __init__(
-        self, scheduler: Scheduler, queue: str, endpoint: str, function: Callable[P, R], defaults: Options
+        self, scheduler: Scheduler, queue: str, endpoint: str, function: Callable[P, R_co], defaults: Options
     ) -> None:
         self.__name__ = self.__qualname__ = endpoint  # of a function without a name of its own
         functools.update_wrapper(self, function, updated=())
@@ -101,9 +102,18 @@ class Task(Generic[P, R]):
         """
         return self.schedule(args, kwargs, self._defaults)
 
-    def run(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function in the caller, and return what it returns."""
-        return self.function(*args, **kwargs)
+    @overload
+    def run(self: Task[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    def run(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run the function in the caller, and return what it returns.
+
+        An ``async def`` function runs to its end: inside of a running event loop, in a thread of its own. There,
+        ``await hello.function("world")`` runs it in that loop. Raises :exc:`TaskResultError` for a result that has not
+        run, as a generator.
+        """
+        return run_here(self.endpoint, self.function, args, kwargs)
 
     def options(self, *, delay: Delay | None = None, priority: int | None = None, ttr: float | None = None) -> Call[P]:
         """Return the task with options of how to schedule it, to be called: ``hello.options(delay=60)("world")``.

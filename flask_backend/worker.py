@@ -27,7 +27,8 @@ from .errors import (
     MessageDecodeError,
     TaskTimeout,
 )
-from .execution import Call, Runner, read_call, run_hooks
+from .event_loop import EventLoop, loop_in_use
+from .execution import Call, Runner, read_call
 from .exits import ExitCode
 from .extension import Backend
 from .host import UNBOUNDED_NS, Host
@@ -83,7 +84,8 @@ class Worker:
             host, interrupt=self._interrupt, leave=self._leave, leaves_when_stuck=limits.lifeline is None
         )
         self._interruptible_from: float | None = None  # while a task runs that may be interrupted: from when on
-        self._runner = Runner(app, self._handlers)
+        self._event_loop = EventLoop()
+        self._runner = Runner(app, self._handlers, self._event_loop)
         # A broker that does not answer has this time for a reserve to be sent, and again for its reply.
         self._silent_ns = int(2 * self._settings.timeout_s * 1e9)
         self._connection: Connection | None = None
@@ -102,8 +104,9 @@ class Worker:
         if self._limits.lifeline is not None:
             self._keeper.watch(self._limits.lifeline, self._orphaned)
         self._keeper.start()
+        loop_in_use.set(self._event_loop)
         try:
-            run_hooks(self._app, self._handlers)
+            self._runner.run_hooks()
         except BaseException:  # whatever a hook raises, SystemExit too, means that this worker cannot work
             logger.exception("a before_first_task hook of %s failed", self._queue)
             return ExitCode.CONFIG

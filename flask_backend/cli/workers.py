@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -201,13 +202,15 @@ def is_only_to_check() -> bool:
 
 def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
     """Run the hooks of all queues, as their workers would."""
-    from flask_backend.execution import run_hooks
+    from flask_backend.event_loop import EventLoop
+    from flask_backend.execution import Runner
 
     for pool in pools:
-        try:
-            run_hooks(loaded.app, loaded.backend.queues[pool.name])
-        except BaseException as error:  # whatever it raises, SystemExit too: no worker could start
-            raise AppLoadError(f"a hook of {pool.name} failed.\n\n{users_traceback(error)}") from error
+        with closing(EventLoop()) as event_loop:
+            try:
+                Runner(loaded.app, loaded.backend.queues[pool.name], event_loop).run_hooks()
+            except BaseException as error:  # whatever it raises, SystemExit too: no worker could start
+                raise AppLoadError(f"a hook of {pool.name} failed.\n\n{users_traceback(error)}") from error
 
 
 def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int) -> list[Pool]:
@@ -234,7 +237,7 @@ def share_of_memory(pools: list[Pool]) -> int:
 
 def warm_up(loaded: LoadedApp, pools: list[Pool]) -> None:
     """Do once what imports modules when it is first done, in place of each worker: connecting, and failing."""
-    from flask_backend.execution import Runner
+    from flask_backend.execution import prepare
 
     "localhost".encode("idna")  # as the socket module does with every host
     try:
@@ -242,7 +245,7 @@ def warm_up(loaded: LoadedApp, pools: list[Pool]) -> None:
     except ValueError:
         traceback.format_exc()
     for pool in pools:
-        Runner(loaded.app, loaded.backend.queues[pool.name])  # what async tasks need
+        prepare(loaded.backend.queues[pool.name])
 
 
 def warn_of_threads() -> None:

@@ -51,9 +51,139 @@ def test_a_task_can_schedule_tasks(worker, tasks):
 
 
 def test_a_task_may_be_asynchronous(worker, tasks):
-    pytest.importorskip("asgiref", reason="async tasks need flask[async]")
     tasks.asynchronous("x")
     worker.wait_for_line("async x")
+
+
+ASYNC_APP = """
+import asyncio
+import functools
+
+from flask import Flask, current_app, g
+from flask_backend import Backend, current_job
+
+app = Flask(__name__)
+backend = Backend(app)
+
+
+def logged(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return function(*args)
+
+    return wrapper
+
+
+async def say(text):
+    loops.add(id(asyncio.get_running_loop()))
+    await asyncio.sleep(0.001)
+    print(text, current_app.name, bool(current_job), len(loops), flush=True)
+
+
+class Sender:
+    __name__ = "sender"
+
+    async def __call__(self):
+        await say("sender")
+
+
+loops = set()
+hook = backend.before_first_task("q")(functools.partial(say, "hook"))
+hook = backend.task("q", endpoint="sender")(Sender())
+wrapped = backend.task("q", endpoint="wrapped")(logged(say))
+forgotten = backend.task("q", endpoint="forgotten")(lambda: say("never"))
+
+
+@backend.task("q")
+def runs_another():
+    wrapped.run("run")
+
+
+@backend.task("q", endpoint="leave")
+async def leave(how):
+    await asyncio.sleep(0)
+    raise {each.__name__: each for each in (SystemExit, KeyboardInterrupt, asyncio.CancelledError)}[how]
+
+
+@backend.task("q")
+async def stop():
+    asyncio.get_running_loop().stop()
+    await say("stopped")
+
+
+@backend.task("q")
+async def run_away():
+    async def leave():
+        raise SystemExit("of a background task")
+
+    asyncio.create_task(leave())
+    await asyncio.sleep(60)
+
+
+@backend.task("q")
+async def fork():
+    import os
+    pid = os.fork()
+    await say(f"after the fork {pid > 0}") if pid else None
+    if pid:
+        os.wait()
+"""
+
+
+@pytest.fixture
+def async_worker(command, broker, tmp_path):
+    (tmp_path / "app.py").write_text(ASYNC_APP)
+    return command("worker", "q", app=str(tmp_path / "app.py"))
+
+
+def call(broker, endpoint, *args):
+    return broker.put("q", json.dumps({"endpoint": endpoint, "args": args}).encode())
+
+
+def test_what_is_async_underneath_is_awaited_in_one_loop_hooks_too(async_worker, broker):
+    call(broker, "sender")
+    call(broker, "wrapped", "wrapped")
+    call(broker, "runs_another")
+    call(broker, "stop")
+    call(broker, "wrapped", "last")
+    async_worker.wait_for_log("last app True 1")
+    for line in ("hook app False 1", "sender app True 1", "wrapped app True 1", "run app True 1", "stopped app True 1"):
+        assert f"{line}\n" in async_worker.log
+    wait_until(lambda: broker.is_empty("q"), "all are done")
+
+
+def test_a_coroutine_that_is_not_awaited_fails_the_job_with_a_sentence(async_worker, broker):
+    job_id = call(broker, "forgotten")
+    async_worker.wait_for_log("TaskResultError: forgotten() returned a coroutine, which has not run")
+    wait_until(lambda: broker.count("q", "delayed") == 1, "it will be tried again")
+    assert f"task forgotten of q failed (job {job_id}, attempt 1 of 10), next try in" in async_worker.log
+    assert "RuntimeWarning" not in async_worker.log
+
+
+@pytest.mark.parametrize("how", ["SystemExit", "KeyboardInterrupt", "CancelledError"])
+def test_whatever_a_coroutine_raises_the_worker_and_its_loop_live(async_worker, broker, how):
+    call(broker, "leave", how)
+    wait_until(lambda: broker.count("q", "delayed") == 1, "the job is delayed")
+    call(broker, "wrapped", "still here")
+    async_worker.wait_for_log("still here app True 1")
+
+
+def test_an_exit_of_a_background_task_ends_the_job_and_not_the_loop(async_worker, broker):
+    call(broker, "run_away")
+    async_worker.wait_for_log("SystemExit: of a background task")
+    wait_until(lambda: broker.count("q", "delayed") == 1, "the job is delayed")
+    call(broker, "wrapped", "still here")
+    async_worker.wait_for_log("still here app True 1")
+
+
+def test_a_process_that_a_coroutine_forks_and_that_comes_back_does_not_go_on_in_the_loop(async_worker, broker):
+    call(broker, "fork")
+    async_worker.wait_for_log("after the fork True app True 1")
+    call(broker, "wrapped", "after")
+    async_worker.wait_for_log("after app True 1")
+    wait_until(lambda: broker.is_empty("q"), "all are done")
+    assert async_worker.log.count("after app") == 1
+    assert "never retrieved" not in async_worker.log
 
 
 def test_a_queue_may_be_called_default_and_only_its_workers_count_there(broker, tmp_path, command):

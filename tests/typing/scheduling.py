@@ -16,6 +16,11 @@ def resize(name: str, width: int = 100, *, crop: bool = False) -> tuple[int, int
     return width, len(name) if crop else width
 
 
+@backend.task("com.example/default")
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
 @backend.receiver("com.example/inbox")
 def inbox(message: dict[str, Any]) -> None: ...
 
@@ -28,6 +33,8 @@ def schedule() -> None:
     assert_type(resize("cat.jpg"), Job)
     assert_type(resize("cat.jpg", 50, crop=True), Job)
     assert_type(resize.run("cat.jpg"), tuple[int, int])
+    assert_type(fetch("https://example.com"), Job)
+    assert_type(fetch.run("https://example.com"), bytes)
     assert_type(resize.map(["cat.jpg", "dog.jpg"]), Jobs)
     assert_type(backend.send("com.external/other", {"any": ["json"]}), Job)
     assert_type(resize("cat.jpg").id, int)

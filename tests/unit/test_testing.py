@@ -294,8 +294,6 @@ def test_a_message_that_is_no_call_is_buried_and_raised(example):
 
 
 def test_async_tasks_run(example):
-    pytest.importorskip("asgiref", reason="async tasks need flask[async]")
-
     @example.backend.task(QUEUE, endpoint="asynchronous")
     async def asynchronous():
         example.ledger.append(current_job.endpoint)
