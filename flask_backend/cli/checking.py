@@ -27,6 +27,8 @@ from .scanning import scan_option
 def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> None:
     """Load the app, run nothing, and say what was found.
 
+    That includes the file descriptors that `supervise` needs here for as many workers as its environment variables say.
+
     With --waiting the calls of all ready, delayed and buried jobs are held against the app's tasks; no job is reserved
     for that.
 
@@ -36,12 +38,31 @@ def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> No
     if not waiting and ctx.get_parameter_source("bound") is not ParameterSource.DEFAULT:
         raise click.UsageError("--scan is for --waiting: say both")
     loaded = load_app(ctx)
+    descriptors = _check_descriptors(ctx, loaded)
     if as_json and not waiting:
         echo_json(_as_dict(loaded))
     if not as_json:
         _echo(loaded)
+    if not as_json and not waiting and descriptors:
+        click.echo(descriptors)
     if waiting:
         _check_waiting(ctx, loaded, bound, as_json=as_json)
+
+
+def _check_descriptors(ctx: click.Context, loaded: LoadedApp) -> str | None:
+    """Return what `supervise` would need; None if it would serve nothing, or if its own variables are wrong."""
+    from flask_backend.supervisor import Descriptors
+
+    from .workers import check_descriptors, plan_pools, supervise
+
+    try:
+        options = supervise.make_context("supervise", [], parent=ctx).params
+    except click.UsageError:
+        return None
+    if not loaded.backend.queues:
+        return None
+    pools = plan_pools(loaded, options["queues"], options["workers"])
+    return check_descriptors(Descriptors.count(), pools)
 
 
 def _check_waiting(ctx: click.Context, loaded: LoadedApp, bound: int, *, as_json: bool) -> None:

@@ -32,7 +32,7 @@ logger = logging.getLogger("flask_backend.supervisor")
 
 if TYPE_CHECKING:
     from flask_backend.logs import LogFormat
-    from flask_backend.supervisor import ChildContext, Death, Pool, Work
+    from flask_backend.supervisor import ChildContext, Death, Descriptors, Pool, Work
     from flask_backend.worker import Limits
 
 # More gain nothing, and all of them wait if the first one takes long.
@@ -131,12 +131,14 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
     """
-    from flask_backend.supervisor import Handover, Notifier, Options, Supervisor
+    from flask_backend.supervisor import Descriptors, Handover, Notifier, Options, Supervisor
     from flask_backend.worker import Limits
 
     if is_only_to_check():
         loaded = load_app(ctx, log_format)
-        try_hooks(loaded, plan_pools(loaded, queues, workers or available_cpus()))
+        pools = plan_pools(loaded, queues, workers)
+        logger.info("%s", check_descriptors(Descriptors.count(), pools))
+        try_hooks(loaded, pools)
         return
     handover = Handover.take()
     signals = StopSignalsWhileLoading(may_exit=handover is None)
@@ -146,13 +148,20 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     gc.disable()
     loaded = load_app(ctx, log_format)
     signals.exit_if_one_came()
-    pools = plan_pools(loaded, queues, workers or available_cpus())
+    pools = plan_pools(loaded, queues, workers)
     warn_of_threads()
+    if handover:
+        descriptors = Descriptors.count(soft=handover.soft_limit, ours=len(handover.descriptors()))
+    else:
+        descriptors = Descriptors.count()
+        logger.info("%s", check_descriptors(descriptors, pools))
+    descriptors.raise_limit()
     options = Options(
         drain_timeout_s=drain_timeout,
         boot_timeout_s=boot_timeout,
         max_memory_bytes=share_of_memory(pools) if max_memory == "auto" else max_memory,
         max_memory_hard_bytes=max_memory_hard,
+        descriptors=descriptors,
     )
     limits = Limits(drain_timeout, time_limit, kill_grace, max_tasks, prefetch)
     try:
@@ -190,6 +199,18 @@ def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
     return Work(work, {pool.name: loaded.backend.queues[pool.name].names for pool in pools}, settle)
 
 
+def check_descriptors(descriptors: Descriptors, pools: list[Pool]) -> str:
+    """Return how many descriptors the workers need; raise :exc:`AppLoadError` if the system does not give so many."""
+    from flask_backend.supervisor import TooFewDescriptorsError
+
+    workers = sum(pool.size for pool in pools)
+    try:
+        descriptors.check(workers)
+    except TooFewDescriptorsError as error:
+        raise AppLoadError(str(error)) from error
+    return descriptors.tell(workers)
+
+
 def is_only_to_check() -> bool:
     """Say whether a running supervisor has started this process to try whether it could take over."""
     from flask_backend.supervisor import HandoverError, is_check
@@ -213,13 +234,14 @@ def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
                 raise AppLoadError(f"a hook of {pool.name} failed.\n\n{users_traceback(error)}") from error
 
 
-def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int) -> list[Pool]:
+def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int | None) -> list[Pool]:
     from flask_backend.supervisor import Pool
 
     wanted = queues or tuple((name, None) for name in loaded.backend.queues)
     if not wanted:
         raise AppLoadError(f"app {loaded.app.name!r} registers no task and no receiver")
-    pools = [Pool(name, count or workers) for name, count in wanted]
+    of_each = workers or available_cpus()
+    pools = [Pool(name, count or of_each) for name, count in wanted]
     for pool in pools:
         check_queue(loaded, pool.name)
     if len({pool.name for pool in pools}) < len(pools):

@@ -4,6 +4,7 @@ It knows neither Flask nor Beanstalkd: what a child does is a callable handed in
 """
 
 from .death import Death
+from .descriptors import Descriptors, TooFewDescriptorsError
 from .loop import Options, Supervisor, Work
 from .notify import Notifier
 from .plan import Pool
@@ -16,12 +17,14 @@ __all__ = [
     "SETTLED_FOR_GOOD",
     "ChildContext",
     "Death",
+    "Descriptors",
     "Handover",
     "HandoverError",
     "Notifier",
     "Options",
     "Pool",
     "Supervisor",
+    "TooFewDescriptorsError",
     "Work",
     "is_check",
 ]

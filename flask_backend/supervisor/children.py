@@ -66,6 +66,10 @@ class Children:
         """Return the slots that have a child of the newest code."""
         return {child.slot for child in self._by_pid.values() if not child.is_old}
 
+    def count_new(self) -> int:
+        """Count the children of the newest code."""
+        return sum(not child.is_old for child in self._by_pid.values())
+
     def count_ready(self) -> Counter[str]:
         """Count the children of the newest code that are ready, in each pool."""
         ready = (child for child in self._by_pid.values() if child.state is ChildState.READY and not child.is_old)

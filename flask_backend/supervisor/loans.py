@@ -42,12 +42,18 @@ class Loans:
                 message, fds, _, _ = socket.recv_fds(self._receiver, _PID_BYTES, 1)
             except BlockingIOError:
                 return
-            if len(fds) != 1:  # the system had no descriptor left for it
-                logger.debug("a worker's socket did not arrive")
-                continue
+            except OSError as error:  # the system is short of something: next time, perhaps
+                logger.debug("what workers have lent cannot be received: %s", error)
+                return
             pid = int.from_bytes(message, "little")
-            self.close(pid)
-            self._lent[pid] = fds[0]
+            self.close(pid)  # what it has lent before is closed by now
+            if fds:
+                self._lent[pid] = fds[0]
+            else:
+                logger.warning(
+                    "no file descriptor is left for the connection of worker %d: a job that kills it is not counted",
+                    pid,
+                )
 
     def keep(self, pid: int, fd: int) -> None:
         """Take over what a child has lent to an earlier image of this process."""

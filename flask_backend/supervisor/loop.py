@@ -8,7 +8,7 @@ import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flask_backend.exits import ExitCode
 from flask_backend.titles import show_master
@@ -17,6 +17,7 @@ from . import process
 from .children import Child, Children
 from .deadlines import Deadlines
 from .death import Death
+from .descriptors import Descriptors
 from .enforcement import Enforcement
 from .inbox import Inbox, Report, ReportKind
 from .loans import Loans
@@ -57,6 +58,7 @@ class Options:
     boot_timeout_s: float = 60.0  # the time that a child has until it is ready
     max_memory_bytes: int | None = None  # a child with more private memory is recycled
     max_memory_hard_bytes: int | None = None  # and one with more than this is killed
+    descriptors: Descriptors = field(default_factory=Descriptors.count)  # what is open, and the limit of children
 
 
 class Supervisor:
@@ -72,7 +74,8 @@ class Supervisor:
         self._state = SupervisorState.STARTING
         self._drain_deadline = math.inf
         self._exit_code = ExitCode.OK
-        self._plan = Plan(pools)
+        descriptors = options.descriptors
+        self._plan = Plan(pools, descriptors.most_children)
         self._pools: defaultdict[str, PoolRecord] = defaultdict(PoolRecord)
         self._not_before: dict[Slot, float] = {}  # slots whose next child has to wait
         self._children = Children()
@@ -80,7 +83,7 @@ class Supervisor:
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._loans = Loans()
         self._inbox = Inbox(self._loans)
-        self._links = process.Links(self._inbox, process.Lifeline(), self._loans)
+        self._links = process.Links(self._inbox, process.Lifeline(), self._loans, notifier, descriptors)
         self._settling = Settling(work.settle, self._links)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         self._enforcement = Enforcement(self._children, Deadlines(options.boot_timeout_s), memory, self._kill)
@@ -151,7 +154,8 @@ class Supervisor:
         self._pools[child.slot.pool].note_ready(child.slot)
 
     def _resize(self, by: int) -> None:
-        self._plan.resize(by)
+        if not self._plan.resize(by):
+            logger.warning("no more workers: the limit of file descriptors allows %d", self._plan.most)
         self._not_before = {slot: at for slot, at in self._not_before.items() if self._plan.wants(slot)}
         logger.info("now %s", self._plan)
 

@@ -17,14 +17,20 @@ class Notifier:
         """Take the address from the environment, unless it is told."""
         self.path = os.environ.pop("NOTIFY_SOCKET", "") if path is None else path
         self._address = f"\0{self.path[1:]}" if self.path.startswith("@") else self.path
+        # Open all the time: a state must not be lost because no descriptor is left when it changes.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         self._last = ""
 
     def send(self, *lines: str) -> None:
         """Send one datagram; the same one is not sent twice in a row. Nobody listening is no error."""
         message = "\n".join(lines)
-        if not self._address or message == self._last:
+        if self._socket is None or message == self._last:
             return
         self._last = message
         # A manager that went away does not concern our children.
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(message.encode(), self._address)
+        with suppress(OSError):
+            self._socket.sendto(message.encode(), self._address)
+
+    def close_in_child(self) -> None:
+        if self._socket is not None:
+            self._socket.close()

@@ -28,8 +28,10 @@ class Slot:
 class Plan:
     """The wanted sizes of all pools."""
 
-    def __init__(self, pools: list[Pool]) -> None:
+    def __init__(self, pools: list[Pool], most: int = MAX_CHILDREN) -> None:
+        """Plan the pools, which may grow until there are ``most`` children, or MAX_CHILDREN if that is less."""
         self._sizes = {pool.name: pool.size for pool in pools}
+        self.most = min(most, MAX_CHILDREN)
         if self.total > MAX_CHILDREN:
             raise ValueError(f"{self.total} workers are too many: at most {MAX_CHILDREN}")
 
@@ -58,8 +60,13 @@ class Plan:
     def wants(self, slot: Slot) -> bool:
         return slot.index < self._sizes[slot.pool]
 
-    def resize(self, by: int) -> None:
-        """Add ``by`` to the size of each pool; none gets smaller than one, and nothing changes over the maximum."""
+    def resize(self, by: int) -> bool:
+        """Add ``by`` to the size of each pool, none of which gets smaller than one.
+
+        Returns False, and changes nothing, where there would be too many children.
+        """
         sizes = {name: max(1, size + by) for name, size in self._sizes.items()}
-        if sum(sizes.values()) <= MAX_CHILDREN:
-            self._sizes = sizes
+        if by > 0 and sum(sizes.values()) > self.most:
+            return False
+        self._sizes = sizes
+        return True

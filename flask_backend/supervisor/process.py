@@ -5,23 +5,31 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
+import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from flask_backend.exits import ExitCode
 from flask_backend.procfs import PROC_IS_THERE, read_memory, read_stat
 from flask_backend.titles import show_worker
 
+from .descriptors import Descriptors
 from .inbox import Inbox, ReportKind
 from .loans import Loans
 from .memory import Usage
+from .notify import Notifier
 from .scoreboard import Row
+
+# An import needs a descriptor, of which the loop may have none: what is imported by a call comes first.
+for needed in ("array", *([] if PROC_IS_THERE else ["psutil"])):
+    importlib.import_module(needed)
 
 logger = logging.getLogger("flask_backend.supervisor")
 
@@ -78,11 +86,16 @@ class Links:
     inbox: Inbox
     lifeline: Lifeline
     loans: Loans
+    notifier: Notifier
+    descriptors: Descriptors
 
-    def close_in_child(self, *, keep_loan_of: int | None) -> None:
+    def close_in_child(self, *, keep_loan_of: int | None = None) -> None:
+        """Close what is the supervisor's, and put back the limit of descriptors that it has raised."""
         self.inbox.close_in_child()
         self.lifeline.close_in_child()
         self.loans.close_in_child(keep=keep_loan_of)
+        self.notifier.close_in_child()
+        self.descriptors.put_back()
 
 
 class ChildContext:
@@ -145,8 +158,8 @@ def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep
     status: int = ExitCode.FAILED
     try:
         os.setpgid(0, 0)  # the terminal's Ctrl-C is for the supervisor alone
-        _die_before(parent)
         links.close_in_child(keep_loan_of=keep_loan_of)
+        _die_before(parent)
         for number in (signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(
                 number, signal.SIG_IGN
@@ -191,9 +204,65 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 
-def start_program(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Start a program in a process group of its own; return its pid."""
-    return os.posix_spawn(command[0], list(command), dict(environment), setpgroup=0, setsigmask=())
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to execute, and in which folder; None for the one of now."""
+
+    command: list[str]
+    environment: Mapping[str, str]
+    folder: str | None
+
+    def execute(self) -> NoReturn:
+        """Replace this process's program; raise :exc:`OSError` if the system refuses."""
+        if self.folder is not None:
+            os.chdir(self.folder)
+        os.execve(self.command[0], self.command, self.environment)  # noqa: S606  # no shell is wanted
+
+
+def start_program(program: Program, links: Links) -> tuple[int, int]:
+    """Start a program in a process group of its own.
+
+    Returns its pid, and a descriptor that has the reason to be read when the process has ended, if the system has
+    refused the program.
+    """
+    refusal_r, refusal_w = os.pipe()
+    try:
+        os.set_blocking(refusal_r, False)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _be_program(program, links, refusal_w)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    except OSError:
+        os.close(refusal_r)
+        raise
+    finally:
+        os.close(refusal_w)
+    return pid, refusal_r
+
+
+def _be_program(program: Program, links: Links, refusal_w: int) -> NoReturn:
+    try:
+        os.setpgid(0, 0)
+        links.close_in_child()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        program.execute()
+    except BaseException as error:  # nothing may pass into the parent's frames
+        os.write(refusal_w, str(error).encode(errors="backslashreplace"))
+    finally:
+        os._exit(ExitCode.FAILED)
+
+
+def execute(program: Program) -> NoReturn:
+    """Go on as another program; if the system refuses, raise :exc:`OSError` in the folder of before."""
+    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
+    try:
+        program.execute()
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def drain(pid: int) -> None:

@@ -20,9 +20,10 @@ from flask_backend.exits import ExitCode
 
 from . import process
 from .children import Child, Children
+from .descriptors import TooFewDescriptorsError
 from .notify import Notifier
 from .plan import Slot
-from .scoreboard import LabelStats, Place, Row, Scoreboard, Totals, nameless_file
+from .scoreboard import LabelStats, Place, Row, Scoreboard, Totals, map_words, nameless_file
 from .states import ChildState
 
 logger = logging.getLogger("flask_backend.supervisor")
@@ -30,7 +31,7 @@ logger = logging.getLogger("flask_backend.supervisor")
 VARIABLE = "FLASK_BACKEND_HANDOVER"
 CHECK_VARIABLE = "FLASK_BACKEND_CHECK"
 # To be raised when a Handover changes: an image with another number cannot take over, which the check finds out.
-FORMAT = "1"
+FORMAT = "2"
 
 
 class HandoverError(Exception):
@@ -52,11 +53,15 @@ class OldChild:
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """What one image of the supervisor leaves to the next. ``lifelines`` are the ends that are never written to."""
+    """What one image of the supervisor leaves to the next.
+
+    ``lifelines`` are the ends that are never written to; ``soft_limit`` is the one of descriptors that children get.
+    """
 
     children: list[OldChild]
     lifelines: list[int]
     notify_address: str
+    soft_limit: int
     past: dict[str, Totals]
 
     def descriptors(self) -> set[int]:
@@ -76,6 +81,7 @@ class Handover:
             children=[OldChild(**child) for child in left["children"]],
             lifelines=left["lifelines"],
             notify_address=left["notify_address"],
+            soft_limit=left["soft_limit"],
             past={
                 pool: {
                     label: LabelStats(stats["done"], stats["failed"], tuple(stats["buckets"]))
@@ -91,9 +97,10 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class _Checker:
-    """The process that tries the new code."""
+    """The process that tries the new code; ``refusal`` has the reason to be read if the system has refused it."""
 
     pid: int
+    refusal: int
     deadline: float
 
 
@@ -122,11 +129,11 @@ class Reload:
             return
         logger.info("HUP: checking the app")
         try:
-            pid = process.start_program(_command(), os.environ | {CHECK_VARIABLE: FORMAT})
+            pid, refusal = process.start_program(self._program({CHECK_VARIABLE: FORMAT}), self._links)
         except OSError as error:
             self._fail(str(error))
             return
-        self._checker = _Checker(pid, time.monotonic() + self._timeout_s)
+        self._checker = _Checker(pid, refusal, time.monotonic() + self._timeout_s)
 
     def is_checked_by(self, pid: int) -> bool:
         return self._checker is not None and self._checker.pid == pid
@@ -135,6 +142,7 @@ class Reload:
         """End a check that is under way, whose result concerns nobody any more."""
         if self._checker:
             process.kill(self._checker.pid)
+            os.close(self._checker.refusal)
             self._checker = None
 
     def kill_overdue(self, now: float) -> None:
@@ -143,24 +151,59 @@ class Reload:
 
     def end_check(self, exit_: process.Exit) -> bool:
         """Take the dead checker off the books; say whether the new code has passed."""
-        self._checker = None
+        refusal = self._end_checker()
         if self._is_asked_again:
             self._is_asked_again = False
             self.start_check()
             return False
         if exit_.status != ExitCode.OK:
-            self._fail(f"the check of the new app {exit_}")
+            self._fail(refusal or f"the check of the new app {exit_}")
         return exit_.status == ExitCode.OK
+
+    def _end_checker(self) -> str:
+        """Take the dead checker off the books; return why the system has refused to start it, if it has."""
+        assert self._checker is not None  # noqa: S101  # our own invariant: there was one to be reaped
+        with os.fdopen(self._checker.refusal, "rb") as file:
+            self._checker = None
+            return (file.read() or b"").decode()
 
     def execute(self) -> None:
         """Go on as a new image, with all that crosses; return only if the system refuses."""
-        self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         self._links.loans.receive()
+        handover = self._handover()
         try:
-            _execute_again(self._handover())
+            self._links.descriptors.check_reload(self._children.count_new(), len(handover.descriptors()))
+        except TooFewDescriptorsError as error:
+            self._fail(str(error))
+            return
+        self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._execute_again(handover)
         except OSError as error:
             self._fail(str(error))
             self._notifier.send("READY=1")
+
+    def _program(self, variables: dict[str, str]) -> process.Program:
+        return process.Program([sys.executable, *sys.orig_argv[1:]], os.environ | variables, folder=None)
+
+    def _execute_again(self, handover: Handover) -> None:
+        """Replace this image by a new one of the same command; return only by an :exc:`OSError`, if refused.
+
+        Signals stay blocked across it, and pending ones with it, until the new image has handlers.
+        """
+        fd = nameless_file()
+        crossing = {fd, *handover.descriptors()}
+        process.block_signals()
+        try:
+            os.write(fd, json.dumps(asdict(handover)).encode())
+            for each in crossing:
+                os.set_inheritable(each, True)
+            process.execute(self._program({VARIABLE: str(fd)}))
+        finally:  # it did not come to that
+            for each in crossing:
+                os.set_inheritable(each, False)
+            os.close(fd)
+            process.unblock_signals()
 
     def _fail(self, reason: str) -> None:
         logger.critical("reload failed: %s; the old app goes on", reason)
@@ -180,14 +223,16 @@ class Reload:
             for child in self._children
         ]
         past = self._scoreboard.past(alive=[child.row for child in self._children])
-        return Handover(children, self._links.lifeline.write_ends, self._notifier.path, past)
+        soft_limit = self._links.descriptors.soft
+        return Handover(children, self._links.lifeline.write_ends, self._notifier.path, soft_limit, past)
 
     def adopt(self, handover: Handover) -> None:
         """Go on with the children of the image before."""
         self._links.lifeline.keep(handover.lifelines)
         self._scoreboard.begin_with(handover.past)
+        memories = {fd: map_words(fd) for fd in {old.row_fd for old in handover.children}}
         for old in handover.children:
-            row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels))
+            row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels), memories[old.row_fd])
             state = ChildState.DRAINING if old.is_draining else ChildState.READY
             slot = Slot(old.pool, 0)  # any: old children have none of the plan's
             self._children.add(Child(slot, old.pid, row, time.monotonic(), state, was_ready=True, is_old=True))
@@ -210,27 +255,6 @@ class Reload:
                 os.close(self._old_files.pop())
 
 
-def _execute_again(handover: Handover) -> None:
-    """Replace this image by a new one of the same command; return only if the system refuses, with an :exc:`OSError`.
-
-    Signals stay blocked across it, and pending ones with it, until the new image has handlers.
-    """
-    fd = nameless_file()
-    os.set_inheritable(fd, True)
-    os.write(fd, json.dumps(asdict(handover)).encode())
-    process.block_signals()
-    try:
-        for inherited in handover.descriptors():
-            os.set_inheritable(inherited, True)
-        # Our own command line, by the interpreter that we are.
-        os.execve(sys.executable, _command(), os.environ | {VARIABLE: str(fd)})  # noqa: S606  # no shell is wanted
-    finally:  # it did not come to that
-        os.close(fd)
-        for inherited in handover.descriptors():
-            os.set_inheritable(inherited, False)
-        process.unblock_signals()
-
-
 def is_check() -> bool:
     """Say whether this process is to try the app, and no more. It is asked once: what the app starts is not.
 
@@ -243,7 +267,3 @@ def is_check() -> bool:
         raise HandoverError("this version of Flask-Backend cannot take over from the one that runs: restart it instead")
     process.hear_of_parents_death(signal.SIGKILL)  # nobody else would end it, should it hang
     return True
-
-
-def _command() -> list[str]:
-    return [sys.executable, *sys.orig_argv[1:]]

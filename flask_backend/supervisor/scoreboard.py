@@ -57,6 +57,11 @@ class LabelStats:
         )
 
 
+def map_words(fd: int) -> memoryview:
+    """Map the memory of a scoreboard, as words."""
+    return memoryview(mmap.mmap(fd, 0)).cast("Q")
+
+
 def nameless_file() -> int:
     """Open a file that only those have who inherit it: in memory, where the system knows such files."""
     if hasattr(os, "memfd_create"):
@@ -92,12 +97,10 @@ class Row:
         self.place = place
 
     @classmethod
-    def find(cls, place: Place) -> Row:
-        """Return the row of a child that an earlier image of this process has started."""
+    def find(cls, place: Place, words: memoryview) -> Row:
+        """Return the row of a child that an earlier image of this process has started, in the words of that memory."""
         labels = Labels(place.labels)
-        width = labels.row_words
-        memory = mmap.mmap(place.fd, 0)
-        return cls(memoryview(memory).cast("Q")[place.offset : place.offset + width], labels, place)
+        return cls(words[place.offset : place.offset + labels.row_words], labels, place)
 
     # -- for the child ---------------------------------------------------------------------------------------
 
@@ -179,24 +182,21 @@ class Row:
 
 
 class _Stock:
-    """The rows of one pool."""
+    """The rows of one pool: from ``start`` on, in the words of a memory."""
 
-    def __init__(self, names: Sequence[str], capacity: int) -> None:
-        self._names = names
-        self._labels = Labels(names)
-        size = capacity * self._labels.row_words * 8
-        # A file in memory, for a reload to find it again. Costs address space only: the system gives a page when it is
-        # first written to.
-        self._fd = nameless_file()
-        os.ftruncate(self._fd, size)
-        self._words = memoryview(mmap.mmap(self._fd, size)).cast("Q")
+    def __init__(self, fd: int, words: memoryview, start: int, labels: Labels) -> None:
+        self._fd = fd
+        self._words = words
+        self._start = start
+        self._labels = labels
         self.rows: list[Row] = []
         self.free: list[Row] = []
 
     def add(self) -> Row:
         width = self._labels.row_words
-        start = len(self.rows) * width
-        row = Row(self._words[start : start + width], self._labels, Place(self._fd, start, self._names))
+        start = self._start + len(self.rows) * width
+        place = Place(self._fd, start, self._labels.names[1:])
+        row = Row(self._words[start : start + width], self._labels, place)
         self.rows.append(row)
         return row
 
@@ -212,7 +212,17 @@ class Scoreboard:
 
         ``labels`` tells for each pool what its children may do, for example the names of its tasks.
         """
-        self._stocks = {pool: _Stock(names, capacity) for pool, names in labels.items()}
+        by_pool = {pool: Labels(names) for pool, names in labels.items()}
+        # A file in memory, for a reload to find it again. Costs address space only: the system gives a page when it is
+        # first written to.
+        fd = nameless_file()
+        os.ftruncate(fd, 8 * capacity * sum(each.row_words for each in by_pool.values()))
+        words = map_words(fd)
+        self._stocks: dict[str, _Stock] = {}
+        start = 0
+        for pool, each in by_pool.items():
+            self._stocks[pool] = _Stock(fd, words, start, each)
+            start += capacity * each.row_words
         self._guests: dict[int, tuple[str, Row]] = {}
         self._past: dict[str, Totals] = {}
 

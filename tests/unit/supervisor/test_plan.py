@@ -24,5 +24,13 @@ def test_no_plan_exceeds_the_maximum():
     plan = Plan([Pool("a", MAX_CHILDREN)])
     plan.resize(+1)
     assert plan.total == MAX_CHILDREN
+    assert not plan.resize(+1)
     with pytest.raises(ValueError, match="too many"):
         Plan([Pool("a", MAX_CHILDREN), Pool("b", 1)])
+
+
+def test_a_plan_grows_to_what_the_system_allows_and_may_always_shrink():
+    plan = Plan([Pool("a", 1), Pool("b", 3)], most=5)
+    assert not plan.resize(+1)
+    assert plan.total == 4
+    assert Plan([Pool("a", 9)], most=5).resize(-1)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from flask_backend.ending import Ending
-from flask_backend.supervisor.scoreboard import BUCKETS, Row, Scoreboard
+from flask_backend.supervisor.scoreboard import BUCKETS, Row, Scoreboard, map_words
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_totals_cross_a_reload_and_count_each_job_once(board):
 
     new = Scoreboard({"q": ["hello", "brand new"]}, capacity=8)
     new.begin_with(board.past(alive=[alive]))
-    guest = Row.find(alive.place)
+    guest = Row.find(alive.place, map_words(alive.place.fd))
     new.welcome(77, "q", guest)
     assert new.stats("q")["hello"].done == 2
     work(alive, "resize")  # the old child goes on, in its own memory
