@@ -29,6 +29,13 @@ class Host(Protocol):
     def live(self, silent_ns: int = 0) -> None:
         """Hear that the worker's loop turns, and for how much longer than usual it may be silent from now on."""
 
+    def was_told_to_drain(self) -> bool:
+        """Say whether the worker is to drain, even if the signal for that has not reached it."""
+        ...
+
+    def heard_drain(self) -> None:
+        """Hear that the worker drains."""
+
     def begin(self, job_id: int) -> None:
         """Hear that a job is there."""
 
@@ -62,6 +69,12 @@ class Foreground:
         pass
 
     def live(self, silent_ns: int = 0) -> None:
+        pass
+
+    def was_told_to_drain(self) -> bool:
+        return False
+
+    def heard_drain(self) -> None:
         pass
 
     def begin(self, job_id: int) -> None:

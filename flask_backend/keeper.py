@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from .broker import Connection, JobCounters
 from .errors import BrokerConnectionError, BrokerError, JobNotFoundError
 from .host import Host
+from .signal_guard import STOPPING
 from .wire import Replies, ReservedJob
 
 logger = logging.getLogger("flask_backend.worker")
@@ -36,7 +37,7 @@ TOUCHES_PER_TTR = 3
 # How long a task waits for a touch that is on its way: more than the broker has to answer.
 LOCK_PATIENCE_S = 10.0
 # All but those that stop a worker, which raise nothing.
-_MAY_RAISE = signal.valid_signals() - {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+_MAY_RAISE = signal.valid_signals().difference(STOPPING)
 
 
 @dataclass(eq=False)

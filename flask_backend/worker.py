@@ -35,6 +35,7 @@ from .host import UNBOUNDED_NS, Host
 from .keeper import Keeper, Lease
 from .message import decode
 from .settlement import Attempt, bury_undecodable, settle_failure
+from .signal_guard import INTERRUPT, SignalGuard
 from .stopping import StopSignals
 from .wire import ReservedJob
 
@@ -47,8 +48,6 @@ RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 5.0
 # A worker that is due for recycling waits this long for its turn, then works on until the turn comes.
 RECYCLE_PATIENCE_S = 5.0
-# Raises the time limit in the thread that runs the task. Not ALRM, which tasks use for alarms of their own.
-INTERRUPT = signal.SIGUSR2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,8 @@ class Worker:
         self._host = host
         self._limits = limits
         self._pid = os.getpid()
-        self._stop = StopSignals(self._on_signal, self._leave)
+        self._stop = StopSignals(self._on_signal, self._leave, self._on_hangup)
+        self._guard = SignalGuard()
         self._keeper = Keeper(
             host, interrupt=self._interrupt, leave=self._leave, leaves_when_stuck=limits.lifeline is None
         )
@@ -100,7 +100,9 @@ class Worker:
         """Work until drained; return the process's exit code."""
         self._stop.install()
         signal.signal(INTERRUPT, self._on_interrupt)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self._host.accept_signals()
+        self._guard.begin()
         if self._limits.lifeline is not None:
             self._keeper.watch(self._limits.lifeline, self._orphaned)
         self._keeper.start()
@@ -110,6 +112,8 @@ class Worker:
         except BaseException:  # whatever a hook raises, SystemExit too, means that this worker cannot work
             logger.exception("a before_first_task hook of %s failed", self._queue)
             return ExitCode.CONFIG
+        self._guard.look_after_hooks()
+        self._hear_missed_drain()
         self._host.ready()
         self._serve()
         self._close()
@@ -230,6 +234,8 @@ class Worker:
         finally:
             if self._is_holding:
                 self._end(ending)
+            self._guard.look_after(lease.label)
+            self._hear_missed_drain()
 
     def _end(self, ending: Ending | None) -> None:
         self._is_holding = False
@@ -340,13 +346,27 @@ class Worker:
             if self._stop.requested:
                 self._leave()
             self._keeper.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+        self._drain()
+
+    def _on_hangup(self) -> None:
+        """Drain, once, if the terminal is this worker's own; its supervisor decides otherwise."""
+        if self._limits.lifeline is None and not self._stop.requested:
+            self._on_signal()
+
+    def _hear_missed_drain(self) -> None:
+        """Drain if a hook or a task has had the signal for that."""
+        if self._host.was_told_to_drain():
+            self._drain()
+
+    def _drain(self) -> None:
+        self._host.heard_drain()
         self._stop.request()
 
     def _orphaned(self) -> None:
         """Drain, since the supervisor is gone. Runs in the keeper's thread."""
         logger.warning("the supervisor is gone: draining")
         self._keeper.leave_by(time.monotonic() + self._limits.drain_timeout_s)
-        self._stop.request()
+        self._drain()
 
     def _leave(self) -> None:
         """End now: the connection closes with the process, and Beanstalkd gives the job to another worker."""

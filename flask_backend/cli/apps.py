@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,12 +15,16 @@ import click
 
 from flask_backend.errors import ConfigError
 from flask_backend.exits import ExitCode
+from flask_backend.signal_guard import name_handlers
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from flask_backend.extension import Backend
     from flask_backend.logs import LogFormat
+
+
+logger = logging.getLogger("flask_backend.supervisor")
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,15 @@ class StopSignalsWhileLoading:
         """Exit now if code of the app, or of what it imports, has swallowed the exit that a signal raised in it."""
         if self._came and self._may_exit:
             sys.exit(ExitCode.OK)
+
+    def warn_of_others(self) -> None:
+        """Name the handlers of the app, or of what it imports, that will not be called."""
+        if others := name_handlers(ours=self._stop):
+            logger.warning(
+                "importing the app has set signal handlers: %s. They are not called: Flask-Backend uses these signals "
+                "itself; for code that is to run at the end of a worker use atexit",
+                others,
+            )
 
     def pass_on(self) -> None:
         """Have a signal that came after a reload handled by those who come next."""

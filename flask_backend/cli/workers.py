@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import faulthandler
 import gc
 import logging
-import signal
 import sys
 import threading
 import traceback
@@ -148,6 +146,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     gc.disable()
     loaded = load_app(ctx, log_format)
     signals.exit_if_one_came()
+    signals.warn_of_others()
     pools = plan_pools(loaded, queues, workers)
     warn_of_threads()
     if handover:
@@ -311,11 +310,13 @@ def worker(  # noqa: PLR0913  # one parameter for each option
     debugger.install()
     loaded = load_app(ctx, log_format)
     signals.exit_if_one_came()
+    signals.warn_of_others()
     check_queue(loaded, queue)
 
     from flask_backend.host import Foreground
+    from flask_backend.stacks import dump_on_signal
     from flask_backend.worker import Limits, Worker
 
-    faulthandler.register(signal.SIGUSR1)
+    dump_on_signal()
     limits = Limits(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace)
     sys.exit(Worker(loaded.app, loaded.backend, queue, Foreground(queue), limits).run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Child:
     recycle_reason: str | None = None
     reading: Reading | None = None  # the last one of its memory
     dumped_at: float | None = None  # when it was told to write its stacks, before it is killed
+    drained_at: float = 0.0  # when it was first told to drain, ...
+    signalled_at: float = 0.0  # ... and when last
+    overstays_from: float | None = None  # since when it has had no job, or takes new ones, though it is to drain
+    gives_back: bool = False  # is killed for that: what it holds is for others
 
     def apply(self, event: ChildEvent) -> None:
         self.state = next_state(CHILD_TRANSITIONS, self.state, event)
@@ -34,6 +39,13 @@ class Child:
     @property
     def was_told_to_end(self) -> bool:
         return self.state in (ChildState.DRAINING, ChildState.KILLED)
+
+    def gave_back(self, number: int | None) -> bool:
+        """Whether a child that this signal ended was to drain, and gave back the job that it held, if any.
+
+        The signal that tells it to drain kills it if the app's code has restored the default action.
+        """
+        return self.gives_back or (self.state is ChildState.DRAINING and number == signal.SIGTERM)
 
     @property
     def private_bytes(self) -> int | None:

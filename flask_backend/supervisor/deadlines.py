@@ -11,6 +11,8 @@ from .states import ChildState
 SUSPENDED_S = 5.0
 # A ready child without a job gives a sign of life at least every half a minute, unless it has announced a longer wait.
 SILENT_S = 120.0
+# How often a child that seems not to have heard that it is to drain is told again.
+TELL_AGAIN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -18,6 +20,7 @@ class Deadlines:
     """Compares children with the time that they have."""
 
     boot_timeout_s: float
+    drain_timeout_s: float
     _lenient_until: float = float("-inf")
 
     def note_turn(self, late_s: float, now: float) -> None:
@@ -37,3 +40,28 @@ class Deadlines:
         if activity is None and child.state is ChildState.READY and now - child.row.alive_at > SILENT_S:
             return f"has given no sign of life for {now - child.row.alive_at:.0f} s, though it has no job"
         return None
+
+    def note_drain(self, child: Child, now: float) -> None:
+        """Note since when a child that is to drain goes on though nothing keeps it.
+
+        Its job keeps it, if it had that when it was told. A newer one does so if the child has heard: it began as the
+        signal was on its way.
+        """
+        row = child.row
+        is_kept = row.activity is not None and (row.has_heard_drain or row.began_at <= child.drained_at)
+        if child.state is not ChildState.DRAINING or is_kept:
+            child.overstays_from = None
+        elif child.overstays_from is None:
+            child.overstays_from = now
+
+    def is_to_be_told_again(self, child: Child, now: float) -> bool:
+        is_deaf = child.overstays_from is not None and not child.row.has_heard_drain
+        return is_deaf and now - child.signalled_at >= TELL_AGAIN_S
+
+    def reason_to_end(self, child: Child, now: float) -> str | None:
+        """Say why a child that is to drain is killed, if it is."""
+        since = child.overstays_from
+        if since is None or now < self._lenient_until or now - since < self.drain_timeout_s:
+            return None
+        does = "takes new jobs" if child.row.activity else "has no job, but does not end"
+        return f"was told to drain {now - child.drained_at:.0f} s ago and {does}"

@@ -72,6 +72,8 @@ class Death:
 
 
 def _kind_of(child: Child, exit_: Exit, activity: Activity | None) -> ExitKind:
+    if child.gave_back(exit_.signal):
+        return ExitKind.PLANNED
     if activity:
         return ExitKind.DIED_BUSY
     if exit_.status == ExitCode.OK:

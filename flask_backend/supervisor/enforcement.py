@@ -50,7 +50,16 @@ class Enforcement:
     def enforce(self, now: float) -> None:
         self._deadlines.note_turn(now - self._last_look - LOOK_S, now)
         for child in self._children:
-            if reason := self._deadlines.reason_to_kill(child, now):
+            if child.state is ChildState.KILLED:
+                continue
+            self._deadlines.note_drain(child, now)
+            if self._deadlines.is_to_be_told_again(child, now):
+                self._tell_again(child, now)
+            reason = self._deadlines.reason_to_kill(child, now)
+            if reason is None:
+                reason = self._deadlines.reason_to_end(child, now)
+                child.gives_back = reason is not None
+            if reason:
                 self._end_stuck(child, reason, now)
             else:
                 child.dumped_at = None
@@ -60,6 +69,17 @@ class Enforcement:
                 self._sample_memory(now)
             else:
                 self._check_memory(now)
+
+    def _tell_again(self, child: Child, now: float) -> None:
+        """Tell a child once more to drain: a handler of the app's code may have had the first signal."""
+        if child.signalled_at == child.drained_at:
+            logger.warning(
+                "worker %d of %s does not drain: its code may handle the signal itself; sending it again",
+                child.pid,
+                child.slot.pool,
+            )
+        child.signalled_at = now
+        process.drain(child.pid)
 
     def _end_stuck(self, child: Child, reason: str, now: float) -> None:
         """Have the child write its stacks, which it does even if its interpreter is stuck; a moment later, kill it."""

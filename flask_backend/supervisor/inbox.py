@@ -62,6 +62,7 @@ class Inbox:
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, _leave_it_to_the_loop)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Python's own default, but the app's import may have changed it
 
     def wait(self, timeout_s: float | None) -> list[signal.Signals | Report]:
         """Return what has come, after waiting at most ``timeout_s`` seconds for the first."""

@@ -34,6 +34,7 @@ from .states import SUPERVISOR_TRANSITIONS, ChildEvent, ChildState, SupervisorEv
 logger = logging.getLogger("flask_backend.supervisor")
 
 FORK_RETRY_S = 1.0  # after a fork that the system refused
+LEAST_DRAIN_S = 1.0  # for an idle child to hear that it is to drain, however short the drain timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ class Supervisor:
         self._links = process.Links(self._inbox, process.Lifeline(), self._loans, notifier, descriptors)
         self._settling = Settling(work.settle, self._links)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
-        self._enforcement = Enforcement(self._children, Deadlines(options.boot_timeout_s), memory, self._kill)
+        deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
+        self._enforcement = Enforcement(self._children, deadlines, memory, self._kill)
         self._reload = Reload(self._children, self._scoreboard, self._links, notifier, options.boot_timeout_s)
         if handover:
             self._reload.adopt(handover)
@@ -184,6 +186,8 @@ class Supervisor:
 
     def _drain(self, child: Child) -> None:
         child.apply(ChildEvent.DRAIN)
+        child.drained_at = child.signalled_at = time.monotonic()
+        child.row.tell_to_drain()
         process.drain(child.pid)
 
     def _kill(self, child: Child) -> None:
@@ -218,10 +222,13 @@ class Supervisor:
             self._reload.bid_farewell(child.pid)
         else:
             self._scoreboard.give_back(child.slot.pool, child.row)
-        was_given_back = self._is_draining and child.state is ChildState.KILLED
+        was_given_back = child.gave_back(exit_.signal) or (self._is_draining and child.state is ChildState.KILLED)
+        if death.activity and child.gave_back(exit_.signal):
+            logger.warning("%s: it was draining, and its job goes back", death, extra=death.as_dict())
         child.apply(ChildEvent.EXIT)
         if death.activity and was_given_back:
-            self._exit_code = self._exit_code or ExitCode.GAVE_BACK
+            if self._is_draining:
+                self._exit_code = self._exit_code or ExitCode.GAVE_BACK
         elif death.activity:
             self._settling.start(death, death.activity, child.row)
         if not child.is_old and not self._is_draining:

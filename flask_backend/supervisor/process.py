@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from flask_backend.exits import ExitCode
 from flask_backend.procfs import PROC_IS_THERE, read_memory, read_stat
+from flask_backend.stacks import dump_on_signal
 from flask_backend.titles import show_worker
 
 from .descriptors import Descriptors
@@ -108,6 +109,7 @@ class ChildContext:
         self._mask = mask
         # What a body says for every job goes to the row without a detour.
         self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
+        self.was_told_to_drain, self.heard_drain = row.was_told_to_drain, row.heard_drain
 
     def accept_signals(self) -> None:
         """Let signals through, once the body has installed its handlers: one that came before is not lost."""
@@ -164,7 +166,7 @@ def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep
             signal.signal(
                 number, signal.SIG_IGN
             )  # in a group of its own it may not use the terminal, but must not stop
-        faulthandler.register(signal.SIGUSR1)
+        dump_on_signal()
         gc.enable()
         context.show("starting")
         status = body(context)

@@ -235,7 +235,9 @@ class Reload:
             row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels), memories[old.row_fd])
             state = ChildState.DRAINING if old.is_draining else ChildState.READY
             slot = Slot(old.pool, 0)  # any: old children have none of the plan's
-            self._children.add(Child(slot, old.pid, row, time.monotonic(), state, was_ready=True, is_old=True))
+            now = time.monotonic()
+            child = Child(slot, old.pid, row, now, state, was_ready=True, is_old=True, drained_at=now, signalled_at=now)
+            self._children.add(child)
             self._scoreboard.welcome(old.pid, old.pool, row)
             if old.loan is not None:
                 self._links.loans.keep(old.pid, old.loan)

@@ -24,6 +24,9 @@ _ENDINGS, _BUSY_NS = 4, 7  # three words, in the order of Ending; one word
 # The last sign of life: a turn of the child's loop, or a job's beginning or end. A child that is about to wait adds the
 # time that it may need.
 _ALIVE_NS = 8
+# What parent and child have said about the child's drain: a signal may be lost where the app's code handles it.
+_DRAIN = 10
+_TOLD, _HEARD = 1, 2
 _FIXED_WORDS = 16  # 128 bytes, two cache lines
 
 # For each label: how often it was done and how often it failed, and how long it took. A duration of up to 2**n ms is in
@@ -136,10 +139,24 @@ class Row:
         """Give a sign of life. The next one may be ``silent_ns`` nanoseconds later than usual."""
         self._words[_ALIVE_NS] = time.monotonic_ns() + silent_ns
 
+    def was_told_to_drain(self) -> bool:
+        return self._words[_DRAIN] != 0
+
+    def heard_drain(self) -> None:
+        """Say that no further job will begin."""
+        self._words[_DRAIN] = _HEARD
+
     # -- for its parent --------------------------------------------------------------------------------------
 
+    def tell_to_drain(self) -> None:
+        self._words[_DRAIN] = _TOLD
+
+    @property
+    def has_heard_drain(self) -> bool:
+        return self._words[_DRAIN] == _HEARD
+
     def clear_activity(self) -> None:
-        for index in (_JOB, _LABEL, _STARTED_NS, _KILL_AT_NS):
+        for index in (_JOB, _LABEL, _STARTED_NS, _KILL_AT_NS, _DRAIN):
             self._words[index] = 0
         self.live()
 
@@ -151,6 +168,11 @@ class Row:
             return None
         running_s = (time.monotonic_ns() - self._words[_STARTED_NS]) / 1e9
         return Activity(job_id, self._labels.names[label], running_s)
+
+    @property
+    def began_at(self) -> float:
+        """When the child began its last job, in seconds of the monotonic clock."""
+        return self._words[_STARTED_NS] / 1e9
 
     @property
     def kill_at(self) -> float | None:

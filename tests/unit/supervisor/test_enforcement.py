@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
@@ -53,7 +54,7 @@ def enforcement(children, killed):
         killed.append(child)
 
     def build(soft: int | None = None, hard: int | None = None) -> Enforcement:
-        return Enforcement(children, Deadlines(10.0), MemoryPolicy(soft, hard), kill)
+        return Enforcement(children, Deadlines(10.0, 25.0), MemoryPolicy(soft, hard), kill)
 
     return build
 
@@ -83,6 +84,23 @@ def test_a_stuck_child_writes_its_stacks_and_is_killed_a_moment_later(enforcemen
     enforcement.enforce(now + 4 + DUMP_S)
     assert dumped == [child.pid]
     assert killed == [child]
+
+
+def test_a_child_that_does_not_drain_is_told_again_and_killed_as_planned(
+    enforcement, child, now, killed, dumped, monkeypatch, caplog
+):
+    told = []
+    monkeypatch.setattr(process, "drain", told.append)
+    enforcement = enforcement()
+    child.apply(ChildEvent.DRAIN)
+    child.drained_at = child.signalled_at = now
+    for second in range(1, 30):
+        enforcement.enforce(now + second)
+    assert len(told) > 20
+    assert caplog.text.count("does not drain") == 1
+    assert dumped == [child.pid]
+    assert killed == [child]
+    assert child.gave_back(signal.SIGKILL)
 
 
 def test_a_child_that_ends_its_job_after_all_is_not_killed(enforcement, child, now, killed, dumped):

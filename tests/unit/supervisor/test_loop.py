@@ -81,3 +81,17 @@ def test_children_too_many_that_die_as_they_drain_leave_nothing_to_do_and_are_no
         supervisor._handle_signal(signal.SIGTTIN)
         turn(supervisor)
     assert not supervisor._is_draining
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_draining_child_that_dies_of_the_signal_for_that_gave_its_job_back(supervisor, caplog, number):
+    *_, last = supervisor._children
+    last.row.begin(7)
+    supervisor._handle_signal(signal.SIGTTOU)
+    turn(supervisor)
+    assert last.state is ChildState.DRAINING
+    end(supervisor, last, number=number)
+    is_planned = number is signal.SIGTERM
+    assert ("it was draining, and its job goes back" in caplog.text) is is_planned
+    assert len(supervisor._pools["q"].breaker._exits) == 0
+    assert ("it was one too many" in caplog.text) is not is_planned

@@ -67,7 +67,7 @@ def reasons(clock, monkeypatch):
         reasons, until = [], clock.now + hours * HOUR_S
 
         def look():
-            if reason := Deadlines(60.0).reason_to_kill(child, clock.now):
+            if reason := Deadlines(60.0, 25.0).reason_to_kill(child, clock.now):
                 reasons.append(reason)
             if clock.now >= until:
                 waiting._stop.requested = True
