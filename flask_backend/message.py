@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,11 +49,33 @@ def scheduled_at(headers: Mapping[str, Any]) -> float | None:
 
 
 def encode_json(value: Any) -> bytes:
-    """Return compact UTF-8 JSON, or raise :exc:`MessageEncodeError` with the encoder's reason."""
+    """Return compact UTF-8 JSON, or raise :exc:`MessageEncodeError` with the reason."""
     try:
-        return _encoder.encode(value).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MessageEncodeError(str(error)) from error
+        body = _encoder.encode(value).encode()
+    except Exception as error:  # of the encoder, and whatever the code of a value itself raises
+        raise MessageEncodeError(show_error(error)) from error
+    if _MADE_KEY.search(body):
+        _check_keys(value)
+    return body
+
+
+# What the encoder makes of a key that is a number, a boolean or None. Strings look like that, too; but the search is
+# far faster than a look at each key.
+_MADE_KEY = re.compile(rb'"[-0-9tfn][-0-9.e+ruals]*":')
+
+
+def _check_keys(value: Any) -> None:
+    """Refuse keys that are not strings, at any depth: the encoder makes strings of them, which may then be equal."""
+    unseen = [value]
+    while unseen:
+        each = unseen.pop()
+        if isinstance(each, dict):
+            for key in cast("Mapping[object, object]", each):
+                if not isinstance(key, str):
+                    raise MessageEncodeError(f"the key {show_value(key)} of a dict is not a string")
+            unseen += each.values()
+        elif isinstance(each, list | tuple):
+            unseen += each
 
 
 def encode(message: Message) -> bytes:
@@ -132,6 +155,14 @@ def show_value(value: object) -> str:
         return cut(_repr.repr(value), _MAX_SHOWN)
     except Exception:  # its own code, which may do anything
         return f"a value of type {type(value).__name__}"
+
+
+def show_error(error: Exception) -> str:
+    """Return the text of an error, or its class where there is none."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # likewise
+        return type(error).__name__
 
 
 def _shown(value: Any) -> str:

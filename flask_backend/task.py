@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from .errors import MessageEncodeError, TaskArgumentsError
 from .event_loop import run_here
 from .functions import signature_of
 from .job import Job, Jobs
-from .message import Message, cut, encode, encode_json, new_headers
+from .message import Message, encode, encode_json, new_headers, show_value
 from .options import Options
 from .seconds import Delay
 
@@ -29,6 +29,18 @@ def bind(
         return signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TaskArgumentsError(f"{endpoint}{signature} cannot be called with these arguments: {error}") from None
+
+
+def _by_name(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
+    """Iterate over the arguments of a call by their names; those of ``*args`` have numbers."""
+    for name, value in bound.arguments.items():
+        match bound.signature.parameters[name].kind:
+            case inspect.Parameter.VAR_POSITIONAL:
+                yield from ((f"*{name}[{index}]", item) for index, item in enumerate(value))
+            case inspect.Parameter.VAR_KEYWORD:
+                yield from value.items()
+            case _:
+                yield name, value
 
 
 def _arities(signature: inspect.Signature) -> range:
@@ -135,33 +147,34 @@ class Task(Generic[P, R_co]):
 
     def schedule(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Job:
         headers = new_headers()
-        return self._scheduler.put(self.queue, self._encode(args, kwargs, headers), options, headers["id"])
+        return self._scheduler.put(self.queue, self.encode(args, kwargs, headers), options, headers["id"])
 
     def schedule_many(self, iterables: tuple[Iterable[Any], ...], options: Options) -> Jobs:
         def encode_item(args: tuple[Any, ...], uid: str) -> bytes:
-            return self._encode(args, {}, new_headers(uid))
+            return self.encode(args, {}, new_headers(uid))
 
         return self._scheduler.put_many(self.queue, zip(*iterables, strict=False), encode_item, options)
 
-    def __repr__(self) -> str:
-        return f"<Task {self.endpoint} on {self.queue}>"
-
-    def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], headers: dict[str, Any]) -> bytes:
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], headers: dict[str, Any]) -> bytes:
+        """Return the body of a call's job. Raises what the call raises for its arguments."""
         if kwargs or len(args) not in self._arities:  # else they fit, which it takes far longer to find out by binding
             bind(self.endpoint, self.__signature__, args, kwargs)
         try:
             return encode(Message(self.endpoint, args, kwargs, headers))
         except MessageEncodeError as error:
-            raise self._blame(bind(self.endpoint, self.__signature__, args, kwargs)) from error
+            raise self._blame(bind(self.endpoint, self.__signature__, args, kwargs), error) from error
 
-    def _blame(self, bound: inspect.BoundArguments) -> MessageEncodeError:
+    def _blame(self, bound: inspect.BoundArguments, reason: MessageEncodeError) -> MessageEncodeError:
         """Find the first argument that JSON cannot carry, for the error to name it."""
-        for name, value in bound.arguments.items():
+        for name, value in _by_name(bound):
             try:
-                encode_json(value)
+                encode_json({name: value})
             except MessageEncodeError as error:
                 return MessageEncodeError(
-                    f"argument {name!r} of {self.endpoint} is {cut(repr(value), 60)}, which JSON cannot carry "
-                    f"({error}); pass plain data, for example a row's id"
+                    f"argument {name!r} of {self.endpoint} is {show_value(value)}, which JSON cannot carry ({error}); "
+                    "pass plain data, for example a row's id"
                 )
-        return MessageEncodeError(f"the arguments of {self.endpoint} cannot be encoded together")
+        return MessageEncodeError(f"JSON cannot carry the arguments of {self.endpoint} together ({reason})")
+
+    def __repr__(self) -> str:
+        return f"<Task {self.endpoint} on {self.queue}>"

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from flask_backend.errors import TaskArgumentsError
-from flask_backend.message import decode_json, encode_json, show_call
+from flask_backend.message import decode, decode_json, encode_json, show_call
 from flask_backend.options import Options
 from flask_backend.seconds import whole_seconds
 from flask_backend.task import Task, bind
@@ -74,15 +74,16 @@ def expect(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ex
     own = () if isinstance(target, str) else target.__signature__.parameters
     options = {name: value for name, value in kwargs.items() if name in _OPTIONS and name not in own}
     Options(**options)
+    arguments = {name: value for name, value in kwargs.items() if name not in options}
     # What travels comes out as other types, tuples as lists: so must what it is compared with.
-    args, kwargs = decode_json(
-        encode_json([args, {name: value for name, value in kwargs.items() if name not in options}])
-    )
     if not isinstance(target, str):
-        return Expected(target, show_call(target.endpoint, args, kwargs), _bind(target, args, kwargs), options)
-    if len(args) != 1 or kwargs:
+        sent = decode(target.encode(tuple(args), arguments, {}))
+        shown = show_call(target.endpoint, sent.args, sent.kwargs)
+        return Expected(target, shown, _bind(target, sent.args, sent.kwargs), options)
+    if len(args) != 1 or arguments:
         raise TypeError(f"expected one message for {target!r}, and options by name: {', '.join(_OPTIONS)}")
-    return Expected(target, show_call("message", args, {}), {"message": args[0]}, options)
+    message = decode_json(encode_json(args[0]))
+    return Expected(target, show_call("message", [message], {}), {"message": message}, options)
 
 
 def expect_any(target: Target) -> Expected:

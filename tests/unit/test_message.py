@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import enum
+import re
 from contextlib import suppress
 
 import pytest
@@ -7,7 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_backend.errors import MessageDecodeError, MessageEncodeError
-from flask_backend.message import Message, decode, decode_json, encode, encode_json, new_headers
+from flask_backend.message import Message, decode, decode_json, encode, encode_json, new_headers, show_value
+
+odd_keys = st.text('0123456789truefalsn-.:"{,', max_size=5) | st.integers() | st.booleans() | st.none()
+odd_keys |= st.floats(allow_nan=False, allow_infinity=False)
+
+
+def has_odd_keys(value):
+    if isinstance(value, list):
+        return any(map(has_odd_keys, value))
+    return isinstance(value, dict) and any(not isinstance(k, str) or has_odd_keys(v) for k, v in value.items())
+
+
+class Name(str):
+    __slots__ = ()
+
+
+class Plain(enum.StrEnum):
+    LOW = "low"
+
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -48,6 +68,93 @@ def test_ids_differ():
 def test_a_value_that_json_cannot_carry_is_an_error_with_the_reason(value, reason):
     with pytest.raises(MessageEncodeError, match=reason):
         encode_json(value)
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Lazy(dict):
+    """As a mapping that reads its rows when it is asked for them."""
+
+    def items(self):
+        raise RuntimeError("not bound to a Session")
+
+
+@pytest.mark.parametrize("key", [1, -1, 0, 1.5, 1e300, -0.0, True, False, None, Level.HIGH, 10**30])
+def test_a_key_that_is_no_string_is_an_error_at_any_depth(key):
+    for value in ({key: 1}, [{"a": ({}, [{key: 1}])}], {"a": {"b": 1, key: 1}}, [{}, {str(key): 0, key: 1}]):
+        with pytest.raises(MessageEncodeError, match=rf"the key {re.escape(repr(key))} of a dict is not a string"):
+            encode_json(value)
+
+
+@pytest.mark.parametrize(
+    "key", ["1", "-1.5e+30", "true", "null", "", 'a":1,"1', "2026-11-25", "\\", Name("n"), Plain.LOW]
+)
+def test_a_key_that_is_a_string_is_none_whatever_is_in_it(key):
+    assert decode_json(encode_json([{key: 1, "x": ['"1":']}])) == [{str(key): 1, "x": ['"1":']}]
+
+
+@given(st.recursive(st.none() | st.text(), lambda inner: st.dictionaries(odd_keys, inner) | st.lists(inner)))
+def test_what_is_encoded_has_the_keys_that_it_had(value):
+    try:
+        assert decode_json(encode_json(value)) == value
+    except MessageEncodeError:
+        assert has_odd_keys(value)
+
+
+def test_what_a_values_own_code_raises_is_an_error_too():
+    with pytest.raises(MessageEncodeError, match="not bound to a Session"):
+        encode_json(Lazy(a=1))
+
+
+class SilentError(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+class Mute(dict):
+    def items(self):
+        raise SilentError
+
+
+def test_an_error_that_cannot_be_shown_is_told_by_its_class():
+    with pytest.raises(MessageEncodeError, match="SilentError"):
+        encode_json(Mute(a=1))
+
+
+class Detached:
+    """As a row whose session is closed."""
+
+    def __repr__(self):
+        raise RuntimeError("not bound to a Session")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("x" * 1000, "'xxx"),
+        (Detached(), "<Detached instance at "),
+        ([Detached()], "[<Detached instance at "),
+        ([10**5000], "list"),
+        ([[[[[[]]]]]], "[[[[...]]]]"),
+        ({1: 2}, "{1: 2}"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_any_value_can_be_shown_in_an_error(value, shown):
+    assert shown in show_value(value)
+    assert len(show_value(value)) <= 60
+
+
+def test_a_value_without_end_can_be_shown():
+    value: list = []
+    for _ in range(100_000):
+        value = [value]
+    assert show_value(value) == "[[[[...]]]]"
+    value = []
+    value.append(value)
+    assert show_value(value) == "[[[[...]]]]"
 
 
 def test_a_circular_value_is_an_error():

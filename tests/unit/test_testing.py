@@ -415,9 +415,9 @@ def test_a_call_is_found_however_its_arguments_were_passed(example):
 
 
 def test_arguments_are_compared_as_they_travel(example):
-    example.hello(("a", {1: (2,)}))
-    testing.assert_scheduled(example.hello, ("a", {1: (2,)}))
-    testing.assert_scheduled(example.hello, ["a", {"1": [2]}])
+    example.hello(("a", {"x": (2,)}))
+    testing.assert_scheduled(example.hello, ("a", {"x": (2,)}))
+    testing.assert_scheduled(example.hello, ["a", {"x": [2]}])
 
 
 def test_a_delay_until_a_time_of_day_is_found(example):
