@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import select
 import socket
 import time
 import weakref
@@ -44,6 +45,9 @@ _REFUSALS: dict[type[greenstalk.Error], str] = {
     greenstalk.InternalError: "the server reports an internal error",
     greenstalk.DeadlineSoonError: "the server reports a reserved job that nobody touches",
 }
+
+# So much of a server's first answer is looked at, to see whether it is Beanstalkd.
+_LOOKED_AT_BYTES = 100
 
 # A tube without jobs, since the protocol has every connection watch one.
 NOWHERE = "flask-backend.nowhere"
@@ -234,6 +238,21 @@ class Connection:
         """The jobs of which it is open whether the server has deleted them."""
         return self._deletions.pending
 
+    def take_undeleted(self) -> list[ReservedJob]:
+        """Return these jobs, once, after :meth:`close`."""
+        jobs = list(self._deletions.pending)
+        self._deletions.pending.clear()
+        return jobs
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the other end has closed the connection. Safe to ask while another thread uses it."""
+        if (fd := self.fileno()) < 0:
+            return True
+        poll = select.poll()
+        poll.register(fd, _HANG_UP)
+        return bool(poll.poll(0))
+
     def reserve(self, wait_s: int, count: int = 1) -> None:
         """Ask for jobs: for one, to come within ``wait_s`` seconds, and for more that are there at that moment.
 
@@ -338,6 +357,20 @@ class Connection:
 
     def peek(self, job_id: int) -> bytes:
         return self._call(self._client.peek, job_id).body
+
+    def reserve_again(self, job: ReservedJob) -> bool:
+        """Reserve the very job that a connection which broke has held; return False if it is gone or taken."""
+        [found] = self.ask([b"peek %d\r\n" % job.id])
+        if found.status != "FOUND" or found.data != job.body:
+            return False  # ids may start again at 1 when the server does: another job has this one
+        [reply] = self.ask([b"reserve-job %d\r\n" % job.id])
+        return reply.status == "RESERVED"
+
+    def has_old_jobs(self, queue: str, within_s: float) -> bool:
+        """Whether the server started within the last ``within_s`` seconds and already has jobs for this queue."""
+        server, tube = self.ask([b"stats\r\n", b"stats-tube %b\r\n" % queue.encode()])
+        is_new = int(server.stats["uptime"]) <= within_s
+        return is_new and tube.status == "OK" and int(tube.stats["current-jobs-ready"]) > 0
 
     # -- for the heirs of a worker ---------------------------------------------------------------------------
 

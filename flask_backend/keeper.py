@@ -34,6 +34,8 @@ YOUNG_S = 0.25
 LIVELY_S = 5.0
 # Touched this many times within its TTR, a job survives two touches that come late.
 TOUCHES_PER_TTR = 3
+# How often a worker that runs or has finished a job tries to get it back, when the connection has broken.
+RECLAIM_EVERY_S = 0.25
 # How long a task waits for a touch that is on its way: more than the broker has to answer.
 LOCK_PATIENCE_S = 10.0
 # All but those that stop a worker, which raise nothing.
@@ -61,6 +63,7 @@ class Lease:
     is_interrupted: bool = field(init=False, default=False)
     touch_every_s: float | None = field(init=False, default=None)
     touch_at: float = field(init=False, default=0.0)
+    is_cut: bool = field(init=False, default=False)  # its connection broke, and a thread tries to get it back
     is_lost: bool = field(init=False, default=False)
     asked_ahead: Replies | None = field(init=False, default=None)  # for the job's counters
 
@@ -80,18 +83,28 @@ class Lease:
 class Keeper:
     """Start it after the fork; then tell it of each job with :meth:`hold` and :meth:`let_go`."""
 
-    def __init__(
-        self, host: Host, *, interrupt: Callable[[], None], leave: Callable[[], None], leaves_when_stuck: bool
+    def __init__(  # noqa: PLR0913  # one parameter for each thing that it does in its owner's name
+        self,
+        host: Host,
+        *,
+        interrupt: Callable[[], None],
+        leave: Callable[[], None],
+        connect: Callable[[], Connection],
+        take_over: Callable[[Lease, Connection], bool],
+        leaves_when_stuck: bool,
     ) -> None:
-        """Take what to do at a deadline.
+        """Take what to do at a deadline, and when the connection breaks.
 
         ``interrupt`` breaks off the running task; ``leave`` ends the process at once, whatever it is doing, and
-        ``leaves_when_stuck`` tells whether that is for us to do if the interrupt did not help.
+        ``leaves_when_stuck`` tells whether that is for us to do if the interrupt did not help. ``connect`` opens a new
+        connection, and ``take_over`` has the job held by it, if that is possible.
         """
         self._host = host
         self._pid = os.getpid()
         self._interrupt = interrupt
         self._leave = leave
+        self._connect = connect
+        self._take_over = take_over
         self._leaves_when_stuck = leaves_when_stuck
         self._lease: Lease | None = None
         # Held for each exchange on the connection while a job is held: a touch never meets the worker's own commands.
@@ -206,8 +219,47 @@ class Keeper:
                 self._host.show("")
             return False
         self._host.show(f"{lease.label} {now - lease.started:.0f}s")
+        if not lease.is_cut and not lease.is_lost and lease.connection.is_cut:
+            self._begin_reclaim(lease)
         self._touch_if_due(lease, lease, now)
         return True
+
+    def _begin_reclaim(self, lease: Lease) -> None:
+        lease.is_cut = True
+        for waiting in list(lease.waiting):
+            waiting.is_lost = True
+        logger.warning(
+            "lost the connection to Beanstalkd while job %d (%s) runs: trying to get the job back",
+            lease.job.id,
+            lease.label,
+        )
+        # In a thread of its own, for to connect may take long, and deadlines do not wait.
+        threading.Thread(target=self._reclaim, args=[lease], name="flask-backend-reclaim", daemon=True).start()
+
+    def _reclaim(self, lease: Lease) -> None:
+        """Get the running task's job back, as soon as the broker can be reached."""
+        while self._lease is lease and lease.is_cut:
+            with suppress(BrokerError):  # the next try may succeed
+                self._try_to_reclaim(lease, self._connect())
+            if lease.is_cut:
+                time.sleep(RECLAIM_EVERY_S)
+
+    def _try_to_reclaim(self, lease: Lease, connection: Connection) -> None:
+        try:
+            with self._lock:
+                if self._lease is not lease:
+                    return
+                lease.is_lost = not self._take_over(lease, connection)
+                lease.is_cut = False
+                lease.touch_at = 0.0
+                lease.asked_ahead = None
+        finally:
+            if lease.connection is not connection:
+                connection.close()
+        if lease.is_lost:
+            self._warn_lost(lease, "it is gone, or another worker has it by now")
+        else:
+            logger.info("job %d (%s) is held again", lease.job.id, lease.label)
 
     def _end(self, lease: Lease, now: float) -> None:
         """Interrupt a task at its limit, and give it no more time than it takes to die of that.
@@ -229,7 +281,7 @@ class Keeper:
             self._interrupt()
 
     def _touch_if_due(self, lease: Lease, running: Lease, now: float) -> None:
-        if now >= lease.touch_at and not lease.is_lost:
+        if now >= lease.touch_at and not lease.is_cut and not lease.is_lost:
             self._touch(lease, running, now)
 
     def _touch(self, lease: Lease, running: Lease, now: float) -> None:
@@ -242,13 +294,20 @@ class Keeper:
                     # Producers choose the TTR, and RESERVED does not tell it.
                     lease.touch_every_s = lease.connection.counters(lease.job.id).ttr_s / TOUCHES_PER_TTR
                 lease.connection.touch(lease.job.id)
-            except BrokerError as error:
+            except BrokerConnectionError as error:
+                if lease is not running:  # the running one is got back
+                    lease.is_lost = True
+                    self._warn_lost(lease, str(error))
+            except BrokerError:
                 lease.is_lost = True
-                logger.warning(
-                    "job %d (%s) is no longer held by this worker%s: %s",
-                    lease.job.id,
-                    lease.label or "it has waited behind another",
-                    " but runs on, and may run twice" if lease is running else "",
-                    error if isinstance(error, BrokerConnectionError) else "its time to run was over",
-                )
+                self._warn_lost(lease, "its time to run was over")
         lease.touch_at = now + (lease.touch_every_s or 0.0)
+
+    def _warn_lost(self, lease: Lease, reason: str) -> None:
+        logger.warning(
+            "job %d (%s) is no longer held by this worker%s: %s",
+            lease.job.id,
+            lease.label or "it has waited behind another",
+            " but runs on, and may run twice" if lease is self._lease else "",
+            reason,
+        )

@@ -32,7 +32,7 @@ from .execution import Call, Runner, read_call
 from .exits import ExitCode
 from .extension import Backend
 from .host import UNBOUNDED_NS, Host
-from .keeper import Keeper, Lease
+from .keeper import RECLAIM_EVERY_S, Keeper, Lease
 from .message import decode
 from .settlement import Attempt, bury_undecodable, settle_failure
 from .signal_guard import INTERRUPT, SignalGuard
@@ -46,6 +46,9 @@ RESERVE_S = 20
 # How long to wait before the next try to reach the broker: doubling, with jitter.
 RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 5.0
+# After a restart on its binlog the broker has the jobs that were in flight ready again, at the head of their queue.
+# Each worker gives the others this much time to take back their own, before it reserves.
+RECLAIM_PATIENCE_S = 3.0
 # A worker that is due for recycling waits this long for its turn, then works on until the turn comes.
 RECYCLE_PATIENCE_S = 5.0
 
@@ -81,7 +84,12 @@ class Worker:
         self._stop = StopSignals(self._on_signal, self._leave, self._on_hangup)
         self._guard = SignalGuard()
         self._keeper = Keeper(
-            host, interrupt=self._interrupt, leave=self._leave, leaves_when_stuck=limits.lifeline is None
+            host,
+            interrupt=self._interrupt,
+            leave=self._leave,
+            connect=self._connect,
+            take_over=self._take_over,
+            leaves_when_stuck=limits.lifeline is None,
         )
         self._interruptible_from: float | None = None  # while a task runs that may be interrupted: from when on
         self._event_loop = EventLoop()
@@ -128,30 +136,50 @@ class Worker:
                 # How long this takes is up to the resolver and the network: a worker that waits is not stuck.
                 self._host.live(UNBOUNDED_NS)
                 connection = self._connected()
-                if backoff.tries:
+                if backoff.is_away:
                     logger.info("%s: back at Beanstalkd at %s", self._queue, self._settings.address)
-                    backoff = Backoff()
+                    if connection.has_old_jobs(self._queue, backoff.end()):
+                        self._stop.wait(RECLAIM_PATIENCE_S)
                 self._work_off(connection)
             except BrokerError as error:
                 self._host.live()
                 if self._connection is not None:
                     self._disconnect(self._connection)  # which gives back the job, if it holds one
-                delay_s = backoff.next()
-                if backoff.tries == 1:  # said once for each outage
+                if not backoff.is_away:  # said once for each outage
                     logger.warning("%s: %s; trying again", self._queue, error)
-                self._stop.wait(delay_s)
+                most_s = RECLAIM_EVERY_S if self._undeleted else RECONNECT_MAX_S
+                self._stop.wait(backoff.next(most_s, self._jobs_done))
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.fileno() < 0:
-            self._connection = Connection(self._settings, watch=self._queue)
-            self._poll = self._stop.poll_with(self._connection)
-            self._host.lend(self._connection.fileno())
-            self._delete_late(self._connection)
+            self._use(connection := self._connect())
+            return connection
         return self._connection
+
+    def _connect(self) -> Connection:
+        return Connection(self._settings, watch=self._queue)
+
+    def _use(self, connection: Connection) -> None:
+        self._connection = connection
+        self._poll = self._stop.poll_with(connection)
+        self._host.lend(connection.fileno())
+        self._delete_late(connection)
+
+    def _take_over(self, lease: Lease, connection: Connection) -> bool:
+        """Go on with ``connection`` if it can reserve the running task's job again; return whether it could.
+
+        Runs in a thread of the keeper, which keeps the task from the connection meanwhile.
+        """
+        if not (_has_own_id(lease.job) and connection.reserve_again(lease.job)):
+            return False
+        self._disconnect(lease.connection)
+        lease.connection = connection
+        self._use(connection)
+        return True
 
     def _disconnect(self, connection: Connection) -> None:
         connection.close()
-        self._undeleted += connection.undeleted
+        self._undeleted += connection.take_undeleted()
         self._connection = None
 
     def _close(self) -> None:
@@ -180,6 +208,7 @@ class Worker:
             held = self._receive(connection)
             while held and not self._stop.requested:
                 self._work(held.popleft(), is_last=not held)
+            connection = self._connection or connection  # another one, if it broke and its job was taken back
         connection.give_back()
 
     def _wanted(self) -> int:
@@ -322,21 +351,23 @@ class Worker:
         return Ending.DONE
 
     def _delete_late(self, connection: Connection) -> None:
-        """Delete the jobs whose tasks had finished when their connection broke, if they can be known for sure.
+        """Delete the jobs whose tasks had finished when their connection broke.
 
         Ids may start again at 1 when the server does, so only a body with an id of its own identifies a job.
         """
         while self._undeleted:
             job = self._undeleted[0]
+            problem = "its message has no id of its own" if not _has_own_id(job) else None
             try:
-                is_the_same = decode(job.body).headers.get("id") and connection.peek(job.id) == job.body
-                if is_the_same:
+                if problem is None and connection.peek(job.id) == job.body:
+                    problem = "another worker has it by now"
                     connection.delete(job.id)
-            except (MessageDecodeError, JobNotFoundError):
-                is_the_same = False
+                    problem = None
+            except JobNotFoundError:
+                pass  # it is deleted, or gone with the server
             del self._undeleted[0]
-            if not is_the_same:
-                logger.warning("job %d finished as the connection broke, and may run twice", job.id)
+            if problem:
+                logger.warning("job %d finished as the connection broke, and may run twice: %s", job.id, problem)
 
     # -- the ways out ----------------------------------------------------------------------------------------
 
@@ -379,6 +410,13 @@ class Worker:
             os._exit(ExitCode.OK)  # a task forked and its child came back: it must not become a second worker
 
 
+def _has_own_id(job: ReservedJob) -> bool:
+    try:
+        return bool(decode(job.body).headers.get("id"))
+    except MessageDecodeError:
+        return False
+
+
 def _caller_of_logging(frame: FrameType | None) -> FrameType | None:
     """Return what logs a line at this moment, if a line is logged: handlers swallow whatever is raised in them."""
     caller: FrameType | None = None
@@ -403,13 +441,32 @@ def _call_back_in(frame: FrameType, callback: Callable[[], None]) -> None:
 
 
 class Backoff:
-    """Delays that double, with jitter, for one outage of the broker."""
+    """Delays that double, with jitter, for the outages of the broker.
+
+    They go on doubling if the next outage comes within ``RECONNECT_MAX_S`` and without a job done in between: a server
+    that accepts each connection and breaks it causes as few tries and lines of the log as one that is away.
+    """
 
     def __init__(self) -> None:
-        self.tries = 0
+        self.is_away = False
+        self._tries = 0
+        self._jobs_done = 0
+        self._began = 0.0
+        self._ended = 0.0
 
-    def next(self) -> float:
-        """Return the seconds to wait before the next try."""
-        delay_s = min(RECONNECT_MAX_S, RECONNECT_MIN_S * 2.0 ** min(self.tries, 16))
-        self.tries += 1
+    def end(self) -> float:
+        """Note that the broker is back; return how long the outage has lasted, in seconds."""
+        self.is_away = False
+        self._ended = time.monotonic()
+        return self._ended - self._began
+
+    def next(self, most_s: float, jobs_done: int) -> float:
+        """Return the seconds to wait before the next try, ``most_s`` at most."""
+        now = time.monotonic()
+        if not self.is_away:
+            self.is_away, self._began = True, now
+            if jobs_done != self._jobs_done or now - self._ended > RECONNECT_MAX_S:
+                self._tries, self._jobs_done = 0, jobs_done
+        delay_s = min(most_s, RECONNECT_MIN_S * 2.0 ** min(self._tries, 16))
+        self._tries += 1
         return delay_s * random.uniform(0.5, 1.0)

@@ -141,6 +141,14 @@ def wait_for(path, text="waited"):
 
 
 @backend.task(QUEUE)
+def fail_when(path):
+    write_down("begin to fail")
+    while not Path(path).exists():
+        time.sleep(0.005)
+    raise ValueError("as it should")
+
+
+@backend.task(QUEUE)
 def hold_gil(seconds):
     write_down("begin hold_gil")
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
