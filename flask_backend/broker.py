@@ -27,7 +27,20 @@ from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobToo
 from .names import check_queue_name
 from .options import PutOptions
 from .retry import Attempts
-from .wire import Deletions, OutOfStepError, Puts, Replies, Reply, Reservations, ReservedJob, Stats, Taker, Wire
+from .wire import (
+    Deletions,
+    OutOfStepError,
+    Puts,
+    Replies,
+    Reply,
+    Reservations,
+    ReservedJob,
+    Stats,
+    Taker,
+    Wire,
+    is_reply,
+    show_stranger,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +51,9 @@ logger = logging.getLogger("flask_backend.broker")
 PIPELINE_JOBS = 500
 
 _GONE = "the job is gone, or no longer held by this connection"
+
+# What poll(2) reports of a socket whose other end is closed; the first one, which comes at once, only on Linux.
+_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 _REFUSALS: dict[type[greenstalk.Error], str] = {
     greenstalk.DrainingError: "the server is in drain mode and takes no new jobs",
@@ -109,7 +125,7 @@ class Connection:
         _open_connections.add(self)
         self._client = self._call(greenstalk.Client, self._socket, encoding=None)
         if sock is None:
-            self._watch_only(check_queue_name(watch) if watch is not None else NOWHERE)
+            self._guard(self._watch_only, check_queue_name(watch) if watch is not None else NOWHERE)
 
     @classmethod
     def adopt(cls, fd: int, settings: Settings) -> Connection:
@@ -435,6 +451,9 @@ class Connection:
                 raise JobNotFoundError(_GONE) from error
             case greenstalk.Error() if type(error) in _REFUSALS:
                 raise BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[type(error)]}") from error
+            case BrokerError():
+                self.close()
+                raise error
             case OSError() | AssertionError() | ValueError() | greenstalk.Error():
                 # greenstalk asserts what a peer sent and indexes what may be empty: all these mean a broken stream.
                 was_open = self.fileno() >= 0
@@ -447,9 +466,28 @@ class Connection:
                 raise error
 
     def _watch_only(self, tube: str) -> None:
+        """Begin the conversation, in a way to which only Beanstalkd has the right answers."""
         # Every connection begins by watching `default`, and would count there as a worker.
+        commands = [b"watch %b\r\n" % tube.encode()]
         if tube != greenstalk.DEFAULT_TUBE:
-            self.ask([b"watch %b\r\n" % tube.encode(), b"ignore default\r\n"])
+            commands.append(b"ignore default\r\n")
+        replies = Replies()
+        self._wire.send(b"".join(commands), *[replies] * len(commands))
+        try:
+            begin = self._socket.recv(_LOOKED_AT_BYTES, socket.MSG_PEEK)
+        except OSError as error:
+            raise _cannot_connect(self.address, _reason(error, self._timeout_s)) from error
+        if not begin:
+            raise _cannot_connect(self.address, "the server closed the connection without an answer")
+        if not is_reply(begin):
+            raise BrokerConnectionError(
+                f"the server at {self.address} is not Beanstalkd: it answers {show_stranger(begin)}; "
+                "check BACKEND_CONNECTION_URI"
+            )
+        self._wire.receive_all()
+        for reply in replies:
+            if reply.status != "WATCHING":
+                raise BrokerError(f"Beanstalkd at {self.address} refuses to watch {tube}: it answers {reply.status}")
 
     def _exchange(self, commands: Sequence[bytes], replies: Replies) -> None:
         """Send commands in one go and wait for the replies; those that came before an error are kept."""
@@ -478,11 +516,8 @@ _STALE = {"DELETED", "RELEASED", "BURIED", "TOUCHED", "NOT_FOUND", "TIMED_OUT", 
 def _open_socket(address: Address, timeout_s: float) -> socket.socket:
     try:
         sock = socket.create_connection((address.host, address.port), timeout_s)
-    except OSError as error:
-        raise BrokerConnectionError(
-            f"cannot connect to Beanstalkd at {address}: {_reason(error, timeout_s)}; "
-            "check that it runs, and BACKEND_CONNECTION_URI"
-        ) from error
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be encoded
+        raise _cannot_connect(address, _reason(error, timeout_s)) from error
     # Commands are small and each waits for its reply: Nagle's algorithm would add 40 ms to some.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # For a peer that vanished: the system's own default is two hours.
@@ -491,6 +526,12 @@ def _open_socket(address: Address, timeout_s: float) -> socket.socket:
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return sock
+
+
+def _cannot_connect(address: Address, reason: str) -> BrokerConnectionError:
+    return BrokerConnectionError(
+        f"cannot connect to Beanstalkd at {address}: {reason}; check that it runs, and BACKEND_CONNECTION_URI"
+    )
 
 
 def _reason(error: BaseException, timeout_s: float) -> str:

@@ -15,7 +15,10 @@ from .seconds import MAX_SECONDS
 
 URI_KEY = "BACKEND_CONNECTION_URI"
 DEFAULT_PORT = 11300  # beanstalkd's own
-_URI = re.compile(r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?")
+_URI = re.compile(
+    r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s\x00-\x1f\x7f/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,19 @@ class Address:
                 f"{URI_KEY} is {uri!r}; expected btq://HOST or btq://HOST:PORT, "
                 "for example btq://127.0.0.1:11300 or btq://[::1]:11300; in tests memory:// or sync://"
             )
-        return cls(match["v6"] or match["host"], port)
+        return cls(match["v6"] or _check_host(uri, match["host"]), port)
+
+
+def _check_host(uri: object, host: str) -> str:
+    """Return a host name that the resolver takes; it encodes each name as this does."""
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ConfigError(
+            f"{URI_KEY} is {uri!r}; expected a host name that can be looked up: its parts between dots have 1 to 63 "
+            f"characters ({error.__cause__ or error})"
+        ) from error
+    return host
 
 
 class StandIn(Enum):

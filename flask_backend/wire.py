@@ -237,6 +237,38 @@ class Wire:
         return start
 
 
+# What the server may say to the first commands of a connection.
+_FIRST_WORDS = (
+    *(b"WATCHING", b"NOT_IGNORED", b"OUT_OF_MEMORY", b"INTERNAL_ERROR", b"DRAINING"),
+    *(word.encode() for word in _OUT_OF_STEP),
+)
+# How others begin, that are found in its place.
+_STRANGERS = {
+    b"HTTP/": "a web server",
+    b"<": "a web server",
+    b"SSH-": "an SSH server",
+    b"220": "a mail or FTP server",
+    b"\x15\x03": "a TLS server",
+    b"+OK": "Redis",
+    b"-": "Redis",
+    b"ERROR\r\n": "memcached",
+}
+_SHOWN_BYTES = 40
+
+
+def is_reply(begin: bytes) -> bool:
+    """Whether Beanstalkd's first reply may begin so."""
+    word, end, _ = begin.replace(b"\r", b" ", 1).partition(b" ")
+    return word in _FIRST_WORDS if end else any(each.startswith(word) for each in _FIRST_WORDS)
+
+
+def show_stranger(begin: bytes) -> str:
+    """Describe, by the beginning of its answer, a server that is not Beanstalkd."""
+    shown = repr(begin.strip().partition(b"\r")[0].partition(b"\n")[0][:_SHOWN_BYTES])[1:]
+    name = next((name for beginning, name in _STRANGERS.items() if begin.startswith(beginning)), None)
+    return f"{shown}, like {name}" if name else shown
+
+
 def _checked(data: bytes) -> bytes:
     if not data:
         raise ConnectionError("the server closed the connection")

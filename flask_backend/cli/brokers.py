@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from flask_backend.errors import ConfigError
 
-from .apps import load_app
+from .apps import AppLoadError, load_app
 
 if TYPE_CHECKING:
     from flask_backend.config import Settings
@@ -43,6 +44,8 @@ def find_settings(ctx: click.Context, broker_uri: str | None) -> Settings:
         try:
             return Settings(Settings(parse_broker(broker_uri)).address)  # which a stand-in for tests does not have
         except ConfigError as error:
+            if ctx.get_parameter_source("broker_uri") is ParameterSource.ENVIRONMENT:
+                raise AppLoadError(str(error)) from error
             raise click.BadParameter(str(error), param_hint="'--broker'") from error
     if not names_an_app(ctx):
         return Settings()

@@ -30,13 +30,26 @@ def test_an_address_is_shown_as_it_is_read(address):
 @pytest.mark.parametrize(
     "uri",
     ["redis://localhost", "btq:localhost", "btq://", "btq://::1:11300", "btq://h:0", "btq://h:65536", "btq://h:x",
-     "btq://h/path", "btq://user@h", "btq://h h", "btq://h\n", b"btq://h", 11300],
+     "btq://h/path", "btq://user@h", "btq://h h", "btq://h\n", "btq://h\0x", "btq://h\x1b[m", b"btq://h", 11300],
 )  # fmt: skip
 def test_a_wrong_address_raises_at_init_app_and_says_what_is_right(uri):
     app = Flask("app")
     app.config["BACKEND_CONNECTION_URI"] = uri
     with pytest.raises(ConfigError, match=r"BACKEND_CONNECTION_URI is .*; expected btq://HOST"):
         Backend(app)
+
+
+@pytest.mark.parametrize("host", [".internal", "a..b", "x" * 64, "a." + "x" * 64 + ".b", "\udcff", "\xad"])
+def test_a_host_name_that_cannot_be_encoded_raises_at_init_app(host):
+    app = Flask("app")
+    app.config["BACKEND_CONNECTION_URI"] = f"btq://{host}:11300"
+    with pytest.raises(ConfigError, match=r"BACKEND_CONNECTION_URI is .*; expected a host name that can be looked up"):
+        Backend(app)
+
+
+@pytest.mark.parametrize("host", ["x" * 63, "LOCALHOST.", "b\xfccher.example", "a_b", "1", "*"])
+def test_other_host_names_are_left_to_the_resolver(host):
+    assert Address.parse(f"btq://{host}").host == host
 
 
 def test_the_config_comes_before_the_environment_and_that_before_the_default(monkeypatch):
