@@ -472,8 +472,8 @@ class Connection:
         if tube != greenstalk.DEFAULT_TUBE:
             commands.append(b"ignore default\r\n")
         replies = Replies()
-        self._wire.send(b"".join(commands), *[replies] * len(commands))
         try:
+            self._wire.send(b"".join(commands), *[replies] * len(commands))
             begin = self._socket.recv(_LOOKED_AT_BYTES, socket.MSG_PEEK)
         except OSError as error:
             raise _cannot_connect(self.address, _reason(error, self._timeout_s)) from error

@@ -659,7 +659,7 @@ class TestConnections:
 
 
 class _half_a_server:  # noqa: N801
-    """Accepts one connection, reads something, answers with ``reply`` and closes."""
+    """Accepts one connection as Beanstalkd does, reads a command, answers with ``reply`` and closes."""
 
     def __init__(self, reply: bytes) -> None:
         self._reply = reply
@@ -669,6 +669,8 @@ class _half_a_server:  # noqa: N801
     def _serve(self) -> None:
         connection, _ = self._socket.accept()
         with connection:
+            connection.recv(4096)
+            connection.sendall(b"WATCHING 2\r\nWATCHING 1\r\n")
             connection.recv(4096)
             connection.sendall(self._reply)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from contextlib import suppress
@@ -26,7 +27,11 @@ STRANGERS = {
     "mysql": (b"J\x00\x00\x00\x0a8.0.36\x00", b"", "'J\\x00"),
     "a chatty one": (b"", b"WATCHED\r\n" * 10_000, "'WATCHED'"),
 }
-SILENT = {"closes": "closed the connection without an answer", "says nothing": "no answer within 0.3 s"}
+# The one that closes may do so before or after our first command has arrived.
+CLOSES, SILENT = (
+    r"closed the connection without an answer|Connection reset by peer|Broken pipe",
+    r"no answer within 0\.3 s",
+)
 
 
 class Stranger:
@@ -90,13 +95,11 @@ def test_a_server_that_is_not_beanstalkd_is_one_sentence_for_a_producer(stranger
     assert error.endswith("; check BACKEND_CONNECTION_URI")
 
 
-@pytest.mark.parametrize(
-    ("stranger", "reason"), [(True, SILENT["closes"]), (False, SILENT["says nothing"])], indirect=["stranger"]
-)
+@pytest.mark.parametrize(("stranger", "reason"), [(True, CLOSES), (False, SILENT)], indirect=["stranger"])
 def test_a_server_without_an_answer_is_one_sentence_too(stranger, reason):
     error = scheduling(stranger.uri)
     assert error.startswith(f"cannot connect to Beanstalkd at {stranger.uri}: ")
-    assert reason in error
+    assert re.search(reason, error)
 
 
 @pytest.mark.parametrize("stranger", [STRANGERS["redis"]], indirect=True)

@@ -124,6 +124,11 @@ class Frozen:
     def take_jobs(self) -> list:
         return []
 
+    take_undeleted = take_jobs
+
+    def has_old_jobs(self, _queue: str, _within_s: float) -> bool:
+        return False
+
     def close(self) -> None:
         self._fd = -1
 
@@ -139,7 +144,7 @@ def test_a_frozen_broker_costs_no_worker_however_long_the_app_has_it_wait_for_an
 
 
 def test_a_worker_that_hangs_between_two_tries_is_still_found(reasons, clock, monkeypatch):
-    def hang(_backoff):
+    def hang(*_args):
         clock.move(SILENT_S + 1)
         return RECONNECT_MAX_S
 
