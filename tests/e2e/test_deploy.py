@@ -161,6 +161,29 @@ def test_systemd_finds_nothing_to_say_about_the_unit(tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+def remarks_on_instances(folder, *names):
+    """Return systemd's remarks on instances of the unit. A name that is not strictly valid gets no dynamic user."""
+    units = [folder / UNIT.name.replace("@", f"@{name}") for name in names]
+    for unit in units:
+        unit.write_text(UNIT.read_text().replace("/srv/%i/venv/bin/flask-backend", str(COMMAND)))
+    return systemd_analyze("verify", *units).stderr
+
+
+def test_each_instance_has_a_user_of_its_own_for_every_name_that_the_docs_allow(tmp_path):
+    unit = settings(UNIT.read_text())
+    assert (unit["DynamicUser"], unit["User"]) == ("yes", "fb-%i")
+    docs = (DEPLOY.parent / "docs" / "deploying.md").read_text()
+    longest = int(
+        re.search(r"The name of an instance has 1 to (\d+) characters: letters, digits, `-` and `_`", docs)[1]
+    )
+
+    assert remarks_on_instances(tmp_path, "x", "7", "-", "_", "demo-slow", "Shop_2", "x" * longest) == ""
+    too_long, with_dot = "x" * (longest + 1), "shop.example"
+    remarks = remarks_on_instances(tmp_path, too_long, with_dot)
+    for name in (too_long, with_dot):
+        assert f"'fb-{name}', which does not match strict user/group name rules" in remarks
+
+
 def test_systemd_finds_nothing_to_say_about_the_drop_in_for_beanstalkd(tmp_path):
     shutil.copytree(DEPLOY / "systemd" / "beanstalkd.service.d", tmp_path / "beanstalkd.service.d")
     unit = tmp_path / "beanstalkd.service"
