@@ -9,7 +9,6 @@ a dead worker's job reserved.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import select
 import socket
@@ -24,6 +23,7 @@ import greenstalk
 
 from .config import Address, Settings
 from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobTooBigError
+from .loggers import get_logger
 from .names import check_queue_name
 from .options import PutOptions
 from .retry import Attempts
@@ -45,7 +45,7 @@ from .wire import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-logger = logging.getLogger("flask_backend.broker")
+logger = get_logger("flask_backend.broker")
 
 # Unread replies fill the buffers of both sides: this many commands at most are on the way in a pipeline.
 PIPELINE_JOBS = 500

@@ -7,7 +7,6 @@ asyncio is imported by whoever needs it first: most apps never do.
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import threading
 import weakref
@@ -19,12 +18,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .functions import may_be_async
+from .loggers import get_logger
 from .results import finish
 
 if TYPE_CHECKING:
     import asyncio
 
-logger = logging.getLogger("flask_backend.worker")
+logger = get_logger("flask_backend.worker")
 
 T = TypeVar("T")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Protocol
 
 from .ending import Ending
+from .loggers import get_logger
 from .titles import show_worker
 
-logger = logging.getLogger("flask_backend.worker")
+logger = get_logger("flask_backend.worker")
 
 # For a worker that may be silent for as long as the network has it wait; half of what the scoreboard's words can hold.
 UNBOUNDED_NS = 1 << 63

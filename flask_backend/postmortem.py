@@ -6,7 +6,6 @@ job reserved, so that no other worker can take it before it is settled.
 
 from __future__ import annotations
 
-import logging
 import random
 
 from .broker import Connection, HeldJob
@@ -15,13 +14,14 @@ from .ending import Ending
 from .errors import BrokerConnectionError, BrokerError, MessageDecodeError
 from .execution import Call, read_call
 from .extension import Handlers
+from .loggers import get_logger
 from .message import scheduled_at
 from .notes import Note, here_and_now
 from .retry import Buried, Released, after_crash
 from .settlement import bury, task_logger
 from .supervisor import Death
 
-logger = logging.getLogger("flask_backend.worker")
+logger = get_logger("flask_backend.worker")
 
 
 def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Ending | None:

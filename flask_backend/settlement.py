@@ -12,6 +12,7 @@ from .decisions import Bury, RetryLater, TaskDecision
 from .ending import Ending
 from .errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobTooBigError, MessageDecodeError
 from .execution import Call
+from .loggers import get_logger
 from .message import scheduled_at
 from .names import failures_tube
 from .notes import MAX_WHOLE, NOTE_TTR_S, Note, here_and_now, tell_exception
@@ -20,7 +21,7 @@ from .retry import Attempts, Buried, Discarded, Released, Retry, after_failure
 from .wire import ReservedJob
 
 # Kept apart, so that error trackers can tell a task's failure from ours.
-task_logger = logging.getLogger("flask_backend.task")
+task_logger = get_logger("flask_backend.task")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import select
@@ -33,13 +32,14 @@ from .exits import ExitCode
 from .extension import Backend
 from .host import UNBOUNDED_NS, Host
 from .keeper import RECLAIM_EVERY_S, Keeper, Lease
+from .loggers import get_logger
 from .message import decode
 from .settlement import Attempt, bury_undecodable, settle_failure
 from .signal_guard import INTERRUPT, SignalGuard
 from .stopping import StopSignals
 from .wire import ReservedJob
 
-logger = logging.getLogger("flask_backend.worker")
+logger = get_logger("flask_backend.worker")
 
 # A reserve is finite so that a waiter whose host vanished swallows no jobs for long, and a frozen server is noticed.
 RESERVE_S = 20

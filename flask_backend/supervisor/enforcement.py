@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
+
+from flask_backend.loggers import get_logger
 
 from . import process
 from .children import Child, Children
@@ -12,7 +13,7 @@ from .deadlines import Deadlines
 from .memory import MemoryPolicy, Reading
 from .states import ChildState
 
-logger = logging.getLogger("flask_backend.supervisor")
+logger = get_logger("flask_backend.supervisor")
 
 # How often the supervisor looks at its children without being called.
 LOOK_S = 1.0

@@ -6,11 +6,12 @@ or writes on a duplicate: it only keeps it open, hands it to a post-mortem, or c
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 
-logger = logging.getLogger("flask_backend.supervisor")
+from flask_backend.loggers import get_logger
+
+logger = get_logger("flask_backend.supervisor")
 
 _PID_BYTES = 4
 

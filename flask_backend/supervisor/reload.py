@@ -8,7 +8,6 @@ stay open crosses as inherited descriptors: the old children's lifeline, what th
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flask_backend.exits import ExitCode
+from flask_backend.loggers import get_logger
 
 from . import process
 from .children import Child, Children
@@ -26,7 +26,7 @@ from .plan import Slot
 from .scoreboard import LabelStats, Place, Row, Scoreboard, Totals, map_words, nameless_file
 from .states import ChildState
 
-logger = logging.getLogger("flask_backend.supervisor")
+logger = get_logger("flask_backend.supervisor")
 
 VARIABLE = "FLASK_BACKEND_HANDOVER"
 CHECK_VARIABLE = "FLASK_BACKEND_CHECK"

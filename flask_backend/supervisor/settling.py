@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from flask_backend.exits import ExitCode
+from flask_backend.loggers import get_logger
 
 from . import process
 from .crashes import CrashCounts
 from .death import Death
 from .scoreboard import Activity, Row
 
-logger = logging.getLogger("flask_backend.supervisor")
+logger = get_logger("flask_backend.supervisor")
 
 # How long settling a job may take: then the process is killed, and the job goes back as it was.
 DEADLINE_S = 15.0
