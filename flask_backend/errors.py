@@ -61,3 +61,7 @@ class JobNotFoundError(BrokerError, LookupError):
 
 class BrokerConnectionError(BrokerError, ConnectionError):
     """Beanstalkd could not be reached, went away, stayed silent for too long or spoke out of turn."""
+
+
+class OutputError(BackendError):
+    """A command's results could not be written."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
-from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
+
+from .streams import flush
 
 
 class ExitCode(IntEnum):
@@ -28,7 +28,5 @@ def leave(status: int) -> NoReturn:
     # As multiprocessing ends its processes: threads that are no daemons are waited for, then come the atexit handlers.
     vars(threading)["_shutdown"]()
     vars(atexit)["_run_exitfuncs"]()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
+    flush()
     os._exit(status)

@@ -7,8 +7,6 @@ while the worker is idle, and looks at a task only once that has run for a while
 
 from __future__ import annotations
 
-import faulthandler
-import logging
 import os
 import select
 import signal
@@ -21,10 +19,12 @@ from dataclasses import dataclass, field
 from .broker import Connection, JobCounters
 from .errors import BrokerConnectionError, BrokerError, JobNotFoundError
 from .host import Host
+from .loggers import get_logger
 from .signal_guard import STOPPING
+from .stacks import dump_stacks
 from .wire import Replies, ReservedJob
 
-logger = logging.getLogger("flask_backend.worker")
+logger = get_logger("flask_backend.worker")
 
 # How often a running task is looked at, and the age from which it is: together shorter than a TTR of one second, which
 # is the server's least.
@@ -269,7 +269,7 @@ class Keeper:
         """
         if self._leaves_when_stuck and lease.kill_at is not None and now >= lease.kill_at:
             logger.error("job %d (%s) did not end at its time limit: leaving", lease.job.id, lease.label)
-            faulthandler.dump_traceback()
+            dump_stacks()
             self._leave()
         elif not lease.is_interrupted:
             lease.is_interrupted = True

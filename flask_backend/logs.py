@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TextIO
 
 from flask import Flask
 from flask.logging import default_handler
 
 from .current import CurrentJob, job_being_run
+from .loggers import delivery
+from .streams import streams
 
 FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 
@@ -27,21 +29,34 @@ LogFormat = Literal["text", "json"]
 def configure(app: Flask, log_format: LogFormat = "text") -> None:
     """Log to stderr from level INFO, unless the app has configured the root logger: then touch nothing.
 
+    What no handler of the app takes goes to stderr in any case, for instance if the only one raises.
+
     Such an app gets the fields of the job by a filter of its own handlers, see :class:`JobContext`, and may use
     :class:`JsonFormatter` as well.
     """
+    formatter = JsonFormatter() if log_format == "json" else TextFormatter()
+    delivery.fallback = _handler(streams.open_stderr(), formatter)
     root = logging.getLogger()
     if root.handlers:
         return
-    handler = logging.StreamHandler()
-    handler.addFilter(JobContext())
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    streams.word = lambda text: f"{formatter.format(_warning(text))}\n"
     if log_format == "json" and (reconfigure := getattr(sys.stderr, "reconfigure", None)):
         reconfigure(encoding="utf-8")  # as JSON is, whatever the locale
-    root.addHandler(handler)
+    root.addHandler(_handler(streams.find_stderr(), formatter))
     root.setLevel(logging.INFO)
     # An app that logged while it was imported has Flask's own handler by now, and would say everything twice.
     app.logger.removeHandler(default_handler)
+
+
+def _handler(stream: TextIO, formatter: logging.Formatter) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(JobContext())
+    handler.setFormatter(formatter)
+    return handler
+
+
+def _warning(text: str) -> logging.LogRecord:
+    return logging.LogRecord("flask_backend.streams", logging.WARNING, __file__, 0, text, None, None)
 
 
 class JobContext(logging.Filter):
@@ -53,7 +68,7 @@ class JobContext(logging.Filter):
 
         logging.config.dictConfig({
             "version": 1,
-            "disable_existing_loggers": False,  # those made before, ours among them
+            "disable_existing_loggers": False,  # those made before, by other packages
             "filters": {"job": {"()": "flask_backend.logs.JobContext"}},
             "formatters": {"json": {"()": "flask_backend.logs.JsonFormatter"}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "filters": ["job"], "formatter": "json"}},

@@ -8,11 +8,12 @@ after its hooks and after each job, and puts back what it had. Handlers that C c
 from __future__ import annotations
 
 import importlib
-import logging
 import signal
 from collections.abc import Callable, Iterable
 
-logger = logging.getLogger("flask_backend.worker")
+from .loggers import get_logger
+
+logger = get_logger("flask_backend.worker")
 
 # Raises the time limit in the thread that runs the task. Not ALRM, which tasks use for alarms of their own.
 INTERRUPT = signal.SIGUSR2

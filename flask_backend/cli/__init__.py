@@ -13,6 +13,8 @@ import click
 
 from flask_backend.errors import BackendError
 from flask_backend.exits import ExitCode
+from flask_backend.loggers import delivery
+from flask_backend.streams import streams
 
 # The module of each command.
 MODULES = {
@@ -34,12 +36,19 @@ MODULES = {
     "worker": "workers",
 }
 
+# Those whose stdout has what the app prints, and a log.
+_WITHOUT_RESULTS = ("broker_server", "workers")
+
 
 class Commands(click.Group):
     """A group that imports a command when it is wanted.
 
     Its commands end in a line, not in a traceback, when the broker or an argument is at fault.
     """
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        streams.install()  # however the commands are started: before anything else is opened
+        return super().make_context(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # of no use here
         return list(MODULES)
@@ -58,6 +67,9 @@ class Commands(click.Group):
             # Until it has a handler of its own. The usual exception is lost, and the process goes on, if it comes while
             # the import system calls back.
             signal.signal(signal.SIGINT, _abort)
+            delivery.protect()
+        if args and MODULES.get(args[0]) in _WITHOUT_RESULTS:
+            streams.expect_no_results()
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

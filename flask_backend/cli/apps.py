@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import traceback
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from flask_backend.errors import ConfigError
 from flask_backend.exits import ExitCode
+from flask_backend.loggers import get_logger
 from flask_backend.signal_guard import name_handlers
+from flask_backend.streams import hold_numbers, streams
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from flask_backend.logs import LogFormat
 
 
-logger = logging.getLogger("flask_backend.supervisor")
+logger = get_logger("flask_backend.supervisor")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class AppLoadError(click.ClickException):
     """The app cannot be used as it is; restarting will not help."""
 
     exit_code = ExitCode.CONFIG
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        super().show(file or streams.find_stderr())  # the app may have put anything in its place
 
 
 def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
@@ -57,6 +61,7 @@ def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
         raise
     except BaseException as error:  # SystemExit of the app's own, too: it cannot be loaded
         raise AppLoadError(f"the app cannot be imported.\n\n{users_traceback(error)}") from error
+    hold_numbers()  # the import may have closed them
     configure(app, log_format)
     backend = app.extensions.get(EXTENSION_KEY)
     if not isinstance(backend, Backend):

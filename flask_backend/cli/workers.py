@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import logging
 import sys
 import threading
 import traceback
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from flask_backend.exits import ExitCode, leave
+from flask_backend.loggers import delivery, get_logger
 from flask_backend.machine import available_cpus, available_memory
+from flask_backend.streams import WORKER_PATIENCE_S, streams
 
 from .apps import AppLoadError, LoadedApp, StopSignalsWhileLoading, check_queue, load_app, users_traceback
 from .parameters import (
@@ -26,7 +27,7 @@ from .parameters import (
     time_limit_options,
 )
 
-logger = logging.getLogger("flask_backend.supervisor")
+logger = get_logger("flask_backend.supervisor")
 
 if TYPE_CHECKING:
     from flask_backend.logs import LogFormat
@@ -171,6 +172,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     gc.freeze()
     gc.enable()
     signals.pass_on()
+    delivery.limit()
     leave(supervisor.run())
 
 
@@ -182,6 +184,7 @@ def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
     from flask_backend.worker import Worker
 
     def work(context: ChildContext) -> int:
+        streams.wait_for_readers(WORKER_PATIENCE_S)
         own_limits = dataclasses.replace(limits, lifeline=context.lifeline)
         return Worker(loaded.app, loaded.backend, context.pool, context, own_limits).run()
 
@@ -317,6 +320,7 @@ def worker(  # noqa: PLR0913  # one parameter for each option
     from flask_backend.stacks import dump_on_signal
     from flask_backend.worker import Limits, Worker
 
+    streams.wait_for_readers(WORKER_PATIENCE_S)
     dump_on_signal()
     limits = Limits(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace)
     sys.exit(Worker(loaded.app, loaded.backend, queue, Foreground(queue), limits).run())

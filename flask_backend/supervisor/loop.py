@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import time
@@ -11,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flask_backend.exits import ExitCode
+from flask_backend.loggers import get_logger
+from flask_backend.stacks import dump_stacks
+from flask_backend.streams import streams
 from flask_backend.titles import show_master
 
 from . import process
@@ -31,7 +33,7 @@ from .scoreboard import Scoreboard
 from .settling import Settle, Settling
 from .states import SUPERVISOR_TRANSITIONS, ChildEvent, ChildState, SupervisorEvent, SupervisorState, next_state
 
-logger = logging.getLogger("flask_backend.supervisor")
+logger = get_logger("flask_backend.supervisor")
 
 FORK_RETRY_S = 1.0  # after a fork that the system refused
 LEAST_DRAIN_S = 1.0  # for an idle child to hear that it is to drain, however short the drain timeout
@@ -105,6 +107,7 @@ class Supervisor:
             self._enforce()
             self._reconcile()
             self._notify()
+            streams.report_losses()
         self._loans.close_all()
         return self._exit_code
 
@@ -140,7 +143,7 @@ class Supervisor:
             case signal.SIGTTOU:
                 self._resize(-1)
             case signal.SIGUSR1:
-                process.dump_stacks()
+                dump_stacks()
                 for child in self._children:
                     process.dump_stacks_of(child.pid)
             case signal.SIGHUP if not self._is_draining:

@@ -26,10 +26,10 @@ class Notifier:
         message = "\n".join(lines)
         if self._socket is None or message == self._last:
             return
-        self._last = message
-        # A manager that went away does not concern our children.
+        # A manager that went away, or that reads nothing, does not concern our children.
         with suppress(OSError):
-            self._socket.sendto(message.encode(), self._address)
+            self._socket.sendto(message.encode(), socket.MSG_DONTWAIT, self._address)
+            self._last = message
 
     def close_in_child(self) -> None:
         if self._socket is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import faulthandler
 import gc
 import importlib
 import logging
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from flask_backend.exits import ExitCode
+from flask_backend.loggers import get_logger
 from flask_backend.procfs import PROC_IS_THERE, read_memory, read_stat
 from flask_backend.stacks import dump_on_signal
+from flask_backend.streams import flush
 from flask_backend.titles import show_worker
 
 from .descriptors import Descriptors
@@ -32,7 +33,7 @@ from .scoreboard import Row
 for needed in ("array", *([] if PROC_IS_THERE else ["psutil"])):
     importlib.import_module(needed)
 
-logger = logging.getLogger("flask_backend.supervisor")
+logger = get_logger("flask_backend.supervisor")
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _OOM_MAX = 1000  # proc(5); each 10 count as a hundredth of the machine's memory
@@ -140,8 +141,7 @@ def spawn(body: Body, pool: str, row: Row, links: Links, *, keep_loan_of: int | 
     Signals are blocked across the fork, and stay so in the child until it has handlers of its own: with the
     parent's, an early TERM would be lost.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    flush()
     parent = os.getpid()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -175,8 +175,7 @@ def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep
     finally:
         with suppress(Exception):
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+        flush()
         os._exit(status)
 
 
@@ -276,11 +275,6 @@ def kill(pid: int) -> None:
     """End a child and all that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def dump_stacks() -> None:
-    """Write this process's Python stacks to stderr."""
-    faulthandler.dump_traceback()
 
 
 def dump_stacks_of(pid: int) -> None:

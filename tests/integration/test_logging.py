@@ -79,9 +79,9 @@ def start(command, broker, tmp_path):
     return start
 
 
-def write(folder, code: str = "") -> str:
+def write(folder, code: str = "", more: str = "") -> str:
     path = folder / "shop.py"
-    path.write_text(code + APP)
+    path.write_text(code + APP + more)
     return str(path)
 
 
@@ -144,6 +144,40 @@ def test_an_app_that_configures_logging_is_left_alone(start, broker):
     call(broker, "greet", "Ada")
     worker.wait_for_log("bye")
     assert worker.log == "MINE WARNING bye Ada\n"
+
+
+OWN_WITHOUT_NAMES = """
+import logging.config
+def configure():
+    logging.config.dictConfig({
+        "version": 1,
+        "formatters": {"line": {"format": "MINE %(levelname)s %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"level": "INFO", "handlers": ["stderr"]},
+    })
+"""
+PLACES = {
+    "at import": (f"{OWN_WITHOUT_NAMES}\nconfigure()\n", ""),
+    "at import, after ours": (OWN_WITHOUT_NAMES, "configure()\n"),
+    "in a hook": (OWN_WITHOUT_NAMES, f"backend.before_first_task({QUEUE!r})(configure)\n"),
+    "in a task": (OWN_WITHOUT_NAMES, f"backend.task({QUEUE!r})(configure)\n"),
+    "all disabled": ("", "logging.disable(logging.CRITICAL)\n"),
+    "no handlers": ("", f"backend.before_first_task({QUEUE!r})(logging.getLogger().handlers.clear)\n"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_our_lines_survive_a_configuration_that_does_not_name_us(supervise, broker, tmp_path, place):
+    supervised = supervise(workers=1, app=write(tmp_path, *PLACES[place]))
+    supervised.wait_ready()
+    if place == "in a task":
+        call(broker, "configure")
+    call(broker, "greet", "nobody")
+    supervised.wait_for_log("ERROR flask_backend.task: task greet of " if "at import" in place else "task greet of ")
+    supervised.wait_for_log("ValueError: nobody")
+    call(broker, "kill_worker")
+    supervised.wait_for_log("was killed by signal 9")
+    supervised.wait_for_log("has taken its worker along")
 
 
 def test_such_an_app_may_use_the_filter_and_the_formatter(start, broker, tmp_path):

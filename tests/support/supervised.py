@@ -21,12 +21,24 @@ APP = Path(__file__).with_name("workload.py")
 
 
 class Command:
-    """A command of ours in a process of its own, its output in a file, its tasks' words in a ledger."""
+    """A command of ours in a process of its own, its output in a file, its tasks' words in a ledger.
 
-    def __init__(self, broker: Beanstalkd, tmp_path: Path, *args: str, app: str = str(APP), **env: str) -> None:
+    ``redirection`` is a shell's, for instance ``2>&-``, and ``output`` a descriptor in place of the file.
+    """
+
+    def __init__(
+        self,
+        broker: Beanstalkd,
+        tmp_path: Path,
+        *args: str,
+        app: str = str(APP),
+        redirection: str = "",
+        output: int | None = None,
+        **env: str,
+    ) -> None:
         self.broker = broker
         self._ledger = tmp_path / "ledger"
-        self._log = tmp_path / "log"
+        self.log_path = tmp_path / "log"
         self.environment = {
             **os.environ,
             "BACKEND_CONNECTION_URI": broker.uri,
@@ -35,15 +47,17 @@ class Command:
             "PYTHONWARNINGS": "error",
             **env,
         }
-        with self._log.open("ab") as log:
+        with self.log_path.open("ab") as log:
+            there = log if output is None else output
+            shell = ["sh", "-c", f'exec "$@" {redirection}', "sh"] if redirection else []
             self.process = subprocess.Popen(
-                [*COMMAND, "--app", app, *args], stdout=log, stderr=log, env=self.environment, cwd=tmp_path
+                [*shell, *COMMAND, "--app", app, *args], stdout=there, stderr=there, env=self.environment, cwd=tmp_path
             )
         self.pid = self.process.pid
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        return self.log_path.read_text()
 
     @property
     def ledger(self) -> list[str]:

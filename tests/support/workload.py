@@ -215,6 +215,14 @@ def fail(text="no luck"):
     raise ValueError(text)
 
 
+@backend.task(QUEUE)
+def print_and_fail(text):
+    for stream in (sys.stdout, sys.stderr):
+        stream.write(f"{text}\n")
+        stream.flush()
+    raise ValueError(text)
+
+
 @backend.task(QUEUE, retry=Retry(max_retries=1, min_backoff=5, on=(ValueError, KeyError), never=KeyError))
 def choosy(kind):
     """Raise an exception that its policy retries once, or not at all."""
