@@ -10,7 +10,7 @@ import importlib
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -45,7 +45,8 @@ class _Run:
     task: asyncio.Task[None] | None = None
     value: Any = None
     error: BaseException | None = None
-    broken_off_by: BaseException | None = None
+    due: BaseException | None = None  # it is to be cancelled for this
+    broken_off_by: BaseException | None = None  # it is cancelled for this
 
     async def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Await it. What it raises does not leave the loop: SystemExit and KeyboardInterrupt would stop that."""
@@ -57,19 +58,20 @@ class _Run:
             raise _Forked  # at once: another turn would take from the sockets that this process shares
         loop.stop()
 
-    def cancel(self, because: BaseException) -> None:
-        if self.task is not None and self.task.cancel(str(because)):
-            self.broken_off_by = because
+    def cancel(self) -> None:
+        """Cancel it. Called by the loop: before its first step a task would end without :meth:`watch`."""
+        if self.task is not None and self.broken_off_by is None and self.task.cancel(str(self.due)):
+            self.broken_off_by = self.due
 
     def outcome(self) -> Any:
         error, self.error = self.error, None  # its traceback refers to our frames: a cycle would keep what they hold
-        because, self.broken_off_by = self.broken_off_by, None
+        because, self.broken_off_by, self.due = self.broken_off_by, None, None
         try:
-            if because is None or because is error:
+            if because is None:
                 because = error
             elif because.__traceback__ is None and isinstance(error, _cancelled_error()):
                 because.__traceback__ = error.__traceback__  # it tells where the coroutine was
-            else:
+            elif because.__traceback__ is None:
                 because.__cause__ = error
             if because is not None:
                 raise because
@@ -85,6 +87,7 @@ class EventLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parents: asyncio.AbstractEventLoop | None = None  # to be left alone: its selector is shared with ours
         self._pid = 0
+        self._finalizer: weakref.finalize[..., EventLoop] | None = None
         self._runs: dict[str, _Run] = {}  # the one that is under way
 
     @classmethod
@@ -116,18 +119,20 @@ class EventLoop:
 
     def _run(self, loop: asyncio.AbstractEventLoop, run: _Run) -> None:
         run.task = loop.create_task(run.watch(loop))
-        escaped: BaseException | None = None
+        if run.due is not None:
+            loop.call_soon(run.cancel)
         while not run.task.done():  # a task may stop the loop: it goes on
             try:
                 loop.run_forever()
             except _Forked:
-                run.task.exception()  # asyncio logs what is never looked at
+                run.task.exception()  # asyncio logs an exception that is never looked at
                 return
             except BaseException as error:
-                if escaped is not None:
-                    raise
-                escaped = error
-                run.cancel(error)
+                if run.due is None:
+                    run.due = error
+                    loop.call_soon(run.cancel)
+                elif not isinstance(error, SystemExit):
+                    raise  # a second Ctrl-C
 
     def _usable(self) -> asyncio.AbstractEventLoop:
         import asyncio
@@ -137,7 +142,7 @@ class EventLoop:
         if self._loop is None or self._loop.is_closed():
             self._pid = os.getpid()
             self._loop = asyncio.new_event_loop()
-            weakref.finalize(self, _close, self._loop, self._pid)
+            self._finalizer = weakref.finalize(self, _close, self._loop, self._pid)
         return self._loop
 
     # -- breaking off ----------------------------------------------------------------------------------------
@@ -162,8 +167,11 @@ class EventLoop:
     def cancel(self, because: BaseException) -> None:
         """Cancel what runs, from a signal handler: :meth:`run` raises ``because``, whatever the coroutine does then."""
         run, loop = self._runs.get("now"), self._loop
-        if run is not None and loop is not None:
-            loop.call_soon_threadsafe(run.cancel, because)
+        if run is not None:
+            run.due = because
+            if loop is not None:  # else it is about to be made
+                with suppress(RuntimeError):  # it is closed, and another one is made
+                    loop.call_soon_threadsafe(run.cancel)
 
     def expect(self, because: BaseException) -> None:
         """Have :meth:`run` raise ``because``, which is about to be raised in the coroutine, whatever that does then."""
@@ -181,13 +189,17 @@ class EventLoop:
     def close(self, patience_s: float = PATIENCE_S) -> None:
         """Cancel and await background tasks, and wait for async generators and threads, for so long at most."""
         loop = self._loop
-        if loop is None or loop.is_closed() or self._pid != os.getpid():
+        if loop is None or loop.is_closed() or self._runs or self._pid != os.getpid():
             return
         try:
-            self.run(_shut_down(loop, patience_s))
+            has_ended = self.run(_shut_down(loop, patience_s))
         except BaseException:  # a background task may raise SystemExit
             logger.exception("shutting down the event loop failed")
-        loop.close()
+            has_ended = False
+        if has_ended:
+            loop.close()
+        elif self._finalizer is not None:
+            self._finalizer.detach()  # asyncio would complain of what goes on
 
 
 def _cancelled_error() -> type[BaseException]:
@@ -201,29 +213,31 @@ def _close(loop: asyncio.AbstractEventLoop, pid: int) -> None:
         loop.close()
 
 
-async def _shut_down(loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+async def _shut_down(loop: asyncio.AbstractEventLoop, patience_s: float) -> bool:
+    """Have everything in the loop end; return whether it has."""
     import asyncio
 
     deadline = loop.time() + patience_s
+    stuck = set[asyncio.Task[Any]]()
     if pending := asyncio.all_tasks() - {asyncio.current_task()}:
-        names = ", ".join(sorted(map(_name, pending)))
-        logger.warning("cancelling background tasks that are not done at the end of the event loop: %s", names)
+        logger.warning("cancelling background tasks that are still pending at the end: %s", _names(pending))
         for task in pending:
             task.cancel()
         ended, stuck = await asyncio.wait(pending, timeout=patience_s)
         for task in ended:
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("background task %s failed as it was cancelled", _name(task), exc_info=error)
-        if stuck:
-            names = ", ".join(sorted(map(_name, stuck)))
-            logger.error("background tasks have not ended %g s after they were cancelled: %s", patience_s, names)
+                logger.error("background task %s failed as it was cancelled", _names([task]), exc_info=error)
+    if stuck:
+        logger.error("background tasks have not ended %g s after they were cancelled: %s", patience_s, _names(stuck))
     for step in (loop.shutdown_asyncgens(), loop.shutdown_default_executor()):
-        await asyncio.wait([loop.create_task(step)], timeout=max(0.0, deadline - loop.time()))
+        _, late = await asyncio.wait([loop.create_task(step)], timeout=max(0.0, deadline - loop.time()))
+        stuck |= late
+    return not stuck
 
 
-def _name(task: asyncio.Task[Any]) -> str:
-    coroutine = task.get_coro()
-    return f"{task.get_name()} ({getattr(coroutine, '__qualname__', coroutine)})"
+def _names(tasks: Iterable[asyncio.Task[Any]]) -> str:
+    coroutines = [(task.get_name(), task.get_coro()) for task in tasks]
+    return ", ".join(sorted(f"{name} ({getattr(each, '__qualname__', each)})" for name, each in coroutines))
 
 
 # -- for callers ---------------------------------------------------------------------------------------------

@@ -119,12 +119,14 @@ class Worker:
             self._runner.run_hooks()
         except BaseException:  # whatever a hook raises, SystemExit too, means that this worker cannot work
             logger.exception("a before_first_task hook of %s failed", self._queue)
+            self._event_loop.close()
             return ExitCode.CONFIG
         self._guard.look_after_hooks()
         self._hear_missed_drain()
         self._host.ready()
         self._serve()
         self._close()
+        self._event_loop.close(self._limits.drain_timeout_s / 2)  # the rest is for threads and exit handlers
         return ExitCode.OK
 
     # -- the loop --------------------------------------------------------------------------------------------
@@ -325,18 +327,29 @@ class Worker:
     def _interrupt(self) -> None:
         """Have the time limit raised inside the task. Runs in the keeper's thread."""
         signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+        self._event_loop.wake()
 
     def _on_interrupt(self, _number: int, frame: FrameType | None) -> None:
-        if (logs := _caller_of_logging(frame)) is not None:
+        if self._event_loop.is_running and not self._event_loop.runs_code_of_task(frame):
+            # Raised here it would hit asyncio, or a background task. A coroutine is cancelled where it awaits.
+            if (error := self._reached_limit()) is not None:
+                self._event_loop.cancel(error)
+        elif (logs := _caller_of_logging(frame)) is not None:
             _call_back_in(logs, self._raise_timeout)
         else:
             self._raise_timeout()
 
     def _raise_timeout(self) -> None:
-        # The task that was meant may have ended meanwhile.
-        if self._interruptible_from is not None and time.monotonic() >= self._interruptible_from:
-            self._interruptible_from = None
-            raise TaskTimeout("the task has reached its time limit")
+        if (error := self._reached_limit()) is not None:
+            self._event_loop.expect(error)
+            raise error
+
+    def _reached_limit(self) -> TaskTimeout | None:
+        """Return the error of the task's time limit, once; None if the task that was meant has ended meanwhile."""
+        if self._interruptible_from is None or time.monotonic() < self._interruptible_from:
+            return None
+        self._interruptible_from = None
+        return TaskTimeout("the task has reached its time limit")
 
     # -- settling --------------------------------------------------------------------------------------------
 
