@@ -176,5 +176,9 @@ class Task(Generic[P, R_co]):
                 )
         return MessageEncodeError(f"JSON cannot carry the arguments of {self.endpoint} together ({reason})")
 
+    def __reduce__(self) -> str:
+        """Have it pickled and copied by its name, as a function: it is the same task in each process."""
+        return self.__qualname__
+
     def __repr__(self) -> str:
         return f"<Task {self.endpoint} on {self.queue}>"
