@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from .errors import ConfigError
 from .retry import DEFAULT_RETRY, Retry
 from .seconds import MAX_SECONDS
 
 URI_KEY = "BACKEND_CONNECTION_URI"
+BASE_URL_KEY = "BACKEND_BASE_URL"
 DEFAULT_PORT = 11300  # beanstalkd's own
 _URI = re.compile(
     r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s\x00-\x1f\x7f/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?",
@@ -86,12 +88,16 @@ class Settings:
         The seconds to wait for Beanstalkd to connect or to answer.
     ``BACKEND_RETRY`` (:class:`flask_backend.Retry`'s own defaults)
         What tasks and receivers have that set no ``retry`` of their own: a ``Retry(...)``, or a mapping of its numbers.
+    ``BACKEND_BASE_URL`` (None)
+        Where the app's pages are, as ``https://example.com`` or ``https://example.com/shop``: with it ``url_for`` works
+        in tasks, receivers and hooks.
     """
 
     broker: Address | StandIn = Address()
     ttr_s: int = 120
     timeout_s: float = 5.0
     retry: Retry = DEFAULT_RETRY
+    base_url: SplitResult | None = None
 
     @property
     def address(self) -> Address:
@@ -111,7 +117,32 @@ class Settings:
             ttr_s=_whole(config, "BACKEND_TTR", _DEFAULTS.ttr_s),
             timeout_s=_positive(config, "BACKEND_TIMEOUT", _DEFAULTS.timeout_s),
             retry=Retry.from_setting("BACKEND_RETRY", config.get("BACKEND_RETRY", _DEFAULTS.retry)),
+            base_url=_base_url(config.get(BASE_URL_KEY)),
         )
+
+
+def _base_url(value: object) -> SplitResult | None:
+    if value is None:
+        return None
+    try:
+        url = urlsplit(value) if isinstance(value, str) and value.isprintable() and " " not in value else None
+        is_right = (
+            url is not None
+            and url.scheme in ("http", "https")
+            and url.hostname
+            and (url.port is None or url.port > 0)
+            and "@" not in url.netloc
+            and not url.query
+            and not url.fragment
+        )
+    except ValueError:  # of a port or an IPv6 address
+        url, is_right = None, False
+    if url is None or not is_right:
+        raise ConfigError(
+            f"{BASE_URL_KEY} is {value!r}; expected http:// or https:// with a host, and a path if the app is below "
+            "one, for example https://example.com or https://example.com/shop"
+        )
+    return url
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
+from urllib.parse import SplitResult
 
 from flask import Flask
 
+from .config import BASE_URL_KEY
 from .errors import UnknownEndpointError
 from .event_loop import EventLoop
 from .extension import Handler, Handlers
@@ -68,8 +70,11 @@ class Runner:
     An app that overrides ``ensure_sync`` or ``async_to_sync`` has its own way to run ``async`` functions.
     """
 
-    def __init__(self, app: Flask, handlers: Handlers, event_loop: EventLoop) -> None:
+    def __init__(self, app: Flask, handlers: Handlers, event_loop: EventLoop, base_url: SplitResult | None) -> None:
         self._app = app
+        self._url_adapter = base_url and app.url_map.bind(
+            base_url.netloc, script_name=base_url.path or "/", url_scheme=base_url.scheme
+        )
         self._hooks = handlers.hooks
         has_own_way = _is_overridden(app.ensure_sync, Flask.ensure_sync)
         has_own_loop = _is_overridden(app.async_to_sync, Flask.async_to_sync)
@@ -78,11 +83,19 @@ class Runner:
 
     def run(self, call: Call) -> None:
         function = call.handler.function
-        with self._app.app_context():
-            sync = function if self._ensure_sync is None else self._ensure_sync(function)
-            result = sync(*call.args, **call.kwargs)
-            if result is not None:
-                finish(call.label, function, result, self._wait_for)
+        context = self._app.app_context()
+        if self._url_adapter is not None:
+            context.url_adapter = self._url_adapter
+        with context:
+            try:
+                sync = function if self._ensure_sync is None else self._ensure_sync(function)
+                result = sync(*call.args, **call.kwargs)
+                if result is not None:
+                    finish(call.label, function, result, self._wait_for)
+            except RuntimeError as error:
+                if type(error) is RuntimeError and "without 'SERVER_NAME'" in str(error):
+                    error.add_note(f"In tasks, receivers and hooks url_for needs the setting {BASE_URL_KEY}.")
+                raise
 
     def run_hooks(self) -> None:
         for hook in self._hooks:

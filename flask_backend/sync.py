@@ -96,7 +96,7 @@ class InProcessWorker:
     def _run(self, functions: Iterable[Callable[..., object]], run: Callable[[Runner], None]) -> None:
         def run_as_worker() -> None:
             loop_in_use.set(self.broker.event_loop)
-            run(Runner(self.app, self.handlers, self.broker.event_loop))
+            run(Runner(self.app, self.handlers, self.broker.event_loop, self.settings.base_url))
 
         if any(map(may_be_async, functions)):
             apart_from_running_loop(Context().run, run_as_worker)

@@ -93,7 +93,7 @@ class Worker:
         )
         self._interruptible_from: float | None = None  # while a task runs that may be interrupted: from when on
         self._event_loop = EventLoop()
-        self._runner = Runner(app, self._handlers, self._event_loop)
+        self._runner = Runner(app, self._handlers, self._event_loop, self._settings.base_url)
         # A broker that does not answer has this time for a reserve to be sent, and again for its reply.
         self._silent_ns = int(2 * self._settings.timeout_s * 1e9)
         self._connection: Connection | None = None

@@ -63,6 +63,8 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in MODULES and _is_queue(ctx, args[0]):
+            args = ["worker", *args]  # `flask backend QUEUE`, the command of the original's last versions
         if args and MODULES.get(args[0]) == "workers":
             # Until it has a handler of its own. The usual exception is lost, and the process goes on, if it comes while
             # the import system calls back.
@@ -77,6 +79,22 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except BackendError as error:
             raise click.ClickException(str(error)) from error
+
+
+def _is_queue(ctx: click.Context, name: str) -> bool:
+    """Whether Flask's own command line has an app with this queue, or one that its worker will fail to load."""
+    from flask.cli import NoAppException, ScriptInfo
+
+    info = ctx.find_object(ScriptInfo)
+    if info is None or name.startswith("-"):
+        return False
+    try:
+        backend = info.load_app().extensions.get("backend")
+    except NoAppException:
+        return False
+    except Exception:
+        return True
+    return name in getattr(backend, "queues", ())
 
 
 def _abort(_number: int, _frame: FrameType | None) -> NoReturn:

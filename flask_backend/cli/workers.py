@@ -228,10 +228,11 @@ def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
     from flask_backend.event_loop import EventLoop
     from flask_backend.execution import Runner
 
+    base_url = loaded.backend.settings_of(loaded.app).base_url
     for pool in pools:
         with closing(EventLoop()) as event_loop:
             try:
-                Runner(loaded.app, loaded.backend.queues[pool.name], event_loop).run_hooks()
+                Runner(loaded.app, loaded.backend.queues[pool.name], event_loop, base_url).run_hooks()
             except BaseException as error:  # whatever it raises, SystemExit too: no worker could start
                 raise AppLoadError(f"a hook of {pool.name} failed.\n\n{users_traceback(error)}") from error
 

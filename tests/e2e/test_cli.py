@@ -302,3 +302,46 @@ def test_ctrl_c_is_not_lost_while_the_import_system_calls_back():
     """As it does when it has imported a module: what is raised then is only reported."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (1, "")
+
+
+class TestOriginalCommand:
+    """`flask backend QUEUE`, as in the original's versions 1.5 and 1.6."""
+
+    APP = """
+import os, signal
+backend = Backend(app)
+@backend.task("com.example/default")
+def hello(): ...
+@backend.task("queues")
+def listed(): ...
+@backend.before_first_task("com.example/default")
+def connect():
+    app.logger.warning("a worker starts")
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+    def flask_backend(self, folder: Path, *args: str):
+        return run("--app", "app", "backend", *args, cwd=folder, program="flask")
+
+    def test_it_runs_a_worker_of_that_queue(self, app_with):
+        result = self.flask_backend(app_with(self.APP), "com.example/default", "--log-format", "json")
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count("a worker starts") == 1
+        assert '"message": "a worker starts"' in result.stderr
+
+    def test_the_name_of_a_command_comes_first(self, app_with):
+        assert "Usage: flask backend queues " in self.flask_backend(app_with(self.APP), "queues", "--help").stdout
+
+    @pytest.mark.parametrize("name", ["another", "--another", "com.example/defaul"])
+    def test_another_name_is_a_usage_error(self, app_with, name):
+        result = self.flask_backend(app_with(self.APP), name)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert re.search(rf"No such (command|option):? '?{name}", result.stderr)
+
+    def test_an_app_that_fails_is_told_with_exit_code_3(self, app_with):
+        result = self.flask_backend(app_with("1 / 0"), "com.example/default")
+        assert result.returncode == 3
+        assert "ZeroDivisionError" in result.stderr
+
+    def test_our_own_command_line_takes_commands_only(self, app_with):
+        assert run("--app", "app", "com.example/default", cwd=app_with(self.APP)).returncode == 2
