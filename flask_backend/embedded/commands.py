@@ -13,7 +13,8 @@ from . import protocol
 from .protocol import Command
 from .store import Client, Job, NoJob, Store, Tube
 
-VERSION = '"1.12-embedded"'  # the server whose commands these are, and that this is not that one
+VERSION = "1.13"  # of the server whose commands these are: clients parse it
+OWN_NAME = "embedded broker of Flask-Backend"  # in the statistics too, but where clients only show it
 
 # Those that beanstalkd counts, in its order.
 _COUNTED = (
@@ -97,7 +98,7 @@ class Commands:
 
     def _reserve_with_timeout(self, client: Client, command: Command, now: float) -> bytes | None:
         [timeout_s] = command.numbers
-        answer = self._store.reserve(client, None if timeout_s < 0 else timeout_s, now)
+        answer = self._store.reserve(client, timeout_s, now)
         return reserved(answer) if answer else None
 
     def _reserve_job(self, client: Client, command: Command, now: float) -> bytes:
@@ -179,7 +180,7 @@ class Commands:
         return protocol.with_mapping(
             {
                 "id": job.id,
-                "tube": job.tube.name,
+                "tube": protocol.quoted(job.tube.name),
                 "state": job.state.value,
                 "pri": job.priority,
                 "age": int(now - job.created_at),
@@ -201,7 +202,7 @@ class Commands:
             return protocol.NOT_FOUND
         return protocol.with_mapping(
             {
-                "name": tube.name,
+                "name": protocol.quoted(tube.name),
                 **_job_counts([tube]),
                 "total-jobs": tube.total_jobs,
                 "current-using": tube.using,
@@ -230,7 +231,7 @@ class Commands:
                 "current-waiting": sum(client.is_waiting for client in store.clients),
                 "total-connections": self._connections,
                 "pid": os.getpid(),
-                "version": VERSION,
+                "version": protocol.quoted(VERSION),
                 "rusage-utime": f"{usage.ru_utime:.6f}",
                 "rusage-stime": f"{usage.ru_stime:.6f}",
                 "uptime": int(now - self._started_at),
@@ -241,9 +242,9 @@ class Commands:
                 "binlog-max-size": 0,
                 "draining": str(self.is_draining).lower(),
                 "id": self._id,
-                "hostname": system.node,
-                "os": system.version,
-                "platform": system.machine,
+                "hostname": protocol.quoted(system.node),
+                "os": protocol.quoted(f"{system.version} ({OWN_NAME})"),
+                "platform": protocol.quoted(system.machine),
             }
         )
 

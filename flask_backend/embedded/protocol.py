@@ -1,6 +1,6 @@
 """The beanstalk protocol: bytes to commands, results to bytes. Pure: it knows neither sockets nor jobs.
 
-Where beanstalkd 1.12 reads a malformed command in its own way, this does too, as far as clients can tell.
+Where beanstalkd 1.13 reads a malformed command in its own way, this does too, as far as clients can tell.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ def with_mapping(values: Mapping[str, object]) -> bytes:
     return _with_yaml(f"{key}: {value}\n" for key, value in values.items())
 
 
+def quoted(text: str) -> str:
+    """Return a name as statistics hold it."""
+    return f'"{text}"'
+
+
 def with_list(names: Iterable[str]) -> bytes:
     return _with_yaml(f"- {name}\n" for name in names)
 
@@ -90,8 +95,8 @@ _SHAPES = {
     b"put ": _numbers(_U32, _U32, _U32, _U32),  # priority, delay, TTR, size
     b"use ": _ONE_TUBE,
     b"reserve": _NOTHING,
-    # A number as C reads it: with a sign, none for 0, and whatever may follow.
-    b"reserve-with-timeout ": _Shape(re.compile(rb"\s*([+-]?\d+)?[^\0]*"), (_ID,)),
+    # As C reads a number: whatever may follow it. A timeout is one of an int without a sign.
+    b"reserve-with-timeout ": _Shape(re.compile(_NUMBER + rb"[^\0]*"), (2**31,)),
     b"reserve-job ": _numbers(_ID),
     b"delete ": _numbers(_ID),
     b"release ": _numbers(_ID, _U32, _U32),  # id, priority, delay

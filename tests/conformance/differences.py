@@ -1,4 +1,4 @@
-"""The one list of all that the embedded broker does otherwise than beanstalkd 1.12, each with its reason.
+"""The one list of all that the embedded broker does otherwise than beanstalkd 1.13, each with its reason.
 
 The tests of both servers leave these out; :mod:`test_differences` shows that each is there.
 """
@@ -21,16 +21,13 @@ DIFFERENCES = {
     "a line of 225 bytes is too long like any longer one": (
         "its line break lies across the end of beanstalkd's buffer, which overlooks it and swallows the next line too"
     ),
-    "a timeout of 2**31 seconds or more is a long time": (
-        "beanstalkd keeps 32 bits of it, so that 4294967296 means not to wait; 68 years are long enough"
-    ),
     "of several clients that wait for a job the first to come is the first to get one": (
         "beanstalkd takes turns in an order that is not documented"
     ),
     "tubes are listed in the order in which they were first used": (
         "beanstalkd moves the last into the place of one that is gone; the protocol promises no order"
     ),
-    "the statistics of the binlog are 0, the version ends in -embedded": "there is no binlog, and it is no beanstalkd",
+    "the statistics of the binlog are 0, and `os` names the broker": "there is no binlog, and it is not beanstalkd",
     "ids go on after any number of restarts": (
         "with an empty binlog beanstalkd starts at 1 again, and an old id means another job then"
     ),

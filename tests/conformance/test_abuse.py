@@ -46,7 +46,7 @@ def assert_is_served(wire: Wire) -> None:
     job_id = wire.put(b"served")
     assert wire.reserve() == job_id
     assert wire.ask(f"delete {job_id}") == b"DELETED"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10  # long, for a busy machine
 
 
 def dial(server: Embedded) -> socket.socket:

@@ -52,7 +52,12 @@ LINES = {
     "reserve with more": (b"reserve 1", b"BAD_FORMAT"),
     "reserve with a longer word": (b"reserves", b"BAD_FORMAT"),
     "reserve-with-timeout without one": (b"reserve-with-timeout", b"BAD_FORMAT"),
-    "reserve-with-timeout of a word": (b"reserve-with-timeout soon", b"TIMED_OUT"),
+    "reserve-with-timeout of a word": (b"reserve-with-timeout soon", b"BAD_FORMAT"),
+    "reserve-with-timeout of nothing": (b"reserve-with-timeout ", b"BAD_FORMAT"),
+    "reserve-with-timeout of a sign": (b"reserve-with-timeout +0", b"BAD_FORMAT"),
+    "reserve-with-timeout of a tab": (b"reserve-with-timeout \t0", b"BAD_FORMAT"),
+    "reserve-with-timeout of spaces": (b"reserve-with-timeout   0", b"TIMED_OUT"),
+    "reserve-with-timeout of 2**32": (b"reserve-with-timeout 4294967296", b"BAD_FORMAT"),
     "reserve-with-timeout of zero and more": (b"reserve-with-timeout 0 or so", b"TIMED_OUT"),
     "reserve-with-timeout beyond any number": (b"reserve-with-timeout 99999999999999999999", b"BAD_FORMAT"),
     "reserve-job of nothing": (b"reserve-job", b"BAD_FORMAT"),
@@ -119,8 +124,21 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize(("line", "reply"), LINES.values(), ids=LINES)
-def test_a_line_has_its_reply(connect, line, reply):
+# A timeout that is not a number counted as 0 before 1.13.
+BEFORE_1_13 = dict.fromkeys(
+    (
+        *("reserve-with-timeout of a word", "reserve-with-timeout of nothing", "reserve-with-timeout of a sign"),
+        *("reserve-with-timeout of a tab", "reserve-with-timeout of 2**32"),
+    ),
+    b"TIMED_OUT",
+)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_line_has_its_reply(server, connect, name):
+    line, reply = LINES[name]
+    if server.release < (1, 13):
+        reply = BEFORE_1_13.get(name, reply)
     wire = connect(tube=None)
     wire.ask("use t")
     assert wire.ask(line) == reply
@@ -252,9 +270,12 @@ def test_commands_behind_a_reserve_that_waits_are_run_after_it(connect, tube):
     assert waiting.read_all() == b"RESERVED %d 1\r\nx\r\nUSING %b\r\n" % (job_id, tube.encode())
 
 
-def test_a_negative_timeout_waits_for_ever(connect):
+def test_a_negative_timeout_waited_for_ever_before_1_13_and_is_malformed_since(server, connect):
     waiting, other = connect(), connect()
     waiting.send("reserve-with-timeout -1")
+    if server.release >= (1, 13):
+        assert waiting.read() == b"BAD_FORMAT"
+        return
     assert not waiting.has_reply(0.05)
     job_id = other.put()
     assert waiting.read() == b"RESERVED %d 1\r\nx" % job_id
@@ -512,16 +533,21 @@ def test_a_job_of_a_paused_tube_can_be_reserved_by_its_id(wire, tube):
 # -- statistics ------------------------------------------------------------------------------------------------
 
 
-def test_the_statistics_of_a_job(wire, tube):
+def in_statistics(server, name):
+    """Return a name as it stands in the server's statistics: in quotes since 1.13."""
+    return f'"{name}"' if server.release >= (1, 13) else name
+
+
+def test_the_statistics_of_a_job(server, wire, tube):
     job_id = wire.put(priority=5, delay=10, ttr=20)
     reply = wire.ask(f"stats-job {job_id}").decode()
     assert reply.partition("\r\n")[2].replace("time-left: 10", "time-left: 9") == (
-        f"---\nid: {job_id}\ntube: {tube}\nstate: delayed\npri: 5\nage: 0\ndelay: 10\nttr: 20\ntime-left: 9\n"
-        "file: 0\nreserves: 0\ntimeouts: 0\nreleases: 0\nburies: 0\nkicks: 0\n"
+        f"---\nid: {job_id}\ntube: {in_statistics(server, tube)}\nstate: delayed\npri: 5\nage: 0\ndelay: 10\nttr: 20\n"
+        "time-left: 9\nfile: 0\nreserves: 0\ntimeouts: 0\nreleases: 0\nburies: 0\nkicks: 0\n"
     )
 
 
-def test_the_statistics_of_a_tube(connect, tube):
+def test_the_statistics_of_a_tube(server, connect, tube):
     wire, other = connect(), connect()
     for state in ("ready", "delayed", "buried", "reserved"):
         in_state(wire, state)
@@ -530,9 +556,10 @@ def test_the_statistics_of_a_tube(connect, tube):
     other.send("reserve-job 999999")
     assert other.read() == b"NOT_FOUND"
     assert wire.ask(f"stats-tube {tube}").partition(b"\r\n")[2].decode() == (
-        f"---\nname: {tube}\ncurrent-jobs-urgent: 1\ncurrent-jobs-ready: 2\ncurrent-jobs-reserved: 1\n"
-        "current-jobs-delayed: 1\ncurrent-jobs-buried: 1\ntotal-jobs: 6\ncurrent-using: 2\ncurrent-watching: 2\n"
-        "current-waiting: 0\ncmd-delete: 1\ncmd-pause-tube: 0\npause: 0\npause-time-left: 0\n"
+        f"---\nname: {in_statistics(server, tube)}\ncurrent-jobs-urgent: 1\ncurrent-jobs-ready: 2\n"
+        "current-jobs-reserved: 1\ncurrent-jobs-delayed: 1\ncurrent-jobs-buried: 1\ntotal-jobs: 6\n"
+        "current-using: 2\ncurrent-watching: 2\ncurrent-waiting: 0\n"
+        "cmd-delete: 1\ncmd-pause-tube: 0\npause: 0\npause-time-left: 0\n"
     )
 
 
@@ -564,10 +591,12 @@ def re_number(value: str) -> bool:
     return value.lstrip("-").isdecimal()
 
 
-def test_the_server_tells_what_it_is(wire):
+def test_the_server_tells_what_it_is(server, wire):
     stats = wire.stats()
     assert stats["max-job-size"] == "1000"
     assert stats["draining"] == "false"
-    assert stats["version"].startswith('"1.12')
+    assert stats["version"] == '"{}.{}"'.format(*server.release)
+    for name in ("hostname", "os", "platform"):
+        assert stats[name] == in_statistics(server, stats[name].strip('"'))
     assert int(stats["pid"]) > 0
     assert len(stats) == 51

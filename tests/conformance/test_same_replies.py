@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from servers import START
+from support.beanstalkd import installed_release
 from support.waiting import wait_until
 from wire import Wire
 
@@ -19,6 +20,10 @@ INCOMPARABLE = re.compile(r"(pid|version|rusage.*|uptime|binlog-.*|id|hostname|o
 CLOCKS = re.compile(rb"^(age|time-left|pause-time-left): (\d+)$", re.MULTILINE)
 ID = re.compile(rb"^(INSERTED |RESERVED |FOUND |OK \d+\r\n---\nid: )(\d+)")
 
+# The embedded broker answers as 1.13 does: what earlier ones understand otherwise is left to the tests of each.
+IS_NEWEST = installed_release() >= (1, 13)
+QUOTED = re.compile(rb'^(tube|name): "(.*)"$', re.MULTILINE)
+
 clients = st.integers(0, CLIENTS - 1)
 tubes = st.sampled_from(TUBES)
 jobs = st.integers(0, 9)  # the position in the list of all ids; past its end a job that is not there
@@ -28,7 +33,8 @@ bodies = st.sampled_from([b"", b"x", b"\r\n", b"y" * 50])
 lines = st.sampled_from(
     [
         *("", "nothing", "use", "use ", "use a b", "watch :", "ignore -", "reserve 1", "reserve-with-timeout"),
-        *("reserve-with-timeout x", "reserve-job", "delete", "delete 1 1", "release 1 1", "bury 1", "touch x", "kick"),
+        *(("reserve-with-timeout x", "reserve-with-timeout -1") if IS_NEWEST else ()),
+        *("reserve-job", "delete", "delete 1 1", "release 1 1", "bury 1", "touch x", "kick"),
         *("kick x", "kick -1", "kick 2 x", "kick  1", "kick-job", "peek", "peek 0", "peek-ready 1", "stats x"),
         *("stats-job", "stats-tube", "list-tubesx", "pause-tube a", "pause-tube  a  0", "x" * 300, "put", "put 1 1 1"),
     ]
@@ -55,6 +61,7 @@ class Side:
         if reply.startswith(b"INSERTED"):
             self.ids.append(int(reply.split()[1]))
         reply = ID.sub(lambda found: b"%b#%d" % (found[1][:3], self.ids.index(int(found[2]))), reply)
+        reply = QUOTED.sub(rb"\1: \2", reply)
         reply = CLOCKS.sub(lambda found: b"%b: %d" % (found[1], (int(found[2]) + 5) // 10), reply)
         if reply.startswith(b"OK") and b"\n- " in reply:
             return b"\n".join(sorted(reply.splitlines()))
@@ -143,7 +150,7 @@ class BothServers(RuleBasedStateMachine):
         self.ask(client, "reserve-with-timeout 0")
 
     @precondition(lambda self: self.waiting is None)
-    @rule(client=clients, line=st.sampled_from(["reserve", "reserve-with-timeout 1000", "reserve-with-timeout -1"]))
+    @rule(client=clients, line=st.sampled_from(["reserve", "reserve-with-timeout 1000"]))
     def reserve(self, client, line):
         for side in self.sides:
             side.clients[client].send(line)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -140,6 +142,20 @@ class RealBeanstalkd(Beanstalkd):
     """The real one, whatever the other tests run on."""
 
     is_embedded = False
+
+    @property
+    def release(self) -> tuple[int, int]:
+        return installed_release()
+
+
+@functools.cache
+def installed_release() -> tuple[int, int]:
+    """Return the release of the beanstalkd that is installed, (1, 13) for example; (0, 0) if there is none."""
+    if PROGRAM is None:
+        return 0, 0
+    shown = subprocess.run([PROGRAM, "-v"], capture_output=True, text=True, check=True).stdout
+    major, minor = re.search(r"(\d+)\.(\d+)", shown).groups()
+    return int(major), int(minor)
 
 
 def free_port() -> int:
