@@ -17,17 +17,21 @@ from typing import Literal, TextIO
 from flask import Flask
 from flask.logging import default_handler
 
+from . import journal
 from .current import CurrentJob, job_being_run
 from .loggers import delivery
 from .streams import streams
 
 FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
+JOURNAL_FORMAT = "%(name)s: %(message)s"
 
 LogFormat = Literal["text", "json"]
 
 
 def configure(app: Flask, log_format: LogFormat = "text") -> None:
     """Log to stderr from level INFO, unless the app has configured the root logger: then touch nothing.
+
+    Where systemd has connected stderr with the journal, records go there whole, each with its priority.
 
     What no handler of the app takes goes to stderr in any case, for instance if the only one raises.
 
@@ -42,7 +46,7 @@ def configure(app: Flask, log_format: LogFormat = "text") -> None:
     streams.word = lambda text: f"{formatter.format(_warning(text))}\n"
     if log_format == "json" and (reconfigure := getattr(sys.stderr, "reconfigure", None)):
         reconfigure(encoding="utf-8")  # as JSON is, whatever the locale
-    root.addHandler(_handler(streams.find_stderr(), formatter))
+    root.addHandler(_journal(log_format) if journal.is_stderr() else _handler(streams.find_stderr(), formatter))
     root.setLevel(logging.INFO)
     # An app that logged while it was imported has Flask's own handler by now, and would say everything twice.
     app.logger.removeHandler(default_handler)
@@ -52,6 +56,14 @@ def _handler(stream: TextIO, formatter: logging.Formatter) -> logging.Handler:
     handler = logging.StreamHandler(stream)
     handler.addFilter(JobContext())
     handler.setFormatter(formatter)
+    return handler
+
+
+def _journal(log_format: LogFormat) -> logging.Handler:
+    """Return a handler whose records have no time, level and pid in their text: the journal has these itself."""
+    handler = journal.JournalHandler(streams.open_stderr())
+    handler.addFilter(JobContext())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(JOURNAL_FORMAT))
     return handler
 
 
@@ -109,8 +121,8 @@ _JOB_FIELDS: dict[str, Callable[[CurrentJob], str | int | None]] = {
 class TextFormatter(logging.Formatter):
     """A line for people, which ends with the job that it comes from: ``... hello world [hello job 12 attempt 2]``."""
 
-    def __init__(self) -> None:
-        super().__init__(FORMAT)
+    def __init__(self, line: str = FORMAT) -> None:
+        super().__init__(line)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name; a traceback comes after
         return super().formatMessage(record) + _job_of(record)
