@@ -11,7 +11,7 @@ from .errors import TaskResultError
 from .functions import may_be_async
 
 
-def finish(name: str, function: Callable[..., Any], result: Any, wait_for: Callable[[Awaitable[Any]], Any]) -> Any:
+def finish(name: str, function: Callable[..., Any], result: object, wait_for: Callable[[Awaitable[Any]], Any]) -> Any:
     """Return what a call of ``function`` came to; ``wait_for`` awaits the result of one that is asynchronous.
 
     Raises :exc:`TaskResultError` for a result that has not run: a generator, or an awaitable that is not expected.
