@@ -7,6 +7,7 @@ from flask import Flask
 from support import workload
 from support.beanstalkd import Beanstalkd
 from support.supervised import Command, Supervised
+from support.terminal import Terminal
 
 # What a shell starts in the background ignores it, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,6 +66,13 @@ def command(broker, tmp_path):
     yield start
     for running in started:
         running.end()
+
+
+@pytest.fixture
+def closing_terminal():
+    terminal = Terminal()
+    yield terminal
+    terminal.close()
 
 
 @pytest.fixture

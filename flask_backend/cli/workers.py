@@ -124,13 +124,13 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     """Import the app once, fork workers for each queue, and keep them running.
 
     TERM or INT drains: no new tasks, running ones get the drain timeout, then are given back. A second one, or QUIT,
-    gives back at once. HUP reloads the app, if its new code works. TTIN and TTOU add and remove a worker for each
-    queue; USR1 prints every Python stack.
+    gives back at once. HUP reloads the app, if its new code works; if the terminal of the start is gone, HUP drains.
+    TTIN and TTOU add and remove a worker for each queue; USR1 prints every Python stack.
 
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
     """
-    from flask_backend.supervisor import Descriptors, Handover, Notifier, Options, Supervisor
+    from flask_backend.supervisor import Descriptors, Handover, Notifier, Options, Supervisor, Terminal
     from flask_backend.worker import Limits
 
     if is_only_to_check():
@@ -142,6 +142,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     handover = Handover.take()
     signals = StopSignalsWhileLoading(may_exit=handover is None)
     notifier = Notifier(handover.notify_address if handover else None)
+    terminal = Terminal.find(was_there=handover.had_terminal if handover else None)
     # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
     # unshare the pages of every worker.
     gc.disable()
@@ -162,6 +163,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
         max_memory_bytes=share_of_memory(pools) if max_memory == "auto" else max_memory,
         max_memory_hard_bytes=max_memory_hard,
         descriptors=descriptors,
+        terminal=terminal,
     )
     limits = Limits(drain_timeout, time_limit, kill_grace, max_tasks, prefetch)
     try:

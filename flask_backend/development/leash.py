@@ -19,6 +19,7 @@ def main() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # dev reloads with it, though nohup may have it ignored
     if os.getppid() == int(parent):  # otherwise it died before we asked to be told
         os.execv(program, [program, *arguments])  # noqa: S606  # no shell is wanted
 

@@ -58,7 +58,7 @@ class Development:
         self._wakeup_r, self._wakeup_w = os.pipe()
 
     def run(self) -> None:
-        """Run until INT, TERM or HUP, which stop all in order; a second one, or QUIT, kills."""
+        """Run until INT, TERM or HUP, which stop all in order; a second INT or TERM, or QUIT, kills."""
         self._listen_to_signals()
         self._inquiry.ask()
         try:
@@ -86,7 +86,8 @@ class Development:
         self._selector.register(self._wakeup_r, EVENT_READ, lambda: None)
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
         for number in _SIGNALS:
-            signal.signal(number, _leave_it_to_the_loop)
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, _leave_it_to_the_loop)
 
     def _wait(self) -> list[signal.Signals]:
         """Wait until something has come, listen to the programs, and return the signals."""
@@ -102,6 +103,8 @@ class Development:
     def _handle(self, number: signal.Signals) -> None:
         if number is signal.SIGCHLD:
             return  # every turn reaps
+        if number is signal.SIGHUP and self._is_stopping:
+            return  # a terminal that closes sends it twice: the kernel does, and the shell
         if number is signal.SIGQUIT or self._is_stopping:
             self._say("killing all")
             self._is_stopping = True

@@ -11,6 +11,7 @@ from .plan import Pool
 from .process import ChildContext
 from .reload import Handover, HandoverError, is_check
 from .settling import SETTLED, SETTLED_FOR_GOOD
+from .terminal import Terminal
 
 __all__ = [
     "SETTLED",
@@ -24,6 +25,7 @@ __all__ = [
     "Options",
     "Pool",
     "Supervisor",
+    "Terminal",
     "TooFewDescriptorsError",
     "Work",
     "is_check",

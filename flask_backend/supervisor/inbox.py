@@ -16,6 +16,7 @@ from enum import IntEnum
 from types import FrameType
 
 from .loans import Loans
+from .terminal import Terminal
 
 SIGNALS = (
     signal.SIGTERM,
@@ -47,8 +48,9 @@ class Report:
 class Inbox:
     """Open it before the first fork; each child must :meth:`close_in_child`."""
 
-    def __init__(self, loans: Loans) -> None:
+    def __init__(self, loans: Loans, terminal: Terminal) -> None:
         self._loans = loans
+        self._terminal = terminal
         self._wakeup_r, self._wakeup_w = os.pipe()
         self._report_r, self._report_w = os.pipe()
         for fd in (self._wakeup_r, self._wakeup_w, self._report_r):
@@ -62,6 +64,7 @@ class Inbox:
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, _leave_it_to_the_loop)
+        self._ignore_hangup_as_before()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Python's own default, but the app's import may have changed it
 
     def wait(self, timeout_s: float | None) -> list[signal.Signals | Report]:
@@ -89,8 +92,13 @@ class Inbox:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        self._ignore_hangup_as_before()
         for fd in (self._wakeup_r, self._wakeup_w, self._report_r):
             os.close(fd)
+
+    def _ignore_hangup_as_before(self) -> None:
+        if self._terminal.ignores_hangup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _leave_it_to_the_loop(_number: int, _frame: FrameType | None) -> None:

@@ -32,6 +32,7 @@ from .restart import ExitKind
 from .scoreboard import Scoreboard
 from .settling import Settle, Settling
 from .states import SUPERVISOR_TRANSITIONS, ChildEvent, ChildState, SupervisorEvent, SupervisorState, next_state
+from .terminal import Terminal
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -62,6 +63,7 @@ class Options:
     max_memory_bytes: int | None = None  # a child with more private memory is recycled
     max_memory_hard_bytes: int | None = None  # and one with more than this is killed
     descriptors: Descriptors = field(default_factory=Descriptors.count)  # what is open, and the limit of children
+    terminal: Terminal = field(default_factory=Terminal.find)
 
 
 class Supervisor:
@@ -77,7 +79,7 @@ class Supervisor:
         self._state = SupervisorState.STARTING
         self._drain_deadline = math.inf
         self._exit_code = ExitCode.OK
-        descriptors = options.descriptors
+        descriptors, self._terminal = options.descriptors, options.terminal
         self._plan = Plan(pools, descriptors.most_children)
         self._pools: defaultdict[str, PoolRecord] = defaultdict(PoolRecord)
         self._not_before: dict[Slot, float] = {}  # slots whose next child has to wait
@@ -85,13 +87,13 @@ class Supervisor:
         # Twice: the old and the new child of each slot.
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._loans = Loans()
-        self._inbox = Inbox(self._loans)
+        self._inbox = Inbox(self._loans, self._terminal)
         self._links = process.Links(self._inbox, process.Lifeline(), self._loans, notifier, descriptors)
         self._settling = Settling(work.settle, self._links)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
         self._enforcement = Enforcement(self._children, deadlines, memory, self._kill)
-        self._reload = Reload(self._children, self._scoreboard, self._links, notifier, options.boot_timeout_s)
+        self._reload = Reload(self._children, self._scoreboard, self._links, options.terminal, options.boot_timeout_s)
         if handover:
             self._reload.adopt(handover)
 
@@ -146,7 +148,7 @@ class Supervisor:
                 dump_stacks()
                 for child in self._children:
                     process.dump_stacks_of(child.pid)
-            case signal.SIGHUP if not self._is_draining:
+            case signal.SIGHUP if not self._is_draining and not self._drain_if_terminal_is_gone():
                 self._reload.start_check()
             case _:
                 pass  # SIGCHLD: every turn reaps
@@ -178,6 +180,11 @@ class Supervisor:
             if not child.was_told_to_end:
                 self._drain(child)
 
+    def _drain_if_terminal_is_gone(self) -> bool:
+        if is_gone := self._terminal.is_gone():
+            self._drain_all("the terminal is gone")
+        return is_gone
+
     def _kill_all(self, reason: str) -> None:
         for child in self._children:
             if child.state is not ChildState.KILLED:
@@ -206,7 +213,9 @@ class Supervisor:
                 self._handle_exit(child, exit_)
                 self._loans.close(exit_.pid)
             elif self._reload.is_checked_by(exit_.pid):
-                if self._reload.end_check(exit_):
+                has_passed = self._reload.end_check(exit_)
+                # The HUP that asked for the check may have come a moment before the end of the terminal.
+                if not self._drain_if_terminal_is_gone() and has_passed:
                     self._go_on_as_new_code()
             elif exit_.pid in self._settling and (pool := self._settling.end(exit_)):
                 self._pools[pool].settled_after_death += 1

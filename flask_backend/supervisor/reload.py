@@ -21,10 +21,10 @@ from flask_backend.loggers import get_logger
 from . import process
 from .children import Child, Children
 from .descriptors import TooFewDescriptorsError
-from .notify import Notifier
 from .plan import Slot
 from .scoreboard import LabelStats, Place, Row, Scoreboard, Totals, map_words, nameless_file
 from .states import ChildState
+from .terminal import Terminal
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -55,13 +55,15 @@ class OldChild:
 class Handover:
     """What one image of the supervisor leaves to the next.
 
-    ``lifelines`` are the ends that are never written to; ``soft_limit`` is the one of descriptors that children get.
+    ``lifelines`` are the ends that are never written to; ``soft_limit`` is the one of descriptors that children get;
+    ``had_terminal`` is about the start of the first image.
     """
 
     children: list[OldChild]
     lifelines: list[int]
     notify_address: str
     soft_limit: int
+    had_terminal: bool
     past: dict[str, Totals]
 
     def descriptors(self) -> set[int]:
@@ -82,6 +84,7 @@ class Handover:
             lifelines=left["lifelines"],
             notify_address=left["notify_address"],
             soft_limit=left["soft_limit"],
+            had_terminal=left["had_terminal"],
             past={
                 pool: {
                     label: LabelStats(stats["done"], stats["failed"], tuple(stats["buckets"]))
@@ -108,14 +111,15 @@ class Reload:
     """The way to the next image of this process, and what is left of the one before."""
 
     def __init__(
-        self, children: Children, scoreboard: Scoreboard, links: process.Links, notifier: Notifier, timeout_s: float
+        self, children: Children, scoreboard: Scoreboard, links: process.Links, terminal: Terminal, timeout_s: float
     ) -> None:
         """Prepare for reloads; the check of each may take ``timeout_s`` seconds."""
         self.failure = ""  # why the last reload did not come about
         self._children = children
         self._scoreboard = scoreboard
         self._links = links
-        self._notifier = notifier
+        self._notifier = links.notifier
+        self._terminal = terminal
         self._timeout_s = timeout_s
         self._checker: _Checker | None = None
         self._is_asked_again = False  # while a check is under way
@@ -223,8 +227,14 @@ class Reload:
             for child in self._children
         ]
         past = self._scoreboard.past(alive=[child.row for child in self._children])
-        soft_limit = self._links.descriptors.soft
-        return Handover(children, self._links.lifeline.write_ends, self._notifier.path, soft_limit, past)
+        return Handover(
+            children=children,
+            lifelines=self._links.lifeline.write_ends,
+            notify_address=self._notifier.path,
+            soft_limit=self._links.descriptors.soft,
+            had_terminal=self._terminal.was_there,
+            past=past,
+        )
 
     def adopt(self, handover: Handover) -> None:
         """Go on with the children of the image before."""

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
@@ -51,6 +52,11 @@ def sleeping(seconds):
     return "soon"
 """
 
+WAIT = """Path("begun").touch()
+    while not Path("gate").exists():
+        time.sleep(0.01)
+    Path("done").touch()"""
+
 
 class Dev:
     """A folder with an app, and `dev` at work in it."""
@@ -66,9 +72,9 @@ class Dev:
     def write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
 
-    def start(self, *args: str, **env: str) -> Dev:
+    def start(self, *args: str, under: Sequence[str] = (), **env: str) -> Dev:
         uri = {"BACKEND_CONNECTION_URI": f"btq://127.0.0.1:{self.port}"}
-        command = (BIN / "flask-backend", "dev", "--port", "0", *args)
+        command = (*under, BIN / "flask-backend", "dev", "--port", "0", *args)
         self.program = Program(*command, log=self.log, cwd=self.folder, env=uri | env)
         return self
 
@@ -210,6 +216,38 @@ def test_ctrl_c_lets_tasks_finish_and_a_second_one_does_not(dev):
     dev.send(signal.SIGINT)
     dev.wait_for("workers .* SIGTERM: stopping")
     dev.send(signal.SIGINT)
+    dev.assert_clean_exit(0)
+
+
+@pytest.mark.parametrize("streams", ["", "012"], ids=["output-in-a-file", "output-at-the-terminal"])
+def test_tasks_finish_when_the_terminal_closes(dev, broker, closing_terminal, streams):
+    gate, done = dev.folder / "gate", dev.folder / "done"
+    dev.write("app.py", APP.replace("time.sleep(seconds)", WAIT))
+    dev.start("--no-web", under=closing_terminal.start(streams=streams), BACKEND_CONNECTION_URI=broker.uri)
+    call = [BIN / "flask-backend", "call", "--yes", "sleep", "[0]"]
+    environment = os.environ | {"BACKEND_CONNECTION_URI": broker.uri}
+    wait_until(lambda: broker.waiting(QUEUE) == 1, "the worker waits")
+    dev.note_family()
+    assert Popen(call, cwd=dev.folder, env=environment).wait() == 0
+    wait_until((dev.folder / "begun").exists, "the task runs")
+    closing_terminal.close()
+    dev.send(signal.SIGHUP)  # as the shell does, after the kernel
+    wait_until(lambda: broker.waiting(QUEUE) == 0, "the worker waits no more")
+    gate.touch()
+    assert dev.program.process.wait(20) == 0
+    assert done.exists()
+    for process in dev.family:
+        wait_until(lambda process=process: not is_alive(process), f"{process} is gone")
+
+
+def test_nohup_keeps_it_from_the_end_of_its_terminal_and_its_workers_reload(dev, closing_terminal):
+    dev.start("--no-web", under=[*closing_terminal.start(), "nohup"]).wait_ready()
+    closing_terminal.close()
+    dev.send(signal.SIGHUP)
+    dev.write("words.py", "GREETING = 'welcome'\n")
+    dev.wait_ready(2)
+    assert "SIGHUP" not in dev.output
+    dev.send(signal.SIGTERM)
     dev.assert_clean_exit(0)
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +24,8 @@ APP = Path(__file__).with_name("workload.py")
 class Command:
     """A command of ours in a process of its own, its output in a file, its tasks' words in a ledger.
 
-    ``redirection`` is a shell's, for instance ``2>&-``, and ``output`` a descriptor in place of the file.
+    ``redirection`` is a shell's, for instance ``2>&-``, and ``output`` a descriptor in place of the file. ``under`` is
+    a command that takes ours as its arguments.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Command:
         app: str = str(APP),
         redirection: str = "",
         output: int | None = None,
+        under: Sequence[str] = (),
         **env: str,
     ) -> None:
         self.broker = broker
@@ -51,7 +54,11 @@ class Command:
             there = log if output is None else output
             shell = ["sh", "-c", f'exec "$@" {redirection}', "sh"] if redirection else []
             self.process = subprocess.Popen(
-                [*shell, *COMMAND, "--app", app, *args], stdout=there, stderr=there, env=self.environment, cwd=tmp_path
+                [*under, *shell, *COMMAND, "--app", app, *args],
+                stdout=there,
+                stderr=there,
+                env=self.environment,
+                cwd=tmp_path,
             )
         self.pid = self.process.pid
 
