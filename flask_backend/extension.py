@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -173,8 +174,9 @@ class Backend:
                     f"{name!r}: use another queue for one of them"
                 )
             if name in handlers.tasks:
+                why = _why_again(handlers.tasks[name].function, function)
                 raise RegistrationError(
-                    f"queue {queue!r} already has a task {name!r}: give one of them another name "
+                    f"queue {queue!r} already has a task {name!r}: {why}give one of them another name "
                     f"with @backend.task({queue!r}, endpoint=...)"
                 )
             handlers.tasks[name] = Handler(name, function, time_limit, retry, defaults)
@@ -326,6 +328,25 @@ class Backend:
                 return SyncProducer(settings, self, app)
             case _:
                 return Producer(settings)
+
+
+def _why_again(old: Callable[..., Any], new: Callable[..., Any]) -> str:
+    """Return what has happened, and what to do, where the same lines of code have registered a task again."""
+    first, second = (getattr(inspect.unwrap(each), "__code__", None) for each in (old, new))
+    if first is None or second is None:
+        return ""
+    if (first.co_filename, first.co_firstlineno) != (second.co_filename, second.co_firstlineno):
+        return ""
+    modules = old.__module__, new.__module__
+    if modules[0] != modules[1]:
+        return (
+            f"one file was imported under two names, {modules[0]} and {modules[1]}: import it by one name "
+            "everywhere; if these are two tasks, "
+        )
+    return (
+        f"the same lines of {modules[0]} ran twice. If a factory has them, move the task out of it, to the top of a "
+        "module; a module with tasks cannot be reloaded: restart the process; if these are two tasks, "
+    )
 
 
 def _encode_message(queue: str, message: Any) -> bytes:

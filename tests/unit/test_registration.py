@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import sys
 
 import pytest
 from flask import Flask
@@ -333,3 +335,35 @@ class TestReceiversAndHooks:
 
             @backend.before_first_task(QUEUE)
             def connect(app): ...
+
+
+class TestTwice:
+    """The same lines that register a task again: the error names what has happened."""
+
+    def test_a_factory_that_is_called_twice(self, backend):
+        def create_app():
+            @backend.task(QUEUE)
+            @with_session
+            def confirm(session, number): ...
+
+        create_app()
+        with pytest.raises(RegistrationError, match=r"task 'confirm': the same lines .* ran twice.*factory"):
+            create_app()
+
+    def test_a_module_that_is_reloaded_or_has_two_names(self, backend, tmp_path, monkeypatch):
+        (tmp_path / "pack").mkdir()
+        (tmp_path / "pack" / "twice.py").write_text("import sys\n@sys.backend.task('q')\ndef f(): ...\n")
+        monkeypatch.setattr(sys, "backend", backend, raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path / "pack")
+        module = importlib.import_module("twice")
+        with pytest.raises(RegistrationError, match=r"one file was imported under two names, twice and pack\.twice:"):
+            importlib.import_module("pack.twice")
+        with pytest.raises(RegistrationError, match=r"a module with tasks cannot be reloaded: restart the process"):
+            importlib.reload(module)
+        del sys.modules["twice"]
+
+    def test_another_task_of_that_name_is_only_asked_for_another_name(self, backend):
+        backend.task(QUEUE, "f")(lambda: None)
+        with pytest.raises(RegistrationError, match=r"already has a task 'f': give one of them another name"):
+            backend.task(QUEUE, "f")(print)
