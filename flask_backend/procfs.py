@@ -61,7 +61,7 @@ def read_stat(pid: int, proc: Path = PROC) -> Stat | None:
 
 
 def read_memory(pid: int, proc: Path = PROC) -> Memory | None:
-    """Return what a process has in memory; None if it is dead, or another user's."""
+    """Return what a process has in memory; None if it is dead, or this user may not read it."""
     try:
         text = _read(proc, pid, "smaps_rollup")
     except OSError:
@@ -77,16 +77,15 @@ def read_memory(pid: int, proc: Path = PROC) -> Memory | None:
     )
 
 
-def titles_of(user: int, proc: Path = PROC) -> Iterator[tuple[int, str]]:
-    """All living processes of a user, each with its title: what `ps` shows, the command line if it has set none."""
+def titles(proc: Path = PROC) -> Iterator[tuple[int, str]]:
+    """All living processes, each with its title: what `ps` shows, the command line if it has set none."""
     for folder in proc.iterdir():
         if not folder.name.isdecimal():
             continue
         try:
-            is_theirs = folder.stat().st_uid == user
-            text = _read(proc, int(folder.name), "cmdline") if is_theirs else b""
+            text = _read(proc, int(folder.name), "cmdline")
         except OSError:
-            continue  # it has just ended
+            continue  # it has just ended, or is hidden from this user
         if text:
             yield int(folder.name), text.replace(b"\0", b" ").decode(errors="replace").rstrip()
 

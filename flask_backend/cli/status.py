@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from flask_backend.procfs import PROC_IS_THERE, Memory, read_memory, read_stat, titles_of, uptime_s
+from flask_backend.procfs import PROC_IS_THERE, Memory, read_memory, read_stat, titles, uptime_s
 from flask_backend.titles import WorkerTitle, is_master, read_worker
 
+from .bodies import printable
 from .output import Column, count_of, echo_json, echo_table, json_option, show_seconds
 
 
@@ -21,7 +21,8 @@ class _Process:
     parent: int
     title: str
     up_s: float
-    memory: Memory
+    rss_bytes: int
+    memory: Memory | None  # None if this user may not read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +41,22 @@ class _Supervisor:
         return sorted({worker.told.queue for worker in self.workers})
 
     @property
-    def private_bytes(self) -> int:
-        """The sum of what each of its processes has alone."""
-        return sum(memory.private_bytes for memory in self._memories)
+    def private_bytes(self) -> int | None:
+        """The sum of what each of its processes has alone; None if one of them cannot be read."""
+        memories = self._memories
+        return sum(memory.private_bytes for memory in memories) if memories else None
 
     @property
-    def pss_bytes(self) -> int:
-        return sum(memory.pss_bytes for memory in self._memories)
+    def pss_bytes(self) -> int | None:
+        memories = self._memories
+        return sum(memory.pss_bytes for memory in memories) if memories else None
 
     @property
     def _memories(self) -> list[Memory]:
-        return [self.process.memory, *(worker.process.memory for worker in self.workers)]
+        """Return the memory of all its processes; an empty list if one of them cannot be read."""
+        processes = [self.process, *(worker.process for worker in self.workers)]
+        memories = [process.memory for process in processes if process.memory]
+        return memories if len(memories) == len(processes) else []
 
 
 @click.command()
@@ -58,7 +64,8 @@ class _Supervisor:
 def status(*, as_json: bool) -> None:
     """Show the supervisors here, their workers and memory.
 
-    Those of this user, on this machine; it needs neither the app nor the broker. Private is what a process has alone
+    Those of all users on this machine; it needs neither the app nor the broker. What this user may not read is left
+    blank; root may read all. Private is what a process has alone
     (USS); shared is what others use too, of a worker mostly what the app had in memory when it was forked. PSS is the
     private memory and a share of the rest, so that the PSS of all is what they take together.
 
@@ -68,7 +75,7 @@ def status(*, as_json: bool) -> None:
         raise click.ClickException("status reads /proc, which only Linux has")
     supervisors = _find()
     if not supervisors:
-        raise click.ClickException("no supervisor of this user runs here: start one with `flask-backend supervise`")
+        raise click.ClickException("no supervisor runs here: start one with `flask-backend supervise`")
     if as_json:
         echo_json([_as_dict(supervisor) for supervisor in supervisors])
         return
@@ -79,15 +86,26 @@ def status(*, as_json: bool) -> None:
 
 
 def _find() -> list[_Supervisor]:
-    now = uptime_s()
-    processes = [
-        _look_at(pid, title, now) for pid, title in titles_of(os.getuid()) if title.startswith("flask-backend:")
-    ]
+    now, all_titles = uptime_s(), dict(titles())
+    processes = [_look_at(pid, title, now) for pid, title in all_titles.items() if title.startswith("flask-backend:")]
     found = {process.pid: process for process in processes if process}
-    masters = [process for process in found.values() if is_master(process.title)]
+    masters = {process.pid: process for process in found.values() if is_master(process.title)}
     # A child that was forked a moment ago still has its parent's title.
-    masters = [master for master in masters if master.parent not in {other.pid for other in masters}]
-    return [_Supervisor(master, _workers_of(master, found.values())) for master in masters]
+    masters = {pid: master for pid, master in masters.items() if master.parent not in masters}
+    parents = {process.parent for process in found.values() if read_worker(process.title)}
+    for pid in parents - set(masters):
+        title = all_titles.get(pid, "")
+        if _is_reloading(title) and (master := _look_at(pid, title, now)):
+            masters[pid] = master
+    return [_Supervisor(master, _workers_of(master, found.values())) for _, master in sorted(masters.items())]
+
+
+def _is_reloading(title: str) -> bool:
+    """Whether the parent of a worker is a supervisor without its title: one that has executed its command for a reload.
+
+    At the moment of that a process has no command line at all.
+    """
+    return not title or "supervise" in title.split()[1:]
 
 
 def _workers_of(master: _Process, processes: Iterable[_Process]) -> list[_Worker]:
@@ -98,8 +116,11 @@ def _workers_of(master: _Process, processes: Iterable[_Process]) -> list[_Worker
 
 def _look_at(pid: int, title: str, now: float) -> _Process | None:
     """Return what can be known of a process; None if it has ended meanwhile."""
-    stat, memory = read_stat(pid), read_memory(pid)
-    return _Process(pid, stat.parent, title, now - stat.started, memory) if stat and memory else None
+    memory, stat = read_memory(pid), read_stat(pid)
+    if stat is None:
+        return None
+    rss_bytes = memory.rss_bytes if memory else stat.rss_bytes
+    return _Process(pid, stat.parent, printable(title), now - stat.started, rss_bytes, memory)
 
 
 def _as_dict(supervisor: _Supervisor) -> dict[str, Any]:
@@ -116,11 +137,14 @@ def _as_dict(supervisor: _Supervisor) -> dict[str, Any]:
 
 
 def _process_as_dict(process: _Process) -> dict[str, Any]:
+    memory = process.memory
     return {
         "pid": process.pid,
         "up_s": round(process.up_s, 1),
-        **asdict(process.memory),
-        "shared_bytes": process.memory.shared_bytes,
+        "rss_bytes": process.rss_bytes,
+        "private_bytes": memory.private_bytes if memory else None,
+        "pss_bytes": memory.pss_bytes if memory else None,
+        "shared_bytes": memory.shared_bytes if memory else None,
     }
 
 
@@ -132,20 +156,21 @@ def _echo(supervisor: _Supervisor) -> None:
     )
     columns = [Column("pid", is_number=True), Column("queue", least=12), Column("does", least=12)]
     columns += [Column(title, is_number=True) for title in ("up", "RSS", "private", "shared", "PSS")]
-    rows = [[str(master.pid), "", "supervises", show_seconds(master.up_s), *_show_memory(master.memory)]]
+    does = "supervises" if is_master(master.title) else "reloads"
+    rows = [[str(master.pid), "", does, show_seconds(master.up_s), *_show_memory(master)]]
     for worker in supervisor.workers:
         of = worker.process
-        row = [str(of.pid), worker.told.queue, worker.told.activity, show_seconds(of.up_s), *_show_memory(of.memory)]
+        row = [str(of.pid), worker.told.queue, worker.told.activity, show_seconds(of.up_s), *_show_memory(of)]
         rows.append(row)
     rows.append(["", "", "all", "", "", _show_size(supervisor.private_bytes), "", _show_size(supervisor.pss_bytes)])
     echo_table(columns, rows)
 
 
-def _show_memory(memory: Memory) -> list[str]:
-    return [
-        _show_size(size) for size in (memory.rss_bytes, memory.private_bytes, memory.shared_bytes, memory.pss_bytes)
-    ]
+def _show_memory(process: _Process) -> list[str]:
+    memory = process.memory
+    sizes = (memory.private_bytes, memory.shared_bytes, memory.pss_bytes) if memory else (None, None, None)
+    return [_show_size(size) for size in (process.rss_bytes, *sizes)]
 
 
-def _show_size(size: int) -> str:
-    return f"{size / (1 << 20):.1f}M"
+def _show_size(size: int | None) -> str:
+    return "" if size is None else f"{size / (1 << 20):.1f}M"

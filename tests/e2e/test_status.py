@@ -16,7 +16,7 @@ from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
 
 from flask_backend.cli import main, status
-from flask_backend.procfs import PROC_IS_THERE
+from flask_backend.procfs import PROC_IS_THERE, read_memory
 
 pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
 
@@ -77,28 +77,84 @@ def test_status_is_a_table_for_people(supervise):
     assert re.fullmatch(r" +all( +[\d.]+M){2}", total)
 
 
+def test_a_process_that_may_not_be_read_leaves_blanks_and_the_others_are_shown(supervise, monkeypatch):
+    """As for a unit of another user, or in a container without the capability to read others' memory."""
+    supervised = supervise(workers=2)
+    supervised.wait_ready()
+    hidden, open_ = sorted(supervised.workers())
+    monkeypatch.setattr(status, "read_memory", lambda pid: None if pid == hidden else read_memory(pid))
+    told = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)
+    told = next(found for found in told if found["pid"] == supervised.pid)
+    workers = {worker["pid"]: worker for worker in told["workers"]}
+    assert [workers[hidden][f"{size}_bytes"] for size in ("private", "shared", "pss")] == [None, None, None]
+    assert workers[hidden]["rss_bytes"] > 10 << 20
+    assert workers[open_]["private_bytes"] > 0
+    assert (told["total_private_bytes"], told["total_pss_bytes"]) == (None, None)
+    lines = CliRunner().invoke(main, ["status"]).stdout.splitlines()
+    assert any(re.fullmatch(rf" *{hidden} +{QUEUE} +idle +\d+s +[\d.]+M *", line) for line in lines)
+    assert any(re.fullmatch(rf" *{open_} +{QUEUE} +idle +\d+s( +[\d.]+M){{4}}", line) for line in lines)
+
+
+def test_supervisors_of_other_users_are_shown(supervise, monkeypatch):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    assert str(supervised.pid) in CliRunner().invoke(main, ["status"]).stdout
+
+
+def test_a_supervisor_is_shown_while_a_reload_imports_the_app(supervise, tmp_path):
+    """It executes its command anew, and has no title of its own until the app is there."""
+    slow = tmp_path / "slow"
+    supervised = supervise(workers=2, SLOW_VERSION=str(slow))
+    supervised.wait_ready()
+    workers = set(supervised.workers())
+    slow.touch()
+    supervised.send(signal.SIGHUP)
+    wait_until((tmp_path / "slow.2").exists, "the new image imports the app")
+    told = find(supervised.pid)
+    assert {worker["pid"] for worker in told["workers"]} == workers
+    assert re.search(rf" *{supervised.pid} +reloads +", run().stdout)
+    slow.unlink()
+    wait_until(lambda: re.search(rf" *{supervised.pid} +supervises +", run().stdout), "the reload is done")
+
+
+@pytest.mark.parametrize("parent", ["bash", "/bin/sh -c flask-backend worker q", "supervise q", "python app.py"])
+def test_the_parent_of_a_lone_worker_is_no_supervisor(monkeypatch, parent):
+    pairs = [(os.getppid(), parent), (os.getpid(), "flask-backend: worker q [idle]")]
+    monkeypatch.setattr(status, "titles", lambda: iter(pairs))
+    assert CliRunner().invoke(main, ["status"]).exit_code == 1
+
+
+def test_a_title_of_another_user_cannot_write_to_the_terminal(monkeypatch):
+    pairs = [
+        (os.getppid(), "flask-backend: master [1 queue, 1 worker]"),
+        (os.getpid(), "flask-backend: worker q [\x1b[2J]"),
+    ]
+    monkeypatch.setattr(status, "titles", lambda: iter(pairs))
+    assert "q" in (shown := CliRunner().invoke(main, ["status"]).stdout)
+    assert "\x1b" not in shown
+
+
 def test_a_child_that_still_has_its_parents_title_is_no_supervisor(monkeypatch):
     """What is shown in the moment after a fork."""
     master = "flask-backend: master [1 queue, 1 worker]"
-    monkeypatch.setattr(status, "titles_of", lambda _user: iter([(os.getppid(), master), (os.getpid(), master)]))
+    monkeypatch.setattr(status, "titles", lambda: iter([(os.getppid(), master), (os.getpid(), master)]))
     result = CliRunner().invoke(main, ["status", "--json"])
     assert [found["pid"] for found in json.loads(result.stdout)] == [os.getppid()]
 
 
 def test_status_says_so_if_no_supervisor_runs(monkeypatch):
-    monkeypatch.setattr(status, "titles_of", lambda _user: iter([(os.getpid(), "python app.py")]))
+    monkeypatch.setattr(status, "titles", lambda: iter([(os.getpid(), "python app.py")]))
     result = CliRunner().invoke(main, ["status"])
     assert result.exit_code == 1
-    assert result.stderr == ("Error: no supervisor of this user runs here: start one with `flask-backend supervise`\n")
+    assert result.stderr == ("Error: no supervisor runs here: start one with `flask-backend supervise`\n")
     assert not result.stdout
 
 
 def test_a_supervisor_that_ends_meanwhile_is_not_shown(monkeypatch):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    monkeypatch.setattr(
-        status, "titles_of", lambda _user: iter([(gone.pid, "flask-backend: master [1 queue, 1 worker]")])
-    )
+    monkeypatch.setattr(status, "titles", lambda: iter([(gone.pid, "flask-backend: master [1 queue, 1 worker]")]))
     assert CliRunner().invoke(main, ["status"]).exit_code == 1
 
 

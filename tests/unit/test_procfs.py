@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from flask_backend.procfs import PAGE_BYTES, PROC_IS_THERE, read_memory, read_stat, titles_of, uptime_s
+from flask_backend.procfs import PAGE_BYTES, PROC_IS_THERE, read_memory, read_stat, titles, uptime_s
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ROLLUP = """\
@@ -49,15 +49,13 @@ def test_of_a_process_that_is_gone_there_is_nothing_to_read(proc):
     assert read_memory(8, proc) is None
 
 
-def test_titles_are_those_of_the_users_processes_that_have_one(proc):
+def test_titles_are_those_of_the_processes_that_have_one(proc):
     (proc / "8").mkdir()
     (proc / "8" / "cmdline").write_bytes(b"")  # of the kernel
     (proc / "9").mkdir()  # gone meanwhile
     (proc / "10").mkdir()
     (proc / "10" / "cmdline").write_bytes(b"python\0-m\0flask_backend\0")
-    titles = dict(titles_of(os.getuid(), proc))
-    assert titles == {7: "flask-backend: worker q [idle]", 10: "python -m flask_backend"}
-    assert not list(titles_of(os.getuid() + 1, proc))
+    assert dict(titles(proc)) == {7: "flask-backend: worker q [idle]", 10: "python -m flask_backend"}
 
 
 def test_uptime_is_in_seconds(proc):
@@ -71,7 +69,7 @@ def test_the_real_ones_agree_with_each_other():
     assert 0 < memory.private_bytes < memory.rss_bytes
     assert memory.private_bytes <= memory.pss_bytes <= memory.rss_bytes
     assert 0 < stat.started < uptime_s()
-    assert os.getpid() in dict(titles_of(os.getuid()))
+    assert os.getpid() in dict(titles())
 
 
 @pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
