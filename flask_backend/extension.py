@@ -17,6 +17,7 @@ from .config import Settings, StandIn
 from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .functions import check_fits, check_function, name_of, shown_name
 from .job import Batch, BulkError, Job, Jobs, batch_uid
+from .launch import launched
 from .message import encode_json, new_uid, show_value
 from .names import check_queue_name, check_worked_queue_name
 from .options import DEFAULTS, Options
@@ -24,6 +25,8 @@ from .producer import Producer
 from .retry import Retry
 from .seconds import Delay
 from .task import Task
+
+launched()  # with Flask-Script the app, which may change the folder, is imported before any command of ours
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

@@ -13,8 +13,12 @@ import click
 
 from flask_backend.errors import BackendError
 from flask_backend.exits import ExitCode
+from flask_backend.launch import launched
 from flask_backend.loggers import delivery
 from flask_backend.streams import streams
+
+# Before any .env is read, and before an app can change the folder or the environment.
+launched()
 
 # The module of each command.
 MODULES = {

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flask_backend.exits import ExitCode
+from flask_backend.launch import executed_file, launched
 from flask_backend.loggers import get_logger
 
 from . import process
@@ -121,6 +121,8 @@ class Reload:
         self._notifier = links.notifier
         self._terminal = terminal
         self._timeout_s = timeout_s
+        self._launch = launched()
+        self._command = self._launch.command(executed_file())
         self._checker: _Checker | None = None
         self._is_asked_again = False  # while a check is under way
         self._old_files: set[int] = set()  # the scoreboards of old children
@@ -188,7 +190,7 @@ class Reload:
             self._notifier.send("READY=1")
 
     def _program(self, variables: dict[str, str]) -> process.Program:
-        return process.Program([sys.executable, *sys.orig_argv[1:]], os.environ | variables, folder=None)
+        return process.Program(self._command, {**self._launch.environment, **variables}, self._launch.folder)
 
     def _execute_again(self, handover: Handover) -> None:
         """Replace this image by a new one of the same command; return only by an :exc:`OSError`, if refused.

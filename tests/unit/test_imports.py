@@ -13,8 +13,20 @@ PACKAGE = Path(flask_backend.__file__).parent
 # layer and from those before it.
 LAYERS = [
     {"errors", "exits", "machine", "names", "titles", "seconds", "decisions", "retry", "config", "options", "ending"}
-    | {"bulk", "event_loop", "functions", "loggers", "message", "notes", "procfs", "results", "stacks", "streams"}
-    | {"journal"},
+    | {
+        "bulk",
+        "event_loop",
+        "functions",
+        "journal",
+        "launch",
+        "loggers",
+        "message",
+        "notes",
+        "procfs",
+        "results",
+        "stacks",
+        "streams",
+    },
     {"wire", "broker", "embedded", "producer", "console", "failures"},
     {"job", "task", "extension", "memory", "sync", "current", "execution"},
     {"fitting", "host", "keeper", "postmortem", "settlement", "signal_guard", "stopping", "supervisor"} | {"worker"},
