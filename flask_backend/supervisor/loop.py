@@ -238,16 +238,15 @@ class Supervisor:
         if death.activity and child.gave_back(exit_.signal):
             logger.warning("%s: it was draining, and its job goes back", death, extra=death.as_dict())
         child.apply(ChildEvent.EXIT)
-        if death.activity and was_given_back:
-            if self._is_draining:
-                self._exit_code = self._exit_code or ExitCode.GAVE_BACK
-        elif death.activity:
-            self._settling.start(death, death.activity, child.row)
+        if death.activity and was_given_back and self._is_draining:
+            self._exit_code = self._exit_code or ExitCode.GAVE_BACK
         if not child.is_old and not self._is_draining:
             self._fill_again(child.slot, death, now)
         elif death.kind is not ExitKind.PLANNED and (child.is_old or not was_given_back):
             # Nothing replaces a child of before a reload: its successors are there, or on their way.
             logger.error("%s%s", death, "; it had the old code" if child.is_old else "", extra=death.as_dict())
+        if death.activity and not was_given_back:  # last: the death is in the log before what became of its job
+            self._settling.start(death, death.activity, child.row)
 
     def _fill_again(self, slot: Slot, death: Death, now: float) -> None:
         """Decide when a slot whose child died gets its next one; a slot without an entry gets it at once."""

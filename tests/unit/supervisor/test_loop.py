@@ -95,3 +95,15 @@ def test_a_draining_child_that_dies_of_the_signal_for_that_gave_its_job_back(sup
     assert ("it was draining, and its job goes back" in caplog.text) is is_planned
     assert len(supervisor._pools["q"].breaker._exits) == 0
     assert ("it was one too many" in caplog.text) is not is_planned
+
+
+def test_a_death_is_logged_before_its_job_is_settled(supervisor, monkeypatch, caplog):
+    """Whoever settles it is another process: it may be done, and say so, before this one goes on."""
+    logged = []
+    monkeypatch.setattr(supervisor._settling, "start", lambda *_args: logged.extend(caplog.messages))
+    child, *_ = supervisor._children
+    child.row.begin(7)
+    end(supervisor, child, number=signal.SIGKILL)
+    (death,) = logged
+    assert "at job 7" in death
+    assert death.endswith("; replaced at once")
