@@ -120,13 +120,19 @@ def commands() -> None:
 )
 @click.version_option(package_name="flask-backend")
 def main(app: str | None) -> None:  # noqa: ARG001  # load_app asks the context for it
+    os.environ["FLASK_RUN_FROM_CLI"] = "true"  # as `flask` does: an app.run() in the app's module is then ignored
     load_dotenv_files()
 
 
 def load_dotenv_files() -> None:
-    """Read .env and .flaskenv as Flask does, where there are any: options may have their values from there."""
+    """Read .env and .flaskenv as Flask does, where there are any: options may have their values from there.
+
+    FLASK_SKIP_DOTENV prevents it, as in Flask.
+    """
     here = Path.cwd()
     if any((folder / name).is_file() for folder in (here, *here.parents) for name in (".env", ".flaskenv")):
         from flask.cli import load_dotenv
+        from flask.helpers import get_load_dotenv
 
-        load_dotenv()
+        if get_load_dotenv():
+            load_dotenv()

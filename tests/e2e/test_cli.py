@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import Program
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
 
@@ -345,3 +346,43 @@ def connect():
 
     def test_our_own_command_line_takes_commands_only(self, app_with):
         assert run("--app", "app", "com.example/default", cwd=app_with(self.APP)).returncode == 2
+
+
+class TestAsFlasksOwnCommand:
+    """`flask-backend` heeds the environment variables that `flask` heeds."""
+
+    @pytest.mark.parametrize("program", [["flask-backend", "check"], ["flask", "backend", "check"]], ids=lambda p: p[0])
+    @pytest.mark.parametrize(
+        ("skip", "host"), [("1", "127.0.0.1"), ("true", "127.0.0.1"), ("0", "dotenv"), ("", "dotenv")]
+    )
+    def test_env_files_are_left_alone_if_asked(self, app_with, program, skip, host):
+        pytest.importorskip("dotenv")
+        folder = app_with(MINIMAL)
+        (folder / ".env").write_text("BACKEND_CONNECTION_URI=btq://dotenv:1\n")
+        name, *args = program
+        result = run("--app", "app", *args, cwd=folder, program=name, FLASK_SKIP_DOTENV=skip)
+        assert re.search(f"^broker: btq://{host}:", result.stdout, re.MULTILINE)
+
+    def test_commands_without_an_app_leave_env_files_alone_too(self, tmp_path):
+        pytest.importorskip("dotenv")
+        (tmp_path / ".flaskenv").write_text("BACKEND_CONNECTION_URI=btq://127.0.0.1:1\n")
+        skipped = run("queues", cwd=tmp_path, FLASK_SKIP_DOTENV="1", BACKEND_CONNECTION_URI="btq://127.0.0.1:2")
+        assert "btq://127.0.0.1:2" in skipped.stderr
+        assert "btq://127.0.0.1:1" in run("queues", cwd=tmp_path).stderr
+
+    def test_an_unguarded_run_of_the_app_starts_no_web_server(self, app_with, broker):
+        folder = app_with(f"{MINIMAL}\napp.run(port=0)\n")
+        result = run("check", cwd=folder)
+        assert (result.returncode, "Ignoring a call to 'app.run()'" in result.stdout) == (0, True)
+        assert "task hello" in result.stdout
+        assert run("call", "hello", "--yes", cwd=folder, **broker.env).returncode == 0
+        worker = Program(
+            BIN / "flask-backend", "worker", "com.example/default", log=folder / "log", cwd=folder, env=broker.env
+        )
+        wait_until(lambda: broker.is_empty("com.example/default"), "the worker does its job")
+        assert worker.stop() == 0
+        supervisor = Program(
+            BIN / "flask-backend", "supervise", "--workers", "1", log=folder / "log", cwd=folder, env=broker.env
+        )
+        supervisor.wait_for("ready: com.example/default=1")
+        assert supervisor.stop() == 0
