@@ -462,7 +462,9 @@ class Connection:
                 closed = f"the connection to Beanstalkd at {self.address} is closed"
                 raise BrokerConnectionError(told if was_open else closed) from error
             case _:
-                self.close()  # interrupted in the middle: the reply may come when another command waits for its own
+                # Interrupted in the middle: the reply may come when another command waits for its own. A duplicate that
+                # a supervisor has stays open: if this ends the worker, its job is settled there.
+                self.abandon()
                 raise error
 
     def _watch_only(self, tube: str) -> None:

@@ -11,6 +11,8 @@ from .seconds import Delay, whole_seconds
 class TaskDecision(Exception):  # noqa: N818  # no error: a decision
     """The base of what a task may raise to decide what becomes of its job. Not to be raised itself."""
 
+    reason: str = ""  # of a subclass, too, that does not call our __init__
+
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
@@ -22,6 +24,8 @@ class RetryLater(TaskDecision):
     It counts as an attempt: when the retries of the task are used up the job is buried. A task that may wait for as
     long as it takes has ``retry=Retry(max_retries=None)``. Raises :exc:`OptionError` for what is no delay.
     """
+
+    delay_s: int = 1
 
     def __init__(self, delay: Delay, reason: str = "") -> None:
         super().__init__(reason)

@@ -17,6 +17,7 @@ from .functions import may_be_async
 from .message import decode, decode_json, show_call
 from .results import finish
 from .retry import Retry
+from .visible import MAX_NAME, listed, visible
 
 
 @dataclass(slots=True)
@@ -55,13 +56,16 @@ def read_call(handlers: Handlers, body: bytes) -> Call:
 
 
 def _lacking(handlers: Handlers, endpoint: str) -> Handler:
+    """Return what stands for a missing task, under a name that is safe to show: any producer may have chosen it."""
+    name = visible(endpoint, MAX_NAME)
+
     def fail(*_args: Any, **_kwargs: Any) -> NoReturn:
         raise UnknownEndpointError(
-            f"queue {handlers.queue!r} has no task {endpoint!r} in this version of the app; "
-            f"it has {', '.join(sorted(handlers.tasks))}"
+            f"queue {handlers.queue!r} has no task '{name}' in this version of the app; "
+            f"it has {listed(sorted(handlers.tasks))}"
         )
 
-    return Handler(endpoint, fail)
+    return Handler(name, fail)
 
 
 class Runner:

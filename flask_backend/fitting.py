@@ -10,6 +10,8 @@ from .extension import Handlers
 from .functions import signature_of
 from .message import Message, decode, decode_json
 from .task import bind
+from .tracebacks import MAX_MESSAGE
+from .visible import MAX_NAME, visible
 
 # The arguments of a call without names that are shown one by one.
 _SHOWN_ARGS = 5
@@ -49,12 +51,13 @@ def find_misfit(handlers: Handlers, body: bytes) -> Misfit | None:
         return Misfit(Fault.BAD_BODY, str(error))
     task = handlers.tasks.get(message.endpoint)
     if task is None:
-        why = f"queue {handlers.queue!r} has no task {message.endpoint!r} in this version of the app"
-        return Misfit(Fault.UNKNOWN_ENDPOINT, why, f"{message.endpoint}(...)")
+        name = visible(message.endpoint, MAX_NAME)
+        why = f"queue {handlers.queue!r} has no task '{name}' in this version of the app"
+        return Misfit(Fault.UNKNOWN_ENDPOINT, why, f"{name}(...)")
     try:
         bind(task.name, signature_of(task.function), message.args, message.kwargs)
     except TaskArgumentsError as error:
-        return Misfit(Fault.BAD_ARGUMENTS, str(error), _shape(message))
+        return Misfit(Fault.BAD_ARGUMENTS, visible(str(error), MAX_MESSAGE), visible(_shape(message), MAX_MESSAGE))
     return None
 
 

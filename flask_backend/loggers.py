@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from types import FrameType
 from weakref import WeakKeyDictionary
 
+from .tracebacks import message_of, name_of
+from .visible import visible
+
 # How long a handler may take for a record in a process that must not stand still. One that takes longer gets no record
 # for a while.
 LIMIT_S = 2.0
@@ -162,11 +165,7 @@ def _handle_in_time(record: logging.LogRecord, handler: logging.Handler) -> None
 def _reason(error: BaseException) -> str:
     if isinstance(error, _TimeUpError):
         return f"it took longer than {LIMIT_S:g} s; it gets no record for {MUTE_S:g} s"
-    try:
-        text = str(error)[:_MAX_REASON]
-    except Exception:  # the error's own code
-        text = "its text cannot be formatted"
-    return f"{type(error).__name__}: {text}"
+    return f"{name_of(error)}: {visible(message_of(error), _MAX_REASON)}"
 
 
 delivery = Delivery()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Literal, TextIO
 
 from flask import Flask
@@ -21,9 +22,14 @@ from . import journal
 from .current import CurrentJob, job_being_run
 from .loggers import delivery
 from .streams import streams
+from .tracebacks import traceback_of
+from .visible import json_visible, visible, visible_lines
 
 FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 JOURNAL_FORMAT = "%(name)s: %(message)s"
+
+# As logging has it in a record.
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 LogFormat = Literal["text", "json"]
 
@@ -124,15 +130,33 @@ class TextFormatter(logging.Formatter):
     def __init__(self, line: str = FORMAT) -> None:
         super().__init__(line)
 
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name; a traceback comes after
-        return super().formatMessage(record) + _job_of(record)
+        line = super().formatMessage(record) + _job_of(record)
+        if _is_ours(record):
+            return visible(line)
+        return line.replace("\n", "\n  ")  # an app's message may have several lines; none looks like a record
+
+    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802  # logging's name
+        return _told_exception(ei)
 
 
 def _job_of(record: logging.LogRecord) -> str:
     task, job_id, attempt = (getattr(record, name, None) for name in ("task", "job_id", "attempt"))
-    if task is None or job_id is None or record.name.startswith("flask_backend."):  # ours name the job in their words
+    if task is None or job_id is None or _is_ours(record):  # ours name the job in their words
         return ""
     return f" [{task} job {job_id}{'' if attempt is None else f' attempt {attempt}'}]"
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.startswith("flask_backend.")
+
+
+def _told_exception(exc_info: _ExcInfo) -> str:
+    _, error, tb = exc_info
+    return "" if error is None else traceback_of(error, tb)
 
 
 class JsonFormatter(logging.Formatter):
@@ -152,17 +176,15 @@ class JsonFormatter(logging.Formatter):
         }
         told |= {name: value for name in _JOB_FIELDS if (value := given.pop(name, None)) is not None}
         if record.exc_info and record.exc_info[0]:
-            told["exception"] = self.formatException(record.exc_info)
+            told["exception"] = record.exc_text or _told_exception(record.exc_info)
         if record.stack_info:
             told["stack"] = self.formatStack(record.stack_info)
         told |= {f"extra_{name}" if name in told else str(name): value for name, value in given.items()}
         line = ", ".join(f"{_encoder.encode(name)}: {_encode(value)}" for name, value in told.items())
-        # Lone surrogates fit into no file; JSON escapes them as Python does.
-        return f"{{{line}}}".encode(errors="backslashreplace").decode().translate(_LINE_BREAKS)
+        return json_visible(f"{{{line}}}")
 
 
 _OF_EVERY_RECORD = {*logging.makeLogRecord({}).__dict__, "message", "asctime"}
-_LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}  # those that JSON leaves as they are
 
 
 def _message(record: logging.LogRecord) -> str:

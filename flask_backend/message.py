@@ -9,10 +9,14 @@ import reprlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, cast
 
 from .errors import MessageDecodeError, MessageEncodeError
 
+# How deep arrays and objects may be nested, the envelope included. Python 3.11 fails from about 970 on, and sooner in
+# code that recurses more than once a level, as copy.deepcopy and pprint do: the limit leaves room for these.
+MAX_DEPTH = 256
 END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242: later ones are no dates everywhere
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -52,8 +56,12 @@ def encode_json(value: Any) -> bytes:
     """Return compact UTF-8 JSON, or raise :exc:`MessageEncodeError` with the reason."""
     try:
         body = _encoder.encode(value).encode()
+    except RecursionError as error:
+        raise MessageEncodeError(_TOO_DEEP) from error
     except Exception as error:  # of the encoder, and whatever the code of a value itself raises
         raise MessageEncodeError(show_error(error)) from error
+    if _is_too_deep(body):
+        raise MessageEncodeError(_TOO_DEEP)
     if _MADE_KEY.search(body):
         _check_keys(value)
     return body
@@ -91,10 +99,12 @@ def encode(message: Message) -> bytes:
 
 def decode_json(body: bytes) -> Any:
     """Return the value in ``body``; raise :exc:`MessageDecodeError` if no version of any worker could read it."""
+    if _is_too_deep(body):
+        raise MessageDecodeError(_TOO_DEEP)
     try:
         return _decode_text(body.decode())
-    except RecursionError as error:
-        raise MessageDecodeError("the JSON is nested too deeply to decode") from error
+    except RecursionError as error:  # no JSON, but it begins as one that is nested deeply
+        raise MessageDecodeError(_TOO_DEEP) from error
     except ValueError as error:  # bad UTF-8, bad JSON, and integers too long for Python to convert
         raise MessageDecodeError(f"the body is not JSON in UTF-8: {error}") from error
 
@@ -106,6 +116,23 @@ def _decode_text(text: str) -> Any:
         if end == len(text):
             return value
     return _decoder.decode(text)
+
+
+_TOO_DEEP = f"the JSON is nested too deeply: more than {MAX_DEPTH} levels"
+
+
+def _is_too_deep(body: bytes) -> bool:
+    """Whether JSON is nested too deeply. What is not JSON may count as either."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False  # nearly every body; the rest takes about as long as decoding
+    outside_of_strings = _STRINGS.split(body) if b"\\" in body else body.split(b'"')[::2]
+    steps = b"".join(outside_of_strings).translate(_STEPS, _NO_BRACKETS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_DEPTH
+
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: one level in, one level out
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def decode(body: bytes) -> Message:

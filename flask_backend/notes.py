@@ -12,15 +12,15 @@ import os
 import platform
 import signal
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from types import NoneType, TracebackType
+from types import NoneType
 from typing import Any, cast
 
 from .errors import MessageDecodeError
-from .message import END_OF_DATES, cut, decode_json
+from .message import END_OF_DATES, decode_json
+from .tracebacks import in_users_code, message_of, name_of, traceback_of
+from .visible import MAX_NAME, visible
 
 # Nobody reserves a note but to look at it, for an instant; the time after which one who froze in that gives it back.
 NOTE_TTR_S = 60
@@ -29,9 +29,9 @@ MAX_WHOLE = 1000
 
 _SIGNALS: Mapping[object, str] = {each.value: each.name for each in signal.Signals}
 
-_MAX_TEXT = 1000  # characters of the exception's message, and of the call
-_MAX_TRACEBACK = 6000  # characters: the first part tells where it began, and the last, which matters more, what broke
-_TRACEBACK_HEAD = 1500
+# Characters: the whole note has to be small enough for a job, whatever is in it.
+_MAX_TEXT = 1000
+_MAX_TRACEBACK = 6000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,10 @@ class Note:
 
     def encode(self) -> bytes:
         told = {name: value for name, value in asdict(self).items() if value is not None}
-        if self.call is not None:
-            told["call"] = cut(self.call, _MAX_TEXT)
+        # What comes from the wire, or from a task.
+        for name, limit in (("endpoint", MAX_NAME), ("call", _MAX_TEXT), ("reason", _MAX_TEXT)):
+            if name in told:
+                told[name] = visible(told[name], limit)
         return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
 
     @classmethod
@@ -122,30 +124,8 @@ def here_and_now() -> dict[str, Any]:
 
 def tell_exception(error: BaseException) -> dict[str, Any]:
     """Return an exception as a note's fields: its name, message and traceback, each bounded."""
-    kind = type(error)
-    is_known = kind.__module__ == "builtins" or kind.__module__.startswith("flask_backend.")
-    name = kind.__qualname__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
-    lines = traceback.format_exception(kind, error, _from_the_users_code(error.__traceback__))
-    try:
-        message = str(error)
-    except Exception:  # its own code, which may do anything
-        message = "(its str() fails)"
-    return {"exception": name, "message": cut(message, _MAX_TEXT), "traceback": _shorten("".join(lines).rstrip())}
-
-
-def _from_the_users_code(tb: TracebackType | None) -> TracebackType | None:
-    """Leave out our own frames, which lead to the task and say nothing of it."""
-    first = tb
-    while first is not None and Path(first.tb_frame.f_code.co_filename).parent == _PACKAGE:
-        first = first.tb_next
-    return first or tb
-
-
-_PACKAGE = Path(__file__).parent
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= _MAX_TRACEBACK:
-        return text
-    tail = _MAX_TRACEBACK - _TRACEBACK_HEAD
-    return f"{text[:_TRACEBACK_HEAD]}\n[… {len(text) - _MAX_TRACEBACK} characters …]\n{text[-tail:]}"
+    return {
+        "exception": name_of(error),
+        "message": message_of(error),
+        "traceback": traceback_of(error, in_users_code(error), _MAX_TRACEBACK),
+    }

@@ -6,6 +6,7 @@ job reserved, so that no other worker can take it before it is settled.
 
 from __future__ import annotations
 
+import logging
 import random
 
 from .broker import Connection, HeldJob
@@ -17,11 +18,15 @@ from .extension import Handlers
 from .loggers import get_logger
 from .message import scheduled_at
 from .notes import Note, here_and_now
-from .retry import Buried, Released, after_crash
+from .retry import MAX_CRASHES, Buried, Released, after_crash
 from .settlement import bury, task_logger
 from .supervisor import Death
+from .tracebacks import log_failure, told
 
 logger = get_logger("flask_backend.worker")
+
+# The delay of a job whose policy does not give one.
+PLAIN_DELAY_S = 60
 
 
 def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Ending | None:
@@ -40,7 +45,13 @@ def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashe
         if job is None:
             logger.debug("job %d was settled before its worker died", job_id)
             return None
-        return _settle(connection, settings, handlers, job, death, crashes)
+        try:
+            return _settle(connection, settings, handlers, job, death, crashes)
+        except BrokerError:
+            raise
+        except Exception as error:  # of the task's own policy, or for want of memory
+            log_failure(logger, logging.ERROR, "job %d is settled without its policy", job_id, error=error)
+            return _settle_plainly(connection, job, crashes)
     except BrokerConnectionError as error:
         logger.debug("job %d goes back as it was: %s", job_id, error)
     except BrokerError as error:
@@ -55,23 +66,23 @@ def _settle(  # noqa: PLR0913
     connection: Connection, settings: Settings, handlers: Handlers, job: HeldJob, death: Death, crashes: int
 ) -> Ending:
     call = _read(handlers, connection.peek(job.id))
+    label = call.label if call else None
     retry = (call.retry if call else None) or settings.retry
     attempts = job.counters.attempts
-    told = {"job_id": job.id, "queue": handlers.queue, "attempt": attempts.number, "task": call.label if call else None}
+    facts = {"job_id": job.id, "queue": handlers.queue, "attempt": attempts.number, "task": label}
     match after_crash(retry, attempts, crashes, random.random):
         case Released(delay_s):
             connection.release(job.id, job.counters.priority, delay_s)
-            task_logger.warning(
-                "job %d has taken its worker along (%s), next try in %d s", job.id, death, delay_s, extra=told
-            )
+            message = "job %d has taken its worker along (%s), next try in %d s"
+            log_failure(task_logger, logging.WARNING, message, job.id, death, delay_s, extra=facts)
             return Ending.RETRIED
         case Buried(reason):
             note = Note(
                 job=job.id,
                 queue=handlers.queue,
                 reason=reason,
-                endpoint=call.label if call else None,
-                call=str(call) if call else None,
+                endpoint=label,
+                call=told(lambda: str(call), f"{label}(…)") if call else None,
                 message=str(death),
                 attempts=attempts.number,
                 allowed=retry.allowed(attempts),
@@ -81,12 +92,23 @@ def _settle(  # noqa: PLR0913
                 **here_and_now(),
             )
             bury(connection, note, job.counters.priority)
-            task_logger.error("job %d is buried: %s (%s)", job.id, reason, death, extra=told)
+            message = "job %d is buried: %s (%s)"
+            log_failure(task_logger, logging.ERROR, message, job.id, reason, death, extra=facts)
             return Ending.BURIED
 
 
+def _settle_plainly(connection: Connection, job: HeldJob, crashes: int) -> Ending:
+    """Release or bury a job without anything that could fail: it must not go back uncounted, to the next worker."""
+    if crashes >= MAX_CRASHES:
+        connection.bury(job.id, job.counters.priority)
+        return Ending.BURIED
+    connection.release(job.id, job.counters.priority, PLAIN_DELAY_S)
+    return Ending.RETRIED
+
+
 def _read(handlers: Handlers, body: bytes) -> Call | None:
+    """Return what the job asks for; None if that cannot be read here, where it may have ended a worker."""
     try:
         return read_call(handlers, body)
-    except MessageDecodeError:
+    except (MessageDecodeError, MemoryError):
         return None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 from .decisions import Bury, Discard, RetryLater, TaskDecision
 from .errors import ConfigError
 from .seconds import MAX_SECONDS
+from .tracebacks import MAX_MESSAGE, name_of, told
+from .visible import visible
 
 # A job that has taken so many workers along takes no more.
 MAX_CRASHES = 3
@@ -103,8 +106,12 @@ class Retry:
         allowed = self.allowed(attempts)
         return allowed is None or attempts.number < allowed
 
-    def covers(self, error: BaseException) -> bool:
-        return isinstance(error, self.on) and not isinstance(error, self.never)
+    def covers(self, error: BaseException) -> bool | None:
+        """Whether this is tried again; None if the code of a class involved keeps that from being known."""
+        try:
+            return isinstance(error, self.on) and not isinstance(error, self.never)
+        except BaseException:  # of a metaclass, or of a property __class__; SystemExit too
+            return None
 
     def backoff_s(self, attempts: Attempts, random: Callable[[], float]) -> int:
         """Return the delay before the next try, in whole seconds; ``random`` gives numbers from 0 to 1."""
@@ -145,19 +152,38 @@ def after_failure(
     retry: Retry, attempts: Attempts, error: BaseException, random: Callable[[], float]
 ) -> Released | Buried | Discarded:
     """Decide what becomes of a job whose task has raised ``error``."""
-    match error:
-        case Discard(reason=reason):
-            return Discarded(reason)
-        case Bury(reason=reason):
-            return Buried(reason)
-        case _ if not isinstance(error, TaskDecision) and not retry.covers(error):
-            return Buried(f"{type(error).__name__} is not retried")
-        case _ if not retry.allows_another(attempts):
-            return Buried(f"failed {_times(attempts.number)}")
-        case RetryLater(delay_s=delay_s):
-            return Released(delay_s)
-        case _:
-            return Released(retry.backoff_s(attempts, random))
+    kind = type(error)  # not isinstance, which asks the exception too: its __class__ may be a property that raises
+    delay_s: int | None = None
+    if issubclass(kind, Discard):
+        return Discarded(reason_of(error))
+    if issubclass(kind, Bury):
+        return Buried(reason_of(error))
+    if issubclass(kind, RetryLater):
+        delay_s = _delay_of(error)
+    elif not issubclass(kind, TaskDecision) and (is_covered := retry.covers(error)) is not True:
+        name = name_of(error).rpartition(".")[2]
+        return Buried(f"{name} is not retried" if is_covered is False else f"{name} fails the test of its policy")
+    if not retry.allows_another(attempts):
+        return Buried(f"failed {_times(attempts.number)}")
+    return Released(retry.backoff_s(attempts, random) if delay_s is None else delay_s)
+
+
+def reason_of(decision: BaseException) -> str:
+    """Return why a task has decided so, in one line. It may have given any object as the reason."""
+    reason = told(lambda: "" if (given := _reason(decision)) is None else str(given), "(its str() fails)")
+    return visible(reason, MAX_MESSAGE)
+
+
+_reason, _delay_s = attrgetter("reason"), attrgetter("delay_s")
+
+
+def _delay_of(decision: BaseException) -> int | None:
+    """Return the delay that a task asks for; None if that is not one that the broker takes."""
+    try:
+        delay_s = _delay_s(decision)
+    except BaseException:  # a property of a subclass
+        return None
+    return delay_s if type(delay_s) is int and 1 <= delay_s <= MAX_SECONDS else None
 
 
 def after_crash(retry: Retry, attempts: Attempts, crashes: int, random: Callable[[], float]) -> Released | Buried:

@@ -17,7 +17,8 @@ from .message import scheduled_at
 from .names import failures_tube
 from .notes import MAX_WHOLE, NOTE_TTR_S, Note, here_and_now, tell_exception
 from .options import PutOptions
-from .retry import Attempts, Buried, Discarded, Released, Retry, after_failure
+from .retry import Attempts, Buried, Discarded, Released, Retry, after_failure, reason_of
+from .tracebacks import log_failure, name_of, told
 from .wire import ReservedJob
 
 # Kept apart, so that error trackers can tell a task's failure from ours.
@@ -42,20 +43,21 @@ def settle_failure(connection: Connection, attempt: Attempt, error: BaseExceptio
     """
     job, retry = attempt.job, attempt.retry
     which, then, level = "an attempt unknown", "the broker gives it to another worker", logging.ERROR
-    told: dict[str, Any] = {"task": attempt.call.label, "job_id": job.id, "queue": attempt.queue, "attempt": None}
+    kind = type(error)  # not isinstance, which asks the exception too
+    facts: dict[str, Any] = {"task": attempt.call.label, "job_id": job.id, "queue": attempt.queue, "attempt": None}
     try:
         counters = connection.counters(job.id)
-        told["attempt"] = counters.attempts.number
+        facts["attempt"] = counters.attempts.number
         which = _number(counters.attempts, retry)
         match after_failure(retry, counters.attempts, error, random.random):
             case Released(delay_s):
                 connection.release(job.id, counters.priority, delay_s)
                 then = f"next try in {delay_s} s"
-                level = logging.INFO if isinstance(error, RetryLater) else logging.ERROR
+                level = logging.INFO if issubclass(kind, RetryLater) else logging.ERROR
                 return Ending.RETRIED
             case Buried(reason):
                 bury(connection, _tell(attempt, counters.attempts, reason, error), counters.priority)
-                is_wish = isinstance(error, Bury)
+                is_wish = issubclass(kind, Bury)
                 then, level = ("buried", logging.WARNING) if is_wish else (f"buried: {reason}", logging.ERROR)
                 return Ending.BURIED
             case Discarded(reason):
@@ -66,8 +68,9 @@ def settle_failure(connection: Connection, attempt: Attempt, error: BaseExceptio
         then = "it was no longer held here"
         return None
     finally:  # without a broker too, the failure is told
-        is_decided = isinstance(error, TaskDecision)
-        task_logger.log(
+        is_decided = issubclass(kind, TaskDecision)
+        log_failure(
+            task_logger,
             level,
             "task %s of %s %s (job %d, %s), %s",
             attempt.call.label,
@@ -76,14 +79,16 @@ def settle_failure(connection: Connection, attempt: Attempt, error: BaseExceptio
             job.id,
             which,
             then,
-            exc_info=None if is_decided else error,
-            extra=told,
+            error=None if is_decided else error,
+            extra=facts,
         )
 
 
 def bury_undecodable(connection: Connection, queue: str, job: ReservedJob, error: MessageDecodeError) -> Ending:
     """Bury a job that no version of the app could run."""
-    task_logger.error(
+    log_failure(
+        task_logger,
+        logging.ERROR,
         "job %d of %s can never run and is buried as it is: %s",
         job.id,
         queue,
@@ -113,7 +118,8 @@ def bury(connection: Connection, note: Note, priority: int) -> None:
     except BrokerConnectionError:
         raise
     except BrokerError as error:
-        task_logger.warning("no story is kept of the buried job %d of %s: %s", note.job, note.queue, error)
+        message = "no story is kept of the buried job %d of %s: %s"
+        log_failure(task_logger, logging.WARNING, message, note.job, note.queue, error)
     connection.bury(note.job, priority)
 
 
@@ -134,12 +140,13 @@ _KEPT = ("ready", "reserved")
 
 
 def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Note:
+    label = attempt.call.label
     return Note(
         job=attempt.job.id,
         queue=attempt.queue,
         reason=reason,
-        endpoint=attempt.call.label,
-        call=str(attempt.call),
+        endpoint=label,
+        call=told(lambda: str(attempt.call), f"{label}(…)"),  # its arguments may be changed by the task
         attempts=attempts.number,
         allowed=attempt.retry.allowed(attempts),
         scheduled_at=scheduled_at(attempt.call.headers),
@@ -156,5 +163,6 @@ def _number(attempts: Attempts, retry: Retry) -> str:
 
 def _what(decision: BaseException) -> str:
     """Word what a task has decided itself."""
-    asked = "asks to be tried again later" if isinstance(decision, RetryLater) else f"decided {type(decision).__name__}"
-    return f"{asked}: {decision}" if str(decision) else asked
+    is_later = issubclass(type(decision), RetryLater)
+    asked = "asks to be tried again later" if is_later else f"decided {name_of(decision).rpartition('.')[2]}"
+    return f"{asked}: {reason}" if (reason := reason_of(decision)) else asked

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from setproctitle import setproctitle
 
+from .visible import MAX_NAME, visible
+
 _MASTER = "flask-backend: master ["
 _WORKER = re.compile(r"flask-backend: worker (\S+) \[(.*)\]")
 
@@ -22,7 +24,7 @@ def show_master(queues: int, workers: int) -> None:
 
 
 def show_worker(queue: str, activity: str) -> None:
-    setproctitle(f"flask-backend: worker {queue} [{activity or 'idle'}]")
+    setproctitle(f"flask-backend: worker {queue} [{visible(activity, MAX_NAME) or 'idle'}]")
 
 
 def is_master(title: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import select
@@ -37,6 +38,7 @@ from .message import decode
 from .settlement import Attempt, bury_undecodable, settle_failure
 from .signal_guard import INTERRUPT, SignalGuard
 from .stopping import StopSignals
+from .tracebacks import log_failure
 from .wire import ReservedJob
 
 logger = get_logger("flask_backend.worker")
@@ -117,8 +119,8 @@ class Worker:
         loop_in_use.set(self._event_loop)
         try:
             self._runner.run_hooks()
-        except BaseException:  # whatever a hook raises, SystemExit too, means that this worker cannot work
-            logger.exception("a before_first_task hook of %s failed", self._queue)
+        except BaseException as error:  # whatever a hook raises, SystemExit too, means that this worker cannot work
+            log_failure(logger, logging.ERROR, "a before_first_task hook of %s failed", self._queue, error=error)
             self._event_loop.close()
             return ExitCode.CONFIG
         self._guard.look_after_hooks()
@@ -258,19 +260,20 @@ class Worker:
         if lease.is_lost:
             return  # it has waited behind a task that took long, and another worker has it by now
         self._is_holding = True
+        self._jobs_done += 1
         self._host.begin(lease.job.id)
-        ending: Ending | None = None
         try:
-            ending = self._execute(lease, is_last=is_last)
-        finally:
+            self._end(self._execute(lease, is_last=is_last))
+        except BrokerError:  # the job is back at the broker, or will be; any other exception is a death at this job
             if self._is_holding:
-                self._end(ending)
+                self._end(None)
+            raise
+        finally:
             self._guard.look_after(lease.label)
             self._hear_missed_drain()
 
     def _end(self, ending: Ending | None) -> None:
         self._is_holding = False
-        self._jobs_done += 1
         self._host.end(ending)
 
     def _execute(self, lease: Lease, *, is_last: bool) -> Ending | None:
@@ -354,13 +357,13 @@ class Worker:
     # -- settling --------------------------------------------------------------------------------------------
 
     def _settle_success(self, lease: Lease, *, is_last: bool) -> Ending:
-        """Have the job deleted and the next ones reserved; the replies are read when those are wanted.
-
-        What the job came to is told first: a death from here on is not its doing, and what it leaves goes back at once.
-        """
-        self._end(Ending.DONE)
+        """Have the job deleted and the next ones reserved; the replies are read when those are wanted."""
         count = self._wanted() if is_last and not self._stop.requested else 0
-        lease.connection.finish(lease.job, RESERVE_S, count)
+        try:
+            lease.connection.finish(lease.job, RESERVE_S, count)
+        except BrokerError:
+            self._end(Ending.DONE)  # its deletion is tried again on the next connection
+            raise
         return Ending.DONE
 
     def _delete_late(self, connection: Connection) -> None:

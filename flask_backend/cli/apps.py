@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from flask_backend.exits import ExitCode
 from flask_backend.loggers import get_logger
 from flask_backend.signal_guard import name_handlers
 from flask_backend.streams import hold_numbers, streams
+from flask_backend.tracebacks import raised_at, traceback_of
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -84,10 +84,10 @@ def check_queue(loaded: LoadedApp, queue: str) -> None:
 
 def users_traceback(error: BaseException) -> str:
     """Format a traceback that begins in the user's code, not in what imports it."""
-    tb = error.__traceback__
+    tb = raised_at(error)
     while tb is not None and _is_machinery(tb):
         tb = tb.tb_next
-    return "".join(traceback.format_exception(type(error), error, tb)).rstrip()
+    return traceback_of(error, tb)
 
 
 def _is_machinery(tb: TracebackType) -> bool:

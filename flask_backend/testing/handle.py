@@ -83,10 +83,10 @@ class Memory:
         while (reserved := self._broker.reserve(self._backend.queues)) is not None:
             ran.append(self._execute(*reserved))
             error = ran[-1].error
-            if error is None or isinstance(error, TaskDecision):
+            if error is None or issubclass(type(error), TaskDecision):
                 continue
             # Ctrl-C, and pytest's own ways out, are meant for the test.
-            if raise_errors or not isinstance(error, Exception | SystemExit):
+            if raise_errors or not issubclass(type(error), Exception | SystemExit):
                 raise error
         return ran
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 
@@ -13,9 +14,10 @@ from flask_backend.config import Address, Settings
 from flask_backend.ending import Ending
 from flask_backend.errors import BrokerConnectionError
 from flask_backend.extension import Handler, Handlers
+from flask_backend.message import MAX_DEPTH
 from flask_backend.notes import Note
 from flask_backend.postmortem import settle
-from flask_backend.retry import Retry
+from flask_backend.retry import MAX_CRASHES, Retry
 from flask_backend.supervisor import Death
 from flask_backend.supervisor.process import Exit
 from flask_backend.supervisor.restart import ExitKind
@@ -96,6 +98,36 @@ def test_a_death_counts_as_a_failure_for_the_tasks_own_policy(settings, broker, 
     fd, job_id = heir(b"", b'{"endpoint": "proud"}')
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is Ending.BURIED
     assert Note.decode(broker.take("q.failures")).reason == "failed once"
+
+
+class UnsoundRetry(Retry):
+    def allows_another(self, attempts):
+        raise RuntimeError("no policy")
+
+
+@pytest.mark.parametrize(("crashes", "state"), [(1, "delayed"), (3, "buried")])
+def test_a_policy_that_fails_keeps_no_job_from_being_settled(heir, settings, broker, crashes, state):
+    handlers = Handlers("q", {"hello": Handler("hello", print, retry=UnsoundRetry())})
+    fd, job_id = heir(b"")
+    expected = Ending.BURIED if crashes == MAX_CRASHES else Ending.RETRIED
+    assert settle(settings, handlers, fd, death_at(job_id), crashes=crashes) is expected
+    assert broker.job(job_id)["state"] == state
+
+
+@pytest.mark.parametrize("depth", [256, 257, 970, 30_000])
+def test_no_depth_of_a_body_keeps_its_job_from_being_settled(heir, settings, broker, depth):
+    fd, job_id = heir(b"", b'{"endpoint": "hello", "args": [%b%b]}' % (b"[" * (depth - 2), b"]" * (depth - 2)))
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
+    note = Note.decode(broker.take("q.failures"))
+    assert (note.job, note.endpoint) == (job_id, "hello" if depth == MAX_DEPTH else None)
+
+
+def test_the_endpoint_of_a_missing_task_is_safe_to_show(heir, settings, broker):
+    fd, job_id = heir(b"", json.dumps({"endpoint": "\x1b[2J\n" + "x" * 50_000}).encode())
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
+    note = Note.decode(broker.take("q.failures"))
+    assert note.endpoint.startswith(r"\x1b[2J\nxxx")
+    assert (len(note.endpoint), len(note.call) <= 1000) == (200, True)
 
 
 @pytest.mark.parametrize(

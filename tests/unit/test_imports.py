@@ -18,6 +18,8 @@ LAYERS = [
         "event_loop",
         "functions",
         "journal",
+        "tracebacks",
+        "visible",
         "launch",
         "loggers",
         "message",

@@ -1,15 +1,27 @@
 from __future__ import annotations
 
 import enum
+import json
 import re
-from contextlib import suppress
+import time
+from contextlib import nullcontext, suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flask_backend import message
 from flask_backend.errors import MessageDecodeError, MessageEncodeError
-from flask_backend.message import Message, decode, decode_json, encode, encode_json, new_headers, show_value
+from flask_backend.message import (
+    MAX_DEPTH,
+    Message,
+    decode,
+    decode_json,
+    encode,
+    encode_json,
+    new_headers,
+    show_value,
+)
 
 odd_keys = st.text('0123456789truefalsn-.:"{,', max_size=5) | st.integers() | st.booleans() | st.none()
 odd_keys |= st.floats(allow_nan=False, allow_infinity=False)
@@ -177,6 +189,60 @@ def test_a_circular_value_is_an_error():
 def test_bytes_that_are_no_json_are_an_error(body, reason):
     with pytest.raises(MessageDecodeError, match=reason):
         decode_json(body)
+
+
+def nest(depth: int, opening: str = "[", closing: str = "]") -> bytes:
+    return (opening * depth + closing * depth).encode()
+
+
+@pytest.mark.parametrize("blanks", [b"", b" ", b'"\\"[[[", ', b'"]]", '])
+def test_the_depth_that_the_decoder_takes_is_bounded(blanks):
+    decode_json(b"[%b%b]" % (blanks, nest(MAX_DEPTH - 1)))
+    decode_json(b"[" + nest(MAX_DEPTH - 1).replace(b"[]", b'[["]"]]')[1:-1] + b"]")
+    decode_json(b"[%b]" % b",".join([b"{}"] * 5 * MAX_DEPTH))
+    decode_json(b'["%b"]' % (b"[" * 5 * MAX_DEPTH))
+    for depth in (MAX_DEPTH, 960, 5_000, 30_000):
+        with pytest.raises(MessageDecodeError, match=f"nested too deeply: more than {MAX_DEPTH} levels"):
+            decode_json(b"[%b%b]" % (blanks, nest(depth)))
+    with pytest.raises(MessageDecodeError, match="nested too deeply"):
+        decode_json(nest(MAX_DEPTH // 2 + 1, '{"]":[', "]}").replace(b"[]", b"[1]"))
+
+
+def test_the_caller_cannot_send_what_the_decoder_does_not_take():
+    value: object = None
+    for depth in range(MAX_DEPTH + 1):
+        if depth:
+            decode_json(encode_json(value))
+        value = [value] if depth % 2 else {"[": value}
+    for _ in range(2):
+        with pytest.raises(MessageEncodeError, match=f"nested too deeply: more than {MAX_DEPTH} levels"):
+            encode_json(value)
+        for _ in range(100_000):
+            value = [value]
+
+
+@given(json_values, st.integers(0, 12), st.booleans())
+def test_the_depth_is_that_of_the_value(value, limit, is_indented):
+    body = json.dumps(value, indent=1 if is_indented else None, ensure_ascii=is_indented).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(message, "MAX_DEPTH", limit)
+        context = pytest.raises(MessageDecodeError, match="nested") if depth_of(value) > limit else nullcontext()
+        with context:
+            decode_json(body)
+
+
+def depth_of(value) -> int:
+    if not isinstance(value, list | dict):
+        return 0
+    return 1 + max(map(depth_of, value.values() if isinstance(value, dict) else value), default=0)
+
+
+@pytest.mark.parametrize("body", [b'["\\' * 16_000, b'["a' * 16_000, b"[" * 300 + b'"' + b"\\" * 60_000], ids=len)
+def test_no_body_takes_the_decoder_long(body):
+    started = time.process_time()
+    with pytest.raises(MessageDecodeError):
+        decode_json(body)
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
