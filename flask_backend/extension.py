@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from flask import Flask
 from flask.globals import app_ctx
 
-from .config import Settings, StandIn
+from .config import KEYS, Settings, StandIn
 from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .functions import check_fits, check_function, name_of, shown_name
 from .job import Batch, BulkError, Job, Jobs, batch_uid
@@ -117,6 +117,8 @@ class Backend:
     def __init__(self, app: Flask | None = None) -> None:
         self._handlers: dict[str, Handlers] = {}
         self._producers: weakref.WeakKeyDictionary[Flask, Producer] = weakref.WeakKeyDictionary()
+        # What each app's config had when it was read; until the first use, which compares.
+        self._read: weakref.WeakKeyDictionary[Flask, dict[str, Any]] = weakref.WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -128,6 +130,7 @@ class Backend:
         if EXTENSION_KEY in app.extensions:
             raise RegistrationError(f"app {app.name!r} already has a Backend: call init_app once for each app")
         self._producers[app] = self._make_producer(app, Settings.from_config(app.config))
+        self._read[app] = _values(app)
         app.extensions[EXTENSION_KEY] = self
 
     @_naming_a_queue
@@ -268,10 +271,17 @@ class Backend:
         return self.producer_of(app).settings
 
     def producer_of(self, app: Flask) -> Producer:
-        """Return an app's connection to its broker; raise :exc:`RegistrationError` if the app is not initialised."""
+        """Return an app's connection to its broker.
+
+        Raises :exc:`RegistrationError` if the app is not initialised, and at the first use :exc:`ConfigError` if its
+        settings changed after ``init_app`` had read them.
+        """
         producer = self._producers.get(app)
         if producer is None:
             raise RegistrationError(f"app {app.name!r} is not initialised: call backend.init_app(app)")
+        if self._read and app in self._read:
+            _check_unchanged(app, self._read[app])
+            del self._read[app]
         return producer
 
     def app_in_use(self) -> Flask:
@@ -331,6 +341,21 @@ class Backend:
                 return SyncProducer(settings, self, app)
             case _:
                 return Producer(settings)
+
+
+def _values(app: Flask) -> dict[str, Any]:
+    config = cast("Mapping[str, Any]", app.config)
+    return {key: config.get(key) for key in KEYS}
+
+
+def _check_unchanged(app: Flask, read: dict[str, Any]) -> None:
+    for key, value in _values(app).items():
+        if value != read[key]:
+            raise ConfigError(
+                f"{key} was set to {value!r} after Backend(app) or init_app(app) had read the settings of app "
+                f"{app.name!r}, and has no effect: set it before, or use Backend() and call init_app(app) when the "
+                "settings are complete"
+            )
 
 
 def _why_again(old: Callable[..., Any], new: Callable[..., Any]) -> str:

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from contextlib import closing
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -283,6 +283,17 @@ def warn_of_threads() -> None:
             "stays locked there. Start them in a before_first_task hook.",
             ", ".join(others),
         )
+    listeners = getattr(sys.modules.get("logging.handlers"), "QueueListener", ())  # only if the app has imported it
+    for thread in threading.enumerate():
+        listener: Any = getattr(getattr(thread, "_target", None), "__self__", None)
+        if isinstance(listener, listeners):
+            logger.warning(
+                "importing the app has started a %s (thread %s), which does not run in the workers: what they log to "
+                "its queue never reaches its handlers (%s). Start it in a before_first_task hook, with a new queue.",
+                type(listener).__name__,
+                thread.name,
+                ", ".join(type(handler).__name__ for handler in listener.handlers),
+            )
 
 
 @click.command()

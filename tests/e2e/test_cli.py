@@ -207,8 +207,9 @@ def test_options_come_from_the_environment(command, broker):
 
 def test_threads_that_the_import_started_are_named_in_a_warning(app_with, broker):
     code = (
-        f"{MINIMAL}\nimport threading, time\n"
+        f"{MINIMAL}\nimport logging.handlers, queue, threading, time\n"
         "threading.Thread(target=time.sleep, args=(3600,), daemon=True, name='metrics').start()\n"
+        "logging.handlers.QueueListener(queue.SimpleQueue(), logging.StreamHandler()).start()\n"
     )
     process = subprocess.Popen(
         [BIN / "flask-backend", "supervise", "-w", "1"],
@@ -221,7 +222,9 @@ def test_threads_that_the_import_started_are_named_in_a_warning(app_with, broker
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert "importing the app has started threads (metrics)" in stderr
+    assert "importing the app has started threads (metrics, " in stderr
+    assert "importing the app has started a QueueListener (thread " in stderr
+    assert "never reaches its handlers (StreamHandler)" in stderr
 
 
 class TestFlask:
