@@ -1,14 +1,28 @@
-"""What the process's exit code means."""
+"""How a process ends, and what its exit code means."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import signal
+import sys
 import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from typing import NoReturn
 
+from .loggers import get_logger
 from .streams import flush
+
+logger = get_logger(__name__)
+
+Wait = Callable[[float], None]
+
+# A process that takes longer to end names what it waits for.
+NAMED_AFTER_S = 1.0
 
 
 class ExitCode(IntEnum):
@@ -20,13 +34,113 @@ class ExitCode(IntEnum):
     GAVE_UP = 5  # workers kept dying
 
 
-def leave(status: int) -> NoReturn:
-    """End the process as the interpreter does, but take no objects apart, which costs a supervisor 15 ms and more.
+def leave(status: int, within_s: float | None = None, wait: Wait = time.sleep) -> NoReturn:
+    """End the process as the interpreter does, ``within_s`` seconds from now at the latest.
 
-    What is on the stack is not unwound.
+    It waits for threads that are not daemons, runs the exit handlers and flushes the streams. It takes no objects
+    apart, which costs a supervisor 15 ms and more, and does not unwind the stack. Without ``within_s`` another process
+    has to end one that hangs; ``wait``, in place of a sleep, may return earlier.
     """
-    # As multiprocessing ends its processes: threads that are no daemons are waited for, then come the atexit handlers.
-    vars(threading)["_shutdown"]()
-    vars(atexit)["_run_exitfuncs"]()
+    limit_end(status, within_s, wait)
+    _end_as_python_does()
+    os._exit(status)
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """End the process without exit handlers, and without a wait for its threads."""
     flush()
     os._exit(status)
+
+
+def leave_after(error: BaseException | None) -> NoReturn:
+    """End a process as the interpreter ends a program: one that ``error`` has broken off, or that came to its end."""
+    status: int = ExitCode.OK
+    if isinstance(error, SystemExit):
+        status = _read_code(error.code)
+    elif error is not None:
+        status = ExitCode.FAILED
+        _show(error)
+    _end_as_python_does()
+    if isinstance(error, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(status)
+
+
+def _read_code(code: object) -> int:
+    """Return the exit status that ``sys.exit(code)`` means; print what is not a number."""
+    if code is None:
+        return ExitCode.OK
+    if isinstance(code, int):
+        return code & 0xFF
+    with suppress(Exception):
+        print(code, file=sys.stderr)  # noqa: T201  # as the interpreter does
+    return ExitCode.FAILED
+
+
+def _show(error: BaseException) -> None:
+    told = type(error), error, error.__traceback__
+    try:
+        sys.excepthook(*told)
+    except BaseException:  # the app may have put its own in place
+        with suppress(Exception):
+            sys.__excepthook__(*told)
+
+
+def _end_as_python_does() -> None:
+    """Do what the interpreter does at its end, and multiprocessing at the end of its processes."""
+    flush()  # now, too: the process may be ended in the middle of what follows
+    try:
+        vars(threading)["_shutdown"]()
+    except BaseException:  # a library's own clean-up of its threads
+        logger.exception("the process ends without waiting for its threads")
+    vars(atexit)["_run_exitfuncs"]()
+    flush()
+
+
+def limit_end(status: int, within_s: float | None, wait: Wait = time.sleep) -> None:
+    """Have what delays the end named, and the process ended with ``status`` in ``within_s`` seconds.
+
+    Two threads: one that writes to a stream may wait for its reader for ever.
+    """
+    named_after_s = NAMED_AFTER_S
+    if within_s is not None:
+        named_after_s = min(named_after_s, within_s / 2)
+        _call_after(within_s, lambda: os._exit(status), wait)
+    _call_after(named_after_s, lambda: _name_delay(within_s and within_s - named_after_s))
+
+
+def _call_after(delay_s: float, callback: Callable[[], None], wait: Wait = time.sleep) -> None:
+    def run() -> None:
+        wait(delay_s)
+        callback()
+
+    with suppress(RuntimeError):  # the system has no thread left
+        threading.Thread(target=run, name="flask-backend-end", daemon=True).start()
+
+
+def lingering_threads() -> list[threading.Thread]:
+    """Return the threads that the interpreter waits for at its end."""
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+
+
+def _name_delay(left_s: float | None) -> None:
+    flush()
+    then = "" if left_s is None else f"; in {left_s:.3g} s the process ends in any case"
+    if threads := lingering_threads():
+        names = ", ".join(thread.name for thread in threads)
+        logger.warning("the end waits for threads that are not daemons: %s%s", names, then)
+    else:
+        logger.warning("the end waits for exit handlers (atexit)%s", then)
+
+
+def disown() -> None:
+    """Leave to the parent, in a process just forked, what it will clean up at its own end.
+
+    Temporary folders are deleted by ``weakref.finalize``, and multiprocessing ends its daemon processes. Handlers of
+    ``atexit`` stay: error trackers rely on them in each process.
+    """
+    for finalizer in list(vars(weakref.finalize)["_registry"]):
+        finalizer.atexit = False
+    if module := sys.modules.get("multiprocessing.process"):
+        vars(module)["_children"] = set()

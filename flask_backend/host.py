@@ -45,6 +45,9 @@ class Host(Protocol):
     def end(self, ending: Ending | None) -> None:
         """Hear how the job was settled; None if it was not, or not by this worker."""
 
+    def leaving(self) -> None:
+        """Hear that the worker holds no job and has no connection any more."""
+
     def recycle_due(self) -> None:
         """Hear that the worker has done as many jobs as it should, and asks to be drained."""
 
@@ -85,6 +88,9 @@ class Foreground:
 
     def end(self, ending: Ending | None) -> None:
         pass
+
+    def leaving(self) -> None:
+        self.show("ending")
 
     def recycle_due(self) -> None:
         pass

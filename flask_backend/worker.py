@@ -29,7 +29,7 @@ from .errors import (
 )
 from .event_loop import EventLoop, loop_in_use
 from .execution import Call, Runner, read_call
-from .exits import ExitCode
+from .exits import ExitCode, disown, leave_after
 from .extension import Backend
 from .host import UNBOUNDED_NS, Host
 from .keeper import RECLAIM_EVERY_S, Keeper, Lease
@@ -38,6 +38,7 @@ from .message import decode
 from .settlement import Attempt, bury_undecodable, settle_failure
 from .signal_guard import INTERRUPT, SignalGuard
 from .stopping import StopSignals
+from .streams import flush
 from .tracebacks import log_failure
 from .wire import ReservedJob
 
@@ -109,6 +110,8 @@ class Worker:
     def run(self) -> int:
         """Work until drained; return the process's exit code."""
         self._stop.install()
+        # Else what earlier tasks have printed would be printed by each process that a task forks, too.
+        os.register_at_fork(before=flush, after_in_child=disown)
         signal.signal(INTERRUPT, self._on_interrupt)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self._host.accept_signals()
@@ -120,14 +123,17 @@ class Worker:
         try:
             self._runner.run_hooks()
         except BaseException as error:  # whatever a hook raises, SystemExit too, means that this worker cannot work
+            self._leave_if_forked(error)
             log_failure(logger, logging.ERROR, "a before_first_task hook of %s failed", self._queue, error=error)
             self._event_loop.close()
             return ExitCode.CONFIG
+        self._leave_if_forked(None)
         self._guard.look_after_hooks()
         self._hear_missed_drain()
         self._host.ready()
         self._serve()
         self._close()
+        self._host.leaving()
         self._event_loop.close(self._limits.drain_timeout_s / 2)  # the rest is for threads and exit handlers
         return ExitCode.OK
 
@@ -291,7 +297,7 @@ class Worker:
             failure = self._run(call, lease.limit_at)
         except TaskTimeout as error:  # it came while another error was on its way out
             failure = error
-        self._leave_if_forked()
+        self._leave_if_forked(failure)
         self._keeper.let_go()
         try:
             if failure is None:
@@ -421,9 +427,10 @@ class Worker:
             os.killpg(self._pid, signal.SIGKILL)  # with whatever the task has started
         os._exit(ExitCode.GAVE_BACK if self._is_holding else ExitCode.OK)
 
-    def _leave_if_forked(self) -> None:
+    def _leave_if_forked(self, error: BaseException | None) -> None:
+        """End a process that a task or a hook has forked and that came back: it must not become a second worker."""
         if os.getpid() != self._pid:
-            os._exit(ExitCode.OK)  # a task forked and its child came back: it must not become a second worker
+            leave_after(error)
 
 
 def _has_own_id(job: ReservedJob) -> bool:

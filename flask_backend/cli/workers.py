@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import sys
 import threading
 import traceback
 from contextlib import closing
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from flask_backend.exits import ExitCode, leave
+from flask_backend.exits import ExitCode, leave, leave_at_once
 from flask_backend.loggers import delivery, get_logger
 from flask_backend.machine import available_cpus, available_memory
 from flask_backend.streams import WORKER_PATIENCE_S, streams
@@ -138,7 +137,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
         pools = plan_pools(loaded, queues, workers)
         logger.info("%s", check_descriptors(Descriptors.count(), pools))
         try_hooks(loaded, pools)
-        return
+        leave_at_once(ExitCode.OK)
     handover = Handover.take()
     signals = StopSignalsWhileLoading(may_exit=handover is None)
     notifier = Notifier(handover.notify_address if handover else None)
@@ -175,7 +174,8 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     gc.enable()
     signals.pass_on()
     delivery.limit()
-    leave(supervisor.run())
+    status = supervisor.run()
+    leave(status, supervisor.leave_within_s, supervisor.wait_for_stop)
 
 
 def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
@@ -188,7 +188,9 @@ def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
     def work(context: ChildContext) -> int:
         streams.wait_for_readers(WORKER_PATIENCE_S)
         own_limits = dataclasses.replace(limits, lifeline=context.lifeline)
-        return Worker(loaded.app, loaded.backend, context.pool, context, own_limits).run()
+        status = Worker(loaded.app, loaded.backend, context.pool, context, own_limits).run()
+        # The supervisor ends one that takes too long, unless it waits to hear why a worker cannot start.
+        leave(status, None if status == ExitCode.OK else limits.drain_timeout_s)
 
     def settle(fd: int, death: Death, crashes: int) -> int:
         settings = loaded.backend.settings_of(loaded.app)
@@ -337,4 +339,4 @@ def worker(  # noqa: PLR0913  # one parameter for each option
     streams.wait_for_readers(WORKER_PATIENCE_S)
     dump_on_signal()
     limits = Limits(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace)
-    sys.exit(Worker(loaded.app, loaded.backend, queue, Foreground(queue), limits).run())
+    leave(Worker(loaded.app, loaded.backend, queue, Foreground(queue), limits).run(), drain_timeout)

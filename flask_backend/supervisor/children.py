@@ -38,7 +38,12 @@ class Child:
 
     @property
     def was_told_to_end(self) -> bool:
-        return self.state in (ChildState.DRAINING, ChildState.KILLED)
+        return self.state in (ChildState.DRAINING, ChildState.LEAVING, ChildState.KILLED)
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it has settled its last job: its place is free, and its end is planned however it comes."""
+        return self.row.left_at is not None
 
     def gave_back(self, number: int | None) -> bool:
         """Whether a child that this signal ended was to drain, and gave back the job that it held, if any.
@@ -75,8 +80,8 @@ class Children:
         del self._by_pid[pid]
 
     def slots(self) -> set[Slot]:
-        """Return the slots that have a child of the newest code."""
-        return {child.slot for child in self._by_pid.values() if not child.is_old}
+        """Return the slots that have a child of the newest code, one that has not left."""
+        return {child.slot for child in self._by_pid.values() if not child.is_old and not child.has_left}
 
     def count_new(self) -> int:
         """Count the children of the newest code."""
@@ -87,5 +92,12 @@ class Children:
         ready = (child for child in self._by_pid.values() if child.state is ChildState.READY and not child.is_old)
         return Counter(child.slot.pool for child in ready)
 
-    def has_old(self, pool: str | None = None) -> bool:
-        return any(child.is_old and pool in (None, child.slot.pool) for child in self._by_pid.values())
+    def count_leaving(self) -> Counter[str]:
+        """Count the children that have left and not ended yet, in each pool."""
+        return Counter(child.slot.pool for child in self._by_pid.values() if child.has_left)
+
+    def has_old(self) -> bool:
+        return any(child.is_old for child in self._by_pid.values())
+
+    def is_served_by_old(self, pool: str) -> bool:
+        return any(child.is_old and child.slot.pool == pool and not child.has_left for child in self._by_pid.values())

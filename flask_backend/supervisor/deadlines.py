@@ -34,6 +34,9 @@ class Deadlines:
             return None
         if child.state is ChildState.STARTING and now - child.started > self.boot_timeout_s:
             return f"was not ready within {self.boot_timeout_s:g} s"
+        if child.row.left_at is not None:
+            is_late = now - child.row.left_at >= self.drain_timeout_s
+            return f"has not ended within {self.drain_timeout_s:g} s after its last job" if is_late else None
         kill_at, activity = child.row.kill_at, child.row.activity
         if activity and kill_at is not None and now >= kill_at:
             return f"did not end job {activity.job_id} ({activity.label}) at its time limit"

@@ -22,6 +22,7 @@ class Death:
     exit: Exit
     lived_s: float
     was_ready: bool
+    has_left: bool
     activity: Activity | None
     private_bytes: int | None
 
@@ -34,6 +35,7 @@ class Death:
             exit=exit_,
             lived_s=now - child.started,
             was_ready=child.was_ready,
+            has_left=child.has_left,
             activity=activity,
             private_bytes=private_bytes,
         )
@@ -43,7 +45,7 @@ class Death:
         if self.activity:
             job = f"at job {self.activity.job_id} ({self.activity.label}) after {self.activity.running_s:.1f} s"
         else:
-            job = "while idle" if self.was_ready else "before it was ready"
+            job = "as it ended" if self.has_left else "while idle" if self.was_ready else "before it was ready"
         memory = f"peak {exit_.max_rss_bytes >> 20} MiB"
         if self.private_bytes is not None:
             memory += f", last seen with {self.private_bytes >> 20} MiB private"
@@ -76,6 +78,6 @@ def _kind_of(child: Child, exit_: Exit, activity: Activity | None) -> ExitKind:
         return ExitKind.PLANNED
     if activity:
         return ExitKind.DIED_BUSY
-    if exit_.status == ExitCode.OK:
+    if exit_.status == ExitCode.OK or child.has_left:
         return ExitKind.PLANNED
     return ExitKind.DIED_IDLE if child.was_ready and exit_.signal is not None else ExitKind.CANNOT_WORK

@@ -42,7 +42,9 @@ class Enforcement:
         for child in self._children:
             if child.state is ChildState.KILLED:
                 continue
-            if child.dumped_at is not None:
+            if (left_at := child.row.left_at) is not None:
+                due.append(max(left_at + self._deadlines.drain_timeout_s, now + DUMP_S))
+            elif child.dumped_at is not None:
                 due.append(child.dumped_at + DUMP_S)
             elif (kill_at := child.row.kill_at) is not None:
                 due.append(max(kill_at, now + DUMP_S))  # later than it, if the child is given time after a suspend
@@ -60,7 +62,10 @@ class Enforcement:
             if reason is None:
                 reason = self._deadlines.reason_to_end(child, now)
                 child.gives_back = reason is not None
-            if reason:
+            if reason and child.has_left:
+                logger.warning("worker %d of %s %s: it is killed", child.pid, child.slot.pool, reason)
+                self._kill(child)
+            elif reason:
                 self._end_stuck(child, reason, now)
             else:
                 child.dumped_at = None

@@ -6,10 +6,12 @@ it there. Children report through one pipe, in messages small enough to be writt
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
 import struct
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -35,6 +37,7 @@ _READ_BYTES = _REPORT.size * 1000  # a multiple, so that no report is read by ha
 class ReportKind(IntEnum):
     READY = 1
     RECYCLE_DUE = 2
+    LEFT = 3  # wakes the supervisor; when that was stands in the child's row, which crosses a reload
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,22 @@ class Inbox:
         self._ignore_hangup_as_before()
         for fd in (self._wakeup_r, self._wakeup_w, self._report_r):
             os.close(fd)
+
+    def wait_for_stop(self, timeout_s: float) -> None:
+        """Wait for a signal to stop, at most ``timeout_s`` seconds: in any thread, once the loop is over.
+
+        The main thread cannot do it while it waits for others to end: a handler then runs late, or never.
+        """
+        poll = select.poll()
+        poll.register(self._wakeup_r, select.POLLIN)
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            if poll.poll(left_s * 1000 + 1):
+                came = os.read(self._wakeup_r, _READ_BYTES)
+                if signal.SIGUSR1 in came:
+                    faulthandler.dump_traceback()
+                if any(number in came for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)):
+                    return
 
     def _ignore_hangup_as_before(self) -> None:
         if self._terminal.ignores_hangup:

@@ -37,7 +37,9 @@ from .terminal import Terminal
 logger = get_logger("flask_backend.supervisor")
 
 FORK_RETRY_S = 1.0  # after a fork that the system refused
-LEAST_DRAIN_S = 1.0  # for an idle child to hear that it is to drain, however short the drain timeout
+LEAST_DRAIN_S = 1.0  # for an idle child to hear that it is to drain and to end, however short the drain timeout
+# So many children of a pool may linger as they end before successors wait: each is a process, with memory of its own.
+MAX_LEAVING = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,13 @@ class Supervisor:
         self._notifier = notifier
         self._state = SupervisorState.STARTING
         self._drain_deadline = math.inf
+        self._leave_at = -math.inf
         self._exit_code = ExitCode.OK
         descriptors, self._terminal = options.descriptors, options.terminal
         self._plan = Plan(pools, descriptors.most_children)
         self._pools: defaultdict[str, PoolRecord] = defaultdict(PoolRecord)
         self._not_before: dict[Slot, float] = {}  # slots whose next child has to wait
+        self._held_up: set[str] = set()  # pools whose next children have to wait
         self._children = Children()
         # Twice: the old and the new child of each slot.
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
@@ -106,12 +110,22 @@ class Supervisor:
             for event in self._inbox.wait(self._timeout_s()):
                 self._handle(event)
             self._reap()
+            self._let_go()
             self._enforce()
             self._reconcile()
             self._notify()
             streams.report_losses()
         self._loans.close_all()
         return self._exit_code
+
+    @property
+    def leave_within_s(self) -> float:
+        """How long this process may still take to end, once it is stopped."""
+        return max(self._leave_at - time.monotonic(), LEAST_DRAIN_S)
+
+    def wait_for_stop(self, timeout_s: float) -> None:
+        """Wait for a further signal to stop, at most so long, once this is stopped: in any thread."""
+        self._inbox.wait_for_stop(timeout_s)
 
     # -- wait ------------------------------------------------------------------------------------------------
 
@@ -156,9 +170,9 @@ class Supervisor:
     def _handle_report(self, child: Child, kind: ReportKind) -> None:
         if kind is ReportKind.RECYCLE_DUE:
             child.recycle_reason = "it has done its number of tasks"
-            return
-        child.apply(ChildEvent.REPORTED_READY)
-        self._pools[child.slot.pool].note_ready(child.slot)
+        elif kind is ReportKind.READY:
+            child.apply(ChildEvent.REPORTED_READY)
+            self._pools[child.slot.pool].note_ready(child.slot)
 
     def _resize(self, by: int) -> None:
         if not self._plan.resize(by):
@@ -175,7 +189,7 @@ class Supervisor:
 
     def _drain_all(self, reason: str) -> None:
         self._begin_draining(reason)
-        self._drain_deadline = time.monotonic() + self._drain_timeout_s
+        self._drain_deadline = self._leave_at = time.monotonic() + self._drain_timeout_s
         for child in self._children:
             if not child.was_told_to_end:
                 self._drain(child)
@@ -191,8 +205,11 @@ class Supervisor:
                 if activity := child.row.activity:
                     job = f"job {activity.job_id} ({activity.label}) unfinished after {activity.running_s:.1f} s"
                     logger.warning("%s: worker %d gives back %s", reason, child.pid, job)
+                elif child.has_left:
+                    logger.warning("%s: worker %d is killed before its end, without a job", reason, child.pid)
                 self._kill(child)
         self._drain_deadline = math.inf
+        self._leave_at = time.monotonic()
 
     def _drain(self, child: Child) -> None:
         child.apply(ChildEvent.DRAIN)
@@ -234,13 +251,17 @@ class Supervisor:
             self._reload.bid_farewell(child.pid)
         else:
             self._scoreboard.give_back(child.slot.pool, child.row)
-        was_given_back = child.gave_back(exit_.signal) or (self._is_draining and child.state is ChildState.KILLED)
+        was_killed = child.state is ChildState.KILLED
+        was_given_back = child.gave_back(exit_.signal) or (self._is_draining and was_killed)
         if death.activity and child.gave_back(exit_.signal):
             logger.warning("%s: it was draining, and its job goes back", death, extra=death.as_dict())
         child.apply(ChildEvent.EXIT)
         if death.activity and was_given_back and self._is_draining:
             self._exit_code = self._exit_code or ExitCode.GAVE_BACK
-        if not child.is_old and not self._is_draining:
+        if death.has_left:
+            if exit_.status != ExitCode.OK and not was_killed:
+                logger.warning("%s; its jobs are settled", death, extra=death.as_dict())
+        elif not child.is_old and not self._is_draining:
             self._fill_again(child.slot, death, now)
         elif death.kind is not ExitKind.PLANNED and (child.is_old or not was_given_back):
             # Nothing replaces a child of before a reload: its successors are there, or on their way.
@@ -261,7 +282,7 @@ class Supervisor:
         delay_s = pool.restarts.delay_s(death.kind, now, progress)
         self._not_before[slot] = now + delay_s
         logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
-        if self._children.has_old(slot.pool):
+        if self._children.is_served_by_old(slot.pool):
             return  # the old code goes on serving until the new one can
         if hopeless := pool.find_hopeless(slot, self._plan.size_of(slot.pool), death.exit.status, now, progress):
             logger.critical("%s: giving up", hopeless.reason)
@@ -273,6 +294,16 @@ class Supervisor:
             if child.state is ChildState.STARTING:
                 self._drain(child)  # its report would come to an inbox that is no more
         self._reload.execute()
+
+    # -- let go --------------------------------------------------------------------------------------------
+
+    def _let_go(self) -> None:
+        """Note which children have left: what they have lent is of no use any more, and their slots are free."""
+        for child in self._children:
+            if child.has_left and child.state not in (ChildState.LEAVING, ChildState.KILLED):
+                child.apply(ChildEvent.LEFT)
+                self._loans.receive()  # what it has lent may be there, but not be read yet
+                self._loans.close(child.pid)
 
     # -- enforce ---------------------------------------------------------------------------------------------
 
@@ -296,11 +327,19 @@ class Supervisor:
             if not self._is_wanted(child, ready) and not child.was_told_to_end:
                 self._drain(child)
         self._recycle()
+        self._hold_up()
         now, taken = time.monotonic(), self._children.slots()
         for slot in self._plan.slots():
-            if slot not in taken and self._not_before.get(slot, now) <= now:
+            if slot not in taken and self._not_before.get(slot, now) <= now and slot.pool not in self._held_up:
                 self._spawn(slot)
         show_master(len(self._plan.pools), self._plan.total)
+
+    def _hold_up(self) -> None:
+        """Start no successors in a pool of which too many children linger at their end."""
+        crowded = {pool for pool, count in self._children.count_leaving().items() if count >= MAX_LEAVING}
+        for pool in crowded - self._held_up:
+            logger.warning("%d workers of %s have not ended yet: the next ones wait for that", MAX_LEAVING, pool)
+        self._held_up = crowded
 
     def _recycle(self) -> None:
         """Drain the next child that is due, one in each pool at a time: until its successor is ready."""
@@ -350,8 +389,4 @@ class Supervisor:
         return self._state in (SupervisorState.DRAINING, SupervisorState.STOPPED)
 
     def _apply(self, event: SupervisorEvent) -> None:
-        if event is SupervisorEvent.NO_CHILDREN:
-            # Nothing is left to stop, and the interpreter's end puts the default handlers back: a signal that still
-            # comes would replace the exit code.
-            process.block_signals()
         self._state = next_state(SUPERVISOR_TRANSITIONS, self._state, event)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from flask_backend.exits import ExitCode
+from flask_backend.exits import ExitCode, disown, leave_at_once
 from flask_backend.loggers import get_logger
 from flask_backend.procfs import PROC_IS_THERE, read_memory, read_stat
 from flask_backend.stacks import dump_on_signal
@@ -108,6 +108,7 @@ class ChildContext:
         self.lifeline = links.lifeline.read_end
         self._links = links
         self._mask = mask
+        self._row = row
         # What a body says for every job goes to the row without a detour.
         self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
         self.was_told_to_drain, self.heard_drain = row.was_told_to_drain, row.heard_drain
@@ -119,6 +120,11 @@ class ChildContext:
     def ready(self) -> None:
         self.show("")
         self._links.inbox.report(ReportKind.READY)
+
+    def leaving(self) -> None:
+        self.show("ending")
+        self._row.leave()
+        self._links.inbox.report(ReportKind.LEFT)
 
     def recycle_due(self) -> None:
         self._links.inbox.report(ReportKind.RECYCLE_DUE)
@@ -159,6 +165,7 @@ def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep
     """Never returns: what is on the stack below belongs to the parent."""
     status: int = ExitCode.FAILED
     try:
+        disown()
         os.setpgid(0, 0)  # the terminal's Ctrl-C is for the supervisor alone
         links.close_in_child(keep_loan_of=keep_loan_of)
         _die_before(parent)
@@ -175,8 +182,7 @@ def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep
     finally:
         with suppress(Exception):
             logging.shutdown()
-        flush()
-        os._exit(status)
+        leave_at_once(status)
 
 
 def _die_before(parent: int) -> None:

@@ -24,6 +24,8 @@ _ENDINGS, _BUSY_NS = 4, 7  # three words, in the order of Ending; one word
 # The last sign of life: a turn of the child's loop, or a job's beginning or end. A child that is about to wait adds the
 # time that it may need.
 _ALIVE_NS = 8
+# When the child has begun to leave.
+_LEFT_NS = 9
 # What parent and child have said about the child's drain: a signal may be lost where the app's code handles it.
 _DRAIN = 10
 _TOLD, _HEARD = 1, 2
@@ -146,6 +148,10 @@ class Row:
         """Say that no further job will begin."""
         self._words[_DRAIN] = _HEARD
 
+    def leave(self) -> None:
+        """Say that no job will be held here any more."""
+        self._words[_LEFT_NS] = time.monotonic_ns()
+
     # -- for its parent --------------------------------------------------------------------------------------
 
     def tell_to_drain(self) -> None:
@@ -156,7 +162,7 @@ class Row:
         return self._words[_DRAIN] == _HEARD
 
     def clear_activity(self) -> None:
-        for index in (_JOB, _LABEL, _STARTED_NS, _KILL_AT_NS, _DRAIN):
+        for index in (_JOB, _LABEL, _STARTED_NS, _KILL_AT_NS, _LEFT_NS, _DRAIN):
             self._words[index] = 0
         self.live()
 
@@ -186,6 +192,11 @@ class Row:
         In the future if the child has said that it may be silent until then.
         """
         return self._words[_ALIVE_NS] / 1e9
+
+    @property
+    def left_at(self) -> float | None:
+        """When the child has begun to leave, in seconds of the monotonic clock."""
+        return self._words[_LEFT_NS] / 1e9 if self._words[_LEFT_NS] else None
 
     @property
     def settled(self) -> int:

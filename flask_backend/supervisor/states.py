@@ -1,8 +1,10 @@
 """The life of a child, and of the supervisor: every transition there is, in two tables. Pure.
 
 A child is STARTING from its fork until it reports READY. To drain it is to ask it to finish what it holds; to kill
-it is SIGKILL, at a deadline or when someone asked for the end at once. Whether a READY child is busy is not a
-state here: it is in the scoreboard, where the child writes it without a word to its parent.
+it is SIGKILL, at a deadline or when someone asked for the end at once. A LEAVING child has settled its last job and
+closed its connection; what its threads and exit handlers still do delays its end, and not its successor. Whether a
+READY child is busy is not a state here: it is in the scoreboard, where the child writes it without a word to its
+parent.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ class ChildState(Enum):
     STARTING = auto()
     READY = auto()
     DRAINING = auto()
+    LEAVING = auto()
     KILLED = auto()
     EXITED = auto()
 
@@ -22,6 +25,7 @@ class ChildState(Enum):
 class ChildEvent(Enum):
     REPORTED_READY = auto()
     DRAIN = auto()
+    LEFT = auto()
     KILL = auto()
     EXIT = auto()
 
@@ -42,6 +46,9 @@ class SupervisorEvent(Enum):
 CHILD_TRANSITIONS = {
     (ChildState.STARTING, ChildEvent.REPORTED_READY): ChildState.READY,
     (ChildState.STARTING, ChildEvent.DRAIN): ChildState.DRAINING,
+    # A signal that did not come from the supervisor can drain a child, too.
+    (ChildState.STARTING, ChildEvent.LEFT): ChildState.LEAVING,
+    (ChildState.READY, ChildEvent.LEFT): ChildState.LEAVING,
     (ChildState.STARTING, ChildEvent.KILL): ChildState.KILLED,
     (ChildState.STARTING, ChildEvent.EXIT): ChildState.EXITED,
     (ChildState.READY, ChildEvent.DRAIN): ChildState.DRAINING,
@@ -49,8 +56,12 @@ CHILD_TRANSITIONS = {
     (ChildState.READY, ChildEvent.EXIT): ChildState.EXITED,
     # A report that was on its way when the child was told to end.
     (ChildState.DRAINING, ChildEvent.REPORTED_READY): ChildState.DRAINING,
+    (ChildState.DRAINING, ChildEvent.LEFT): ChildState.LEAVING,
     (ChildState.DRAINING, ChildEvent.KILL): ChildState.KILLED,
     (ChildState.DRAINING, ChildEvent.EXIT): ChildState.EXITED,
+    (ChildState.LEAVING, ChildEvent.REPORTED_READY): ChildState.LEAVING,
+    (ChildState.LEAVING, ChildEvent.KILL): ChildState.KILLED,
+    (ChildState.LEAVING, ChildEvent.EXIT): ChildState.EXITED,
     (ChildState.KILLED, ChildEvent.REPORTED_READY): ChildState.KILLED,
     (ChildState.KILLED, ChildEvent.EXIT): ChildState.EXITED,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import statistics
 import time
@@ -517,15 +516,3 @@ def test_what_asynchronous_tasks_need_is_imported_before_the_fork(supervise, bro
     supervised.assert_clean_exit(0)
     assert supervised.ledger
     assert not any("asgiref" in line for line in supervised.ledger)
-
-
-def test_the_supervisor_does_what_the_app_has_registered_to_be_done_at_exit(supervise, tmp_path):
-    (tmp_path / "ending.py").write_text(
-        IMPORTING_APP.replace("teller = Teller(logging.CRITICAL)", "")
-        + "import atexit\natexit.register(print, 'at exit of', os.getpid())\n"
-    )
-    supervised = supervise(app=str(tmp_path / "ending.py"), workers=1)
-    supervised.wait_ready()
-    supervised.send(signal.SIGTERM)
-    supervised.assert_clean_exit(0)
-    assert re.findall("at exit of (.*)", supervised.log) == [str(supervised.pid)]

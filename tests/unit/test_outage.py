@@ -35,7 +35,7 @@ class Clock:
 class Row(Foreground):
     """What the supervisor sees of a worker that has no job."""
 
-    activity = kill_at = None
+    activity = kill_at = left_at = None
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(QUEUE)

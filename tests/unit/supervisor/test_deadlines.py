@@ -133,6 +133,16 @@ def test_a_row_that_another_child_gets_knows_of_no_drain(drained):
     assert not drained.row.was_told_to_drain()
 
 
+def test_a_child_that_has_left_and_does_not_end_is_stuck(child):
+    deadlines = Deadlines(10.0, 25.0)
+    child.apply(ChildEvent.REPORTED_READY)
+    child.row.leave()
+    child.apply(ChildEvent.LEFT)
+    left_at = child.row.left_at
+    assert deadlines.reason_to_kill(child, left_at + 24) is None
+    assert deadlines.reason_to_kill(child, left_at + 25) == "has not ended within 25 s after its last job"
+
+
 def test_after_a_suspend_children_get_time_to_act_by_themselves(child):
     deadlines = Deadlines(10.0, 25.0)
     deadlines.note_turn(SUSPENDED_S + 1, NOW + 100)

@@ -128,6 +128,22 @@ def test_there_is_something_to_enforce_at_the_earliest_deadline(enforcement, chi
     assert enforcement.next_at(now + 2.9) == now + 2 + LOOK_S
 
 
+def test_a_child_that_does_not_end_after_it_has_left_is_killed_without_its_stacks(
+    enforcement, child, now, killed, dumped
+):
+    enforcement = enforcement()
+    child.row.leave()
+    child.apply(ChildEvent.LEFT)
+    late = child.row.left_at + 25
+    for second in range(25):
+        enforcement.enforce(child.row.left_at + second)
+    enforcement.enforce(late - 0.5)
+    assert enforcement.next_at(late - 0.5) == late
+    enforcement.enforce(late)
+    assert killed == [child]
+    assert not dumped
+
+
 def test_a_child_over_the_soft_ceiling_is_to_be_recycled(enforcement, child, now, killed):
     enforcement(soft=1).enforce(now + 2)
     assert "over 0 MiB" in child.recycle_reason

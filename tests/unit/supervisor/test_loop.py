@@ -30,6 +30,7 @@ def system(monkeypatch):
     system = System()
     monkeypatch.setattr(process, "spawn", system.spawn)
     monkeypatch.setattr(process, "drain", lambda _pid: None)
+    monkeypatch.setattr(process, "kill", lambda _pid: None)
     monkeypatch.setattr(loop, "show_master", lambda _queues, _workers: None)
     return system
 
@@ -49,6 +50,11 @@ def turn(supervisor):
     for child in supervisor._children:
         if child.state is ChildState.STARTING:
             supervisor._handle_report(child, ReportKind.READY)
+
+
+def leave(supervisor, child):
+    child.row.leave()
+    supervisor._let_go()
 
 
 def end(supervisor, child, *, status=None, number=None):
@@ -107,3 +113,47 @@ def test_a_death_is_logged_before_its_job_is_settled(supervisor, monkeypatch, ca
     (death,) = logged
     assert "at job 7" in death
     assert death.endswith("; replaced at once")
+
+
+def test_the_successor_of_a_child_that_has_left_does_not_wait_for_its_end(supervisor):
+    first = next(iter(supervisor._children))
+    first.recycle_reason = "it is due"
+    turn(supervisor)
+    assert len(supervisor._children) == 3
+    leave(supervisor, first)
+    assert first.state is ChildState.LEAVING
+    turn(supervisor)
+    assert [child.slot for child in supervisor._children].count(first.slot) == 2
+    assert not supervisor._pools["q"].is_recycling(supervisor._plan)
+    end(supervisor, first, status=0)
+    turn(supervisor)
+    assert len(supervisor._children) == 3
+
+
+@pytest.mark.parametrize("how", [{"number": signal.SIGKILL}, {"number": signal.SIGSEGV}, {"status": 1}])
+def test_a_child_that_has_left_ends_as_planned_however_it_ends(supervisor, how):
+    for _ in range(supervisor._pools["q"].breaker.limit):
+        first = next(iter(supervisor._children))
+        leave(supervisor, first)
+        turn(supervisor)
+        if how == {"number": signal.SIGKILL}:
+            supervisor._kill(first)
+        end(supervisor, first, **how)
+        turn(supervisor)
+        assert len(supervisor._children) == 3
+        assert not supervisor._not_before
+    assert not supervisor._is_draining
+
+
+def test_children_that_linger_do_not_fill_the_host(supervisor, monkeypatch):
+    monkeypatch.setattr(loop, "MAX_LEAVING", 6)
+    for _ in range(10):
+        for child in supervisor._children:
+            if not child.has_left:
+                leave(supervisor, child)
+        turn(supervisor)
+    lingering = list(supervisor._children)
+    assert len(lingering) == 6
+    end(supervisor, lingering[0], status=0)
+    turn(supervisor)
+    assert len(supervisor._children) == 5 + 3
