@@ -59,4 +59,4 @@ class BackendCommand(_Command):
         arguments = list(args)
         if arguments and not arguments[0].startswith("-") and arguments[0] not in MODULES:
             arguments.insert(0, "worker")  # the command of old: `backend com.example/default`
-        commands.main(arguments, prog_name=f"{sys.argv[0]} backend", obj=ScriptInfo(create_app=lambda: app))
+        commands(arguments, prog_name=f"{sys.argv[0]} backend", obj=ScriptInfo(create_app=lambda: app))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from flask_backend.errors import BackendError
-from flask_backend.exits import ExitCode
+from flask_backend.exits import ExitCode, limit_end, lingering_threads
 from flask_backend.launch import launched
 from flask_backend.loggers import delivery
 from flask_backend.streams import streams
@@ -44,11 +45,22 @@ MODULES = {
 _WITHOUT_RESULTS = ("broker_server", "workers")
 
 
+# How long threads of the app may delay the end of a command that needs no more of it.
+END_S = 1.0
+
+
 class Commands(click.Group):
     """A group that imports a command when it is wanted.
 
     Its commands end in a line, not in a traceback, when the broker or an argument is at fault.
     """
+
+    is_program = False
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run as a program, which ends with its command: click's test runner calls ``main`` instead."""
+        self.is_program = True
+        return super().__call__(*args, **options)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         streams.install()  # however the commands are started: before anything else is opened
@@ -79,6 +91,17 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        status: int = ExitCode.OK
+        try:
+            return self._invoke(ctx)
+        except BaseException as error:
+            status = _status_of(error)
+            raise
+        finally:
+            if ends_with_command(ctx) and lingering_threads():
+                limit_end(status, END_S)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BackendError as error:
@@ -99,6 +122,21 @@ def _is_queue(ctx: click.Context, name: str) -> bool:
     except Exception:
         return True
     return name in getattr(backend, "queues", ())
+
+
+def ends_with_command(ctx: click.Context) -> bool:
+    """Whether the process ends when the command does: it was started for that, by our entry point or by Flask's."""
+    root = ctx.find_root().command
+    of_flask = sys.modules.get("flask.cli")
+    return (isinstance(root, Commands) and root.is_program) or (of_flask is not None and root is of_flask.cli)
+
+
+def _status_of(error: BaseException) -> int:
+    """Return the exit status in which an exception ends a command of click's."""
+    code = getattr(error, "exit_code", getattr(error, "code", ExitCode.FAILED))
+    if code is None:
+        return ExitCode.OK
+    return code if isinstance(code, int) else ExitCode.FAILED
 
 
 def _abort(_number: int, _frame: FrameType | None) -> NoReturn:

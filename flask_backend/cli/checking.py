@@ -7,12 +7,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from flask_backend.exits import ExitCode
+from flask_backend.exits import ExitCode, leave_at_once
 from flask_backend.functions import shown_name
 
+from . import ends_with_command
 from .apps import LoadedApp, load_app
 from .output import echo_json, json_option
 from .scanning import scan_option
+from .workers import warn_of_threads
 
 
 @click.command()
@@ -45,8 +47,11 @@ def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> No
         _echo(loaded)
     if not as_json and not waiting and descriptors:
         click.echo(descriptors)
-    if waiting:
-        _check_waiting(ctx, loaded, bound, as_json=as_json)
+    status = _check_waiting(loaded, bound, as_json=as_json) if waiting else ExitCode.OK
+    if ends_with_command(ctx):
+        warn_of_threads()
+        leave_at_once(status)
+    ctx.exit(status)
 
 
 def _check_descriptors(ctx: click.Context, loaded: LoadedApp) -> str | None:
@@ -65,7 +70,7 @@ def _check_descriptors(ctx: click.Context, loaded: LoadedApp) -> str | None:
     return check_descriptors(Descriptors.count(), pools)
 
 
-def _check_waiting(ctx: click.Context, loaded: LoadedApp, bound: int, *, as_json: bool) -> None:
+def _check_waiting(loaded: LoadedApp, bound: int, *, as_json: bool) -> ExitCode:
     from .waiting import as_dict, echo, look
 
     jobs, search = look(loaded, bound)
@@ -74,7 +79,7 @@ def _check_waiting(ctx: click.Context, loaded: LoadedApp, bound: int, *, as_json
     else:
         echo(jobs, search)
     search.warn_if_incomplete()
-    ctx.exit(ExitCode.FAILED if jobs.groups else ExitCode.OK)
+    return ExitCode.FAILED if jobs.groups else ExitCode.OK
 
 
 def _as_dict(loaded: LoadedApp) -> dict[str, Any]:
