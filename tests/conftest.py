@@ -11,6 +11,8 @@ from support.terminal import Terminal
 
 # What a shell starts in the background ignores it, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup it is ignored, which supervisors keep: then no HUP would reload one.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser):
