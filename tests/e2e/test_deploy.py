@@ -432,7 +432,7 @@ def health(supervisor):
     """Run the image's health check in the namespace; return what it has to complain of."""
     script = command(DOCKER / "Dockerfile", "HEALTHCHECK")
     script[0], script[-1] = sys.executable, str(DOCKER / "healthcheck.py")
-    inside = [tool("nsenter"), "--target", str(supervisor), "--pid", "--mount"]
+    inside = [tool("nsenter"), "--target", str(supervisor), "--pid", "--mount", "--root"]
     result = subprocess.run([*inside, *script], capture_output=True, text=True)
     assert (result.returncode, bool(result.stderr)) in {(0, False), (1, True)}
     return result.stderr

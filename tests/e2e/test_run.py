@@ -233,6 +233,36 @@ def test_run_test_without_beanstalkd_says_what_it_runs_on_unless_it_is_required(
     assert (result.returncode, "Beanstalkd is missing, and REQUIRE_BEANSTALKD is set." in result.stderr) == (1, True)
 
 
+def test_run_newest_without_what_it_needs_says_so_and_is_no_failure(machine):
+    result = machine.run("newest")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == (
+        "Not run on the newest Python and Beanstalkd, which needs: root debootstrap unshare chroot tar\n"
+    )
+
+
+def test_run_newest_where_no_tree_can_be_made_says_so_and_is_no_failure(machine, tmp_path):
+    machine.has("id", "echo 0")
+    for tool in ("unshare", "chroot", "tar"):
+        machine.has(tool)
+    for tool in ("sed", "head", "tail", "touch"):
+        (machine._bin / tool).symlink_to(shutil.which(tool))
+    machine.has("debootstrap", "echo no such suite; exit 1")
+    result = machine.run("newest", NEWEST_TREE=str(tmp_path / "tree"))
+    assert result.returncode == 0
+    assert "no such suite" in result.stderr
+    assert result.stdout == (
+        "Not run on the newest Python and Beanstalkd: debootstrap cannot make a tree of them here, see above\n"
+    )
+
+
+def test_run_versions_says_which_ones_are_not_here(machine):
+    machine.has_python()
+    machine.has("venv-python", 'case "$*" in *version_info*) echo 3.12 ;; esac')
+    lines = machine.run("versions").stdout.splitlines()
+    assert lines == [f"Python {version}: not here" for version in ("3.11", "3.13", "3.14")]
+
+
 # -- the demo ------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def commands_of(block: str) -> Iterator[tuple[str, list[str]]]:
         yield command, [line for line in expected if line]
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 @pytest.mark.timeout(120)
 def test_the_tutorial_does_what_it_says(tmp_path):
     reader = Reader(tmp_path)
