@@ -331,7 +331,7 @@ def test_a_coroutine_that_does_not_end_is_killed_with_its_worker_after_the_grace
 
 
 def test_a_quick_coroutine_is_never_hit_by_anothers_limit(supervised, broker):
-    running = supervised("--time-limit", "0.05", workers=2)
+    running = supervised("--time-limit", "0.3", workers=2)
     for n in range(300):
         call(broker, "limited" if n % 50 == 0 else "note", "sleep" if n % 50 == 0 else n)
     wait_until(lambda: sum(line.startswith("note") for line in running.ledger) == 294, "all notes")
