@@ -34,14 +34,10 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of loading the app; ``files`` are the user's own modules, of one that does not load too.
-
-    ``is_refused`` says that no worker could run in its interpreter.
-    """
+    """What came of loading the app; ``files`` are the user's own modules, of one that does not load too."""
 
     app: App | None
     files: list[str]
-    is_refused: bool = False
 
 
 def asked() -> int | None:
@@ -50,9 +46,9 @@ def asked() -> int | None:
     return None if number is None else int(number)
 
 
-def answer(fd: int, app: App | None, error: BaseException | None = None, *, is_refused: bool = False) -> None:
+def answer(fd: int, app: App | None, error: BaseException | None = None) -> None:
     with os.fdopen(fd, "w") as file:
-        json.dump(asdict(Answer(app, sorted(users_files(error)), is_refused)), file)
+        json.dump(asdict(Answer(app, sorted(users_files(error)))), file)
 
 
 class Inquiry:
@@ -89,7 +85,7 @@ class Inquiry:
         if self.program.was_told_to_end or not text:
             return None
         told: dict[str, Any] = json.loads(text)
-        return Answer(App(**told["app"]) if told["app"] else None, told["files"], told["is_refused"])
+        return Answer(App(**told["app"]) if told["app"] else None, told["files"])
 
 
 def users_files(error: BaseException | None = None) -> set[str]:

@@ -21,7 +21,6 @@ LAYERS = [
         "tracebacks",
         "visible",
         "launch",
-        "patched",
         "loggers",
         "message",
         "notes",
