@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import io
 import os
-import select
 import stat
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from select import PIPE_BUF, POLLOUT, poll  # by their names: eventlet takes poll() away from the module
 from typing import Any, TextIO
 
 from .errors import OutputError
@@ -53,7 +53,7 @@ class Outlet:
         self._number = number
         self._fd = number  # or another description of the same file, see _find_file
         self._file: tuple[int, int] | None = None
-        self._most = select.PIPE_BUF  # bytes in one write
+        self._most = PIPE_BUF  # bytes in one write
         self._has_failed = False  # at the last write
         self._is_cut = False  # what was written ends in the middle of a line
 
@@ -95,7 +95,7 @@ class Outlet:
             if self._fd != self._number:
                 os.close(self._fd)
             self._fd = self._number
-            self._most = sys.maxsize if stat.S_ISREG(found.st_mode) else select.PIPE_BUF
+            self._most = sys.maxsize if stat.S_ISREG(found.st_mode) else PIPE_BUF
             if stat.S_ISFIFO(found.st_mode) or os.isatty(self._number):
                 # O_NONBLOCK on the inherited description would concern all who share it. With a description of our own
                 # a write cannot block, even if another process takes the room that poll() has found.
@@ -105,9 +105,9 @@ class Outlet:
 
 
 def _wait_for_room(fd: int, patience_s: float) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(patience_s * 1000))
+    waiting = poll()
+    waiting.register(fd, POLLOUT)
+    return bool(waiting.poll(patience_s * 1000))
 
 
 class Streams:

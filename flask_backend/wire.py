@@ -133,6 +133,29 @@ class Reservations:
         self.pending -= 1
 
 
+class _Poll(Protocol):
+    def poll(self, timeout_ms: float, /) -> object: ...
+
+
+class _Selecting:
+    """Waits as an object of ``select.poll`` does, which eventlet removes where it patches a web process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fds = [fd]
+
+    def poll(self, timeout_ms: float, /) -> list[int]:
+        return select.select(self._fds, [], [], timeout_ms / 1000)[0]
+
+
+def _poll(fd: int) -> _Poll:
+    """Return what waits until there is something to read."""
+    if not hasattr(select, "poll"):
+        return _Selecting(fd)
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return poll
+
+
 class Wire:
     """A connected socket, used by one thread at a time."""
 
@@ -141,8 +164,7 @@ class Wire:
         self._fd = sock.fileno()
         self._received = bytearray()
         self._awaited: deque[Taker] = deque()
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
+        self._poll = _poll(self._fd)
 
     @property
     def is_awaiting(self) -> bool:

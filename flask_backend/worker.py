@@ -35,6 +35,7 @@ from .host import UNBOUNDED_NS, Host
 from .keeper import RECLAIM_EVERY_S, Keeper, Lease
 from .loggers import get_logger
 from .message import decode
+from .patched import find_patch
 from .settlement import Attempt, bury_undecodable, settle_failure
 from .signal_guard import INTERRUPT, SignalGuard
 from .stopping import StopSignals
@@ -128,6 +129,10 @@ class Worker:
             self._event_loop.close()
             return ExitCode.CONFIG
         self._leave_if_forked(None)
+        if reason := find_patch():
+            logger.error("a before_first_task hook of %s: %s", self._queue, reason)
+            self._event_loop.close()
+            return ExitCode.CONFIG
         self._guard.look_after_hooks()
         self._hear_missed_drain()
         self._host.ready()

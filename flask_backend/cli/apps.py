@@ -14,6 +14,7 @@ import click
 from flask_backend.errors import ConfigError
 from flask_backend.exits import ExitCode
 from flask_backend.loggers import get_logger
+from flask_backend.patched import find_patch
 from flask_backend.signal_guard import name_handlers
 from flask_backend.streams import hold_numbers, streams
 from flask_backend.tracebacks import raised_at, traceback_of
@@ -41,6 +42,22 @@ class AppLoadError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         super().show(file or streams.find_stderr())  # the app may have put anything in its place
+
+
+class PatchedError(AppLoadError):
+    """The app has patched the standard library for greenlets."""
+
+
+def load_app_of_workers(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
+    """Load the app as :func:`load_app` does, and refuse one in whose interpreter no worker can run."""
+    loaded = load_app(ctx, log_format)
+    refuse_patch()
+    return loaded
+
+
+def refuse_patch() -> None:
+    if reason := find_patch():
+        raise PatchedError(reason)
 
 
 def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:

@@ -11,7 +11,7 @@ from flask_backend.exits import ExitCode, leave_at_once
 from flask_backend.functions import shown_name
 
 from . import ends_with_command
-from .apps import LoadedApp, load_app
+from .apps import LoadedApp, load_app_of_workers
 from .output import echo_json, json_option
 from .scanning import scan_option
 from .workers import warn_of_threads
@@ -39,7 +39,7 @@ def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> No
     """
     if not waiting and ctx.get_parameter_source("bound") is not ParameterSource.DEFAULT:
         raise click.UsageError("--scan is for --waiting: say both")
-    loaded = load_app(ctx)
+    loaded = load_app_of_workers(ctx)
     descriptors = _check_descriptors(ctx, loaded)
     if as_json and not waiting:
         echo_json(_as_dict(loaded))

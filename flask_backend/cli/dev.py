@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .apps import load_app
+from .apps import PatchedError, load_app_of_workers
 from .parameters import drain_timeout_option
 
 
@@ -105,7 +105,7 @@ def dev(  # noqa: PLR0913  # one parameter for each option
             extra=[str(Path(path).absolute()) for path in watch],
             listener=listener,
         )
-        Development(plan, Transcript(sys.stdout.fileno(), NAMES, is_coloured=is_coloured)).run()
+        sys.exit(Development(plan, Transcript(sys.stdout.fileno(), NAMES, is_coloured=is_coloured)).run())
 
 
 def name_app(ctx: click.Context) -> list[str]:
@@ -136,9 +136,9 @@ def answer_about_app(ctx: click.Context, fd: int) -> None:
     from flask_backend.errors import BrokerConnectionError
 
     try:
-        loaded = load_app(ctx)
+        loaded = load_app_of_workers(ctx)
     except BaseException as error:  # whatever it is, it comes from the app; its files are to be watched
-        answer(fd, None, error)
+        answer(fd, None, error, is_refused=isinstance(error, PatchedError))
         raise
     settings = loaded.backend.settings_of(loaded.app)
     try:

@@ -17,7 +17,15 @@ from flask_backend.loggers import delivery, get_logger
 from flask_backend.machine import available_cpus, available_memory
 from flask_backend.streams import WORKER_PATIENCE_S, streams
 
-from .apps import AppLoadError, LoadedApp, StopSignalsWhileLoading, check_queue, load_app, users_traceback
+from .apps import (
+    AppLoadError,
+    LoadedApp,
+    StopSignalsWhileLoading,
+    check_queue,
+    load_app_of_workers,
+    refuse_patch,
+    users_traceback,
+)
 from .parameters import (
     drain_timeout_option,
     log_format_option,
@@ -134,7 +142,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     from flask_backend.worker import Limits
 
     if is_only_to_check():
-        loaded = load_app(ctx, log_format)
+        loaded = load_app_of_workers(ctx, log_format)
         pools = plan_pools(loaded, queues, workers)
         logger.info("%s", check_descriptors(Descriptors.count(), pools))
         try_hooks(loaded, pools)
@@ -146,7 +154,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
     # unshare the pages of every worker.
     gc.disable()
-    loaded = load_app(ctx, log_format)
+    loaded = load_app_of_workers(ctx, log_format)
     signals.exit_if_one_came()
     signals.warn_of_others()
     pools = plan_pools(loaded, queues, workers)
@@ -240,6 +248,8 @@ def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
                 Runner(loaded.app, loaded.backend.queues[pool.name], event_loop, base_url).run_hooks()
             except BaseException as error:  # whatever it raises, SystemExit too: no worker could start
                 raise AppLoadError(f"a hook of {pool.name} failed.\n\n{users_traceback(error)}") from error
+            finally:
+                refuse_patch()
 
 
 def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int | None) -> list[Pool]:
@@ -328,7 +338,7 @@ def worker(  # noqa: PLR0913  # one parameter for each option
 
     signals = StopSignalsWhileLoading()
     debugger.install()
-    loaded = load_app(ctx, log_format)
+    loaded = load_app_of_workers(ctx, log_format)
     signals.exit_if_one_came()
     signals.warn_of_others()
     check_queue(loaded, queue)

@@ -34,10 +34,14 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of loading the app; ``files`` are the user's own modules, of one that does not load too."""
+    """What came of loading the app; ``files`` are the user's own modules, of one that does not load too.
+
+    ``is_refused`` says that no worker could run in its interpreter.
+    """
 
     app: App | None
     files: list[str]
+    is_refused: bool = False
 
 
 def asked() -> int | None:
@@ -46,9 +50,9 @@ def asked() -> int | None:
     return None if number is None else int(number)
 
 
-def answer(fd: int, app: App | None, error: BaseException | None = None) -> None:
+def answer(fd: int, app: App | None, error: BaseException | None = None, *, is_refused: bool = False) -> None:
     with os.fdopen(fd, "w") as file:
-        json.dump(asdict(Answer(app, sorted(users_files(error)))), file)
+        json.dump(asdict(Answer(app, sorted(users_files(error)), is_refused)), file)
 
 
 class Inquiry:
@@ -85,7 +89,7 @@ class Inquiry:
         if self.program.was_told_to_end or not text:
             return None
         told: dict[str, Any] = json.loads(text)
-        return Answer(App(**told["app"]) if told["app"] else None, told["files"])
+        return Answer(App(**told["app"]) if told["app"] else None, told["files"], told["is_refused"])
 
 
 def users_files(error: BaseException | None = None) -> set[str]:

@@ -13,6 +13,7 @@ from selectors import EVENT_READ, DefaultSelector
 from types import FrameType
 
 from flask_backend.config import Address
+from flask_backend.exits import ExitCode
 from flask_backend.supervisor.process import Exit
 
 from .inquiry import App, Inquiry
@@ -55,9 +56,10 @@ class Development:
         self._runs_broker = False
         self._has_served = False
         self._is_stopping = False
+        self._exit_code = ExitCode.OK
         self._wakeup_r, self._wakeup_w = os.pipe()
 
-    def run(self) -> None:
+    def run(self) -> ExitCode:
         """Run until INT, TERM or HUP, which stop all in order; a second INT or TERM, or QUIT, kills."""
         self._listen_to_signals()
         self._inquiry.ask()
@@ -73,6 +75,7 @@ class Development:
         finally:
             for program in self._programs:
                 program.kill()  # nothing is left to kill, unless it is an error that ends us
+        return self._exit_code
 
     @property
     def _is_over(self) -> bool:
@@ -146,6 +149,10 @@ class Development:
         if answer is None or answer.app is None:
             for line in self._inquiry.lines:
                 self._transcript.write("app", line)
+            if answer and answer.is_refused and not self._has_served:
+                self._exit_code = ExitCode.CONFIG
+                self._is_stopping = True
+                return
             goes_on = "the old one goes on; " if self._has_served else ""
             died = "" if answer else f" (it {exit_})"
             self._say(f"the app does not load{died}: {goes_on}waiting for a change")

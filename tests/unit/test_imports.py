@@ -21,6 +21,7 @@ LAYERS = [
         "tracebacks",
         "visible",
         "launch",
+        "patched",
         "loggers",
         "message",
         "notes",
