@@ -16,6 +16,7 @@ from flask_backend.errors import BackendError
 from flask_backend.exits import ExitCode, limit_end, lingering_threads
 from flask_backend.launch import launched
 from flask_backend.loggers import delivery
+from flask_backend.patched import find_patch
 from flask_backend.streams import streams
 
 # Before any .env is read, and before an app can change the folder or the environment.
@@ -98,7 +99,8 @@ class Commands(click.Group):
             status = _status_of(error)
             raise
         finally:
-            if ends_with_command(ctx) and lingering_threads():
+            # Where the standard library is patched threads are greenlets: one that waits would hold up all others.
+            if ends_with_command(ctx) and find_patch() is None and lingering_threads():
                 limit_end(status, END_S)
 
     def _invoke(self, ctx: click.Context) -> Any:
