@@ -67,7 +67,9 @@ class Note:
             return self.exception
         if self.death is not None:
             number = self.death.get("exit_signal")
-            return _SIGNALS.get(number, f"signal {number}") if number else f"exit {self.death.get('exit_status')}"
+            if not number:
+                return f"exit {self.death.get('exit_status')}"
+            return _SIGNALS[number] if isinstance(number, int) and number in _SIGNALS else f"signal {number}"
         return self.reason
 
     @property

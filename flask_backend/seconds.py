@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime, timedelta
 
 from .errors import OptionError
+from .message import show_value
 
 MAX_SECONDS = 2**32 - 1  # the protocol's limit of a delay and of a time to run
 
@@ -20,7 +21,7 @@ def whole_seconds(name: str, value: Delay, *, least: int = 0) -> int:
     """
     seconds = _seconds(name, value)
     if not least <= seconds <= MAX_SECONDS:
-        raise OptionError(f"{name} is {value!r}; expected from {least} to {MAX_SECONDS} seconds")
+        raise OptionError(f"{name} is {show_value(value)}; expected from {least} to {MAX_SECONDS} seconds")
     return math.ceil(seconds)
 
 
@@ -28,16 +29,17 @@ def _seconds(name: str, value: object) -> float:
     match value:
         case bool():
             pass
-        case int() | float() if math.isfinite(value):
+        case int() | float() if -math.inf < value < math.inf:
             return value
         case timedelta():
             return value.total_seconds()
         case datetime() if value.utcoffset() is None:
             raise OptionError(
-                f"{name} is {value!r}, which has no time zone: say which, as datetime.now(UTC) + timedelta(hours=1)"
+                f"{name} is {show_value(value)}, which has no time zone: say which, as datetime.now(UTC) + "
+                "timedelta(hours=1)"
             )
         case datetime():
             return max(0.0, (value - datetime.now(UTC)).total_seconds())
         case _:
             pass
-    raise OptionError(f"{name} is {value!r}; expected seconds, a timedelta or a datetime with a time zone")
+    raise OptionError(f"{name} is {show_value(value)}; expected seconds, a timedelta or a datetime with a time zone")

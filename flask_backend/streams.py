@@ -124,7 +124,7 @@ class Streams:
         os.register_at_fork(after_in_child=self._forget_losses)
         if sys.stdin is None:
             sys.stdin = open(STDIN, closefd=False)  # noqa: SIM115  # open as long as the process
-        sys.stdout = _replace(sys.stdout, _Results(self, self.stdout, STDOUT), "strict")
+        sys.stdout = _replace(sys.stdout, _Results(self, self.stdout, STDOUT), "backslashreplace")
         sys.stderr = _replace(sys.stderr, _Stream(self, self.stderr, STDERR), "backslashreplace")
 
     def open_stderr(self) -> io.TextIOWrapper:
@@ -205,6 +205,7 @@ class _Results(_Stream):
 
 
 def _replace(old: Any, new: _Stream, errors: str) -> Any:
+    """Return a file in place of ``old``. ``errors`` is for characters that the encoding lacks: no text is refused."""
     if old is None:
         return _open(new, errors)
     if not _leads_to(old, new.fileno()) or isinstance(_raw_of(old), _Stream):
@@ -214,7 +215,7 @@ def _replace(old: Any, new: _Stream, errors: str) -> Any:
     return io.TextIOWrapper(
         new if old.write_through else io.BufferedWriter(new),
         old.encoding,
-        old.errors,
+        errors if old.errors in ("strict", "surrogateescape") else old.errors,
         newline="\n",
         line_buffering=old.line_buffering,
         write_through=old.write_through,

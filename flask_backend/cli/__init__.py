@@ -18,6 +18,7 @@ from flask_backend.launch import launched
 from flask_backend.loggers import delivery
 from flask_backend.patched import find_patch
 from flask_backend.streams import streams
+from flask_backend.visible import visible_lines
 
 # Before any .env is read, and before an app can change the folder or the environment.
 launched()
@@ -107,7 +108,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BackendError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(visible_lines(str(error))) from error
 
 
 def _is_queue(ctx: click.Context, name: str) -> bool:
@@ -169,7 +170,10 @@ def load_dotenv_files() -> None:
 
     FLASK_SKIP_DOTENV prevents it, as in Flask.
     """
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # the folder is deleted
+        return
     if any((folder / name).is_file() for folder in (here, *here.parents) for name in (".env", ".flaskenv")):
         from flask.cli import load_dotenv
         from flask.helpers import get_load_dotenv

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from flask_backend.patched import find_patch
 from flask_backend.signal_guard import name_handlers
 from flask_backend.streams import hold_numbers, streams
 from flask_backend.tracebacks import raised_at, traceback_of
+from flask_backend.visible import visible_lines
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -39,6 +41,9 @@ class AppLoadError(click.ClickException):
     """The app cannot be used as it is; restarting will not help."""
 
     exit_code = ExitCode.CONFIG
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible_lines(message))
 
     def show(self, file: IO[Any] | None = None) -> None:
         super().show(file or streams.find_stderr())  # the app may have put anything in its place
@@ -67,6 +72,7 @@ def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
     from flask_backend.extension import EXTENSION_KEY, Backend
     from flask_backend.logs import configure
 
+    check_folder()
     info = ctx.find_object(ScriptInfo)
     if info is None:  # our own command line, not Flask's
         info = ScriptInfo(app_import_path=ctx.find_root().params.get("app") or os.environ.get("FLASK_APP"))
@@ -88,6 +94,16 @@ def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
     except ConfigError as error:  # a stand-in for tests: there is nothing that a command could connect to
         raise AppLoadError(str(error)) from error
     return LoadedApp(app, backend)
+
+
+def check_folder() -> None:
+    """Raise :exc:`AppLoadError` if the working folder is deleted: neither Python nor Flask could find an app."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise AppLoadError(
+            "the working folder is deleted, and the app cannot be found: change to another one"
+        ) from error
 
 
 def check_queue(loaded: LoadedApp, queue: str) -> None:

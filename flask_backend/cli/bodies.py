@@ -9,19 +9,13 @@ from typing import Any
 
 from flask_backend.errors import MessageDecodeError
 from flask_backend.message import Message, decode, decode_json, show_call
+from flask_backend.visible import visible
 
 _CALL = {"endpoint", "args", "kwargs", "headers"}
 # So much is shown of a body that is no JSON: it only has to be recognized.
 _MAX_TEXT = 1000
 _MAX_HEX_BYTES = 256
 _HEX_BYTES_A_LINE = 16
-
-
-def printable(text: str) -> str:
-    """Return a text in one line, with escapes for all that a terminal would act on."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def wrapped(text: str, columns: int, indent: str = "") -> str:
@@ -42,11 +36,11 @@ def show_body(body: bytes) -> str:
     """Return a body in one line: the call, or the JSON, or whatever it is."""
     call = call_in(body)
     if call is not None:
-        return printable(show_call(call.endpoint, call.args, call.kwargs))
+        return visible(show_call(call.endpoint, call.args, call.kwargs))
     try:
-        return printable(json.dumps(decode_json(body), ensure_ascii=False))
+        return visible(json.dumps(decode_json(body), ensure_ascii=False))
     except MessageDecodeError:
-        return printable(body.decode(errors="backslashreplace"))
+        return visible(body.decode(errors="backslashreplace"))
 
 
 def show_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
@@ -61,7 +55,7 @@ def show_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
 def show_at_length(body: bytes) -> list[str]:
     """Return a body that is no call in many lines: as JSON, as text, or as the numbers of its first bytes."""
     try:
-        return [printable(line) for line in json.dumps(decode_json(body), indent=2, ensure_ascii=False).split("\n")]
+        return [visible(line) for line in json.dumps(decode_json(body), indent=2, ensure_ascii=False).split("\n")]
     except (MessageDecodeError, RecursionError):  # no JSON, or too deep for its indentation
         pass
     try:
@@ -69,7 +63,7 @@ def show_at_length(body: bytes) -> list[str]:
     except UnicodeDecodeError:
         return _dump(body)
     lines = text[:_MAX_TEXT].splitlines()
-    if not all(line.isprintable() for line in lines):
+    if any(visible(line) != line for line in lines):
         return _dump(body)
     return [*lines, *_rest(len(text) - _MAX_TEXT, "characters")]
 

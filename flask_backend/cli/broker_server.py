@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from .output import echo
 from .parameters import parse_size
 
 
@@ -63,7 +64,7 @@ def broker(listen: str, port: int, file: Path | None, max_job_size: int) -> None
     place = f"in {file}" if file else "in memory"
 
     def announce(address: str) -> None:
-        click.echo(
+        echo(
             f"broker at {address}, jobs {place}; for development and small installs; production runs beanstalkd",
             err=True,
         )

@@ -10,10 +10,10 @@ import click
 
 from flask_backend.errors import TaskArgumentsError
 from flask_backend.message import cut, show_call
+from flask_backend.visible import visible
 
 from .apps import check_queue, load_app
-from .bodies import printable
-from .output import confirm, echo_json, json_option, show_seconds, yes_option
+from .output import confirm, echo, echo_json, json_option, show_seconds, yes_option
 
 if TYPE_CHECKING:
     from flask_backend.extension import Backend, Handler, Handlers
@@ -88,7 +88,7 @@ def call(  # noqa: PLR0913  # one parameter for each option
         address = str(loaded.backend.settings_of(loaded.app).address)
         echo_json({"broker": address, "job": job.id, "queue": job.queue, "uid": job.uid})
     else:
-        click.echo(job.id)
+        echo(job.id)
 
 
 def find_handler(backend: Backend, endpoint: str, queue: str | None) -> tuple[Handlers, Handler]:
@@ -127,7 +127,7 @@ def _read_arguments(text: str | None) -> tuple[Sequence[Any], Mapping[str, Any]]
         return cast("Sequence[Any]", value), {}
     if isinstance(value, dict):
         return [], cast("Mapping[str, Any]", value)
-    shown = printable(cut(text or "", 60))
+    shown = visible(cut(text or "", 60))
     raise _bad_arguments(f"{shown} is no array and no object: write one argument as '[{shown}]'")
 
 
@@ -167,4 +167,4 @@ def _where(handlers: Handlers, delay_s: int) -> str:
 
 
 def _shown(text: str) -> str:
-    return printable(cut(text, _MAX_SHOWN))
+    return visible(cut(text, _MAX_SHOWN))

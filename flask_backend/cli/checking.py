@@ -12,7 +12,7 @@ from flask_backend.functions import shown_name
 
 from . import ends_with_command
 from .apps import LoadedApp, load_app_of_workers
-from .output import echo_json, json_option
+from .output import echo, echo_json, json_option
 from .scanning import scan_option
 from .workers import warn_of_threads
 
@@ -46,7 +46,7 @@ def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> No
     if not as_json:
         _echo(loaded)
     if not as_json and not waiting and descriptors:
-        click.echo(descriptors)
+        echo(descriptors)
     status = _check_waiting(loaded, bound, as_json=as_json) if waiting else ExitCode.OK
     if ends_with_command(ctx):
         warn_of_threads()
@@ -71,13 +71,13 @@ def _check_descriptors(ctx: click.Context, loaded: LoadedApp) -> str | None:
 
 
 def _check_waiting(loaded: LoadedApp, bound: int, *, as_json: bool) -> ExitCode:
-    from .waiting import as_dict, echo, look
+    from .waiting import as_dict, look, show
 
     jobs, search = look(loaded, bound)
     if as_json:
         echo_json({**_as_dict(loaded), "waiting": as_dict(jobs, search)})
     else:
-        echo(jobs, search)
+        show(jobs, search)
     search.warn_if_incomplete()
     return ExitCode.FAILED if jobs.groups else ExitCode.OK
 
@@ -99,14 +99,14 @@ def _as_dict(loaded: LoadedApp) -> dict[str, Any]:
 
 
 def _echo(loaded: LoadedApp) -> None:
-    click.echo(f"app:    {loaded.app.name}\nbroker: {loaded.backend.settings_of(loaded.app).address}")
+    echo(f"app:    {loaded.app.name}\nbroker: {loaded.backend.settings_of(loaded.app).address}")
     for handlers in loaded.backend.queues.values():
-        click.echo(f"queue:  {handlers.queue}")
+        echo(f"queue:  {handlers.queue}")
         for name in sorted(handlers.tasks):
-            click.echo(f"  task {name}")
+            echo(f"  task {name}")
         if handlers.receiver:
-            click.echo(f"  receiver {handlers.receiver.name}")
+            echo(f"  receiver {handlers.receiver.name}")
         for hook in handlers.hooks:
-            click.echo(f"  before first task {shown_name(hook)}")
+            echo(f"  before first task {shown_name(hook)}")
     if not loaded.backend.queues:
-        click.echo("no tasks and no receivers")
+        echo("no tasks and no receivers")

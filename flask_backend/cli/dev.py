@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .apps import PatchedError, load_app_of_workers
+from .apps import PatchedError, check_folder, load_app_of_workers
 from .parameters import drain_timeout_option
 
 
@@ -93,6 +93,7 @@ def dev(  # noqa: PLR0913  # one parameter for each option
     if (fd := asked()) is not None:
         answer_about_app(ctx, fd)
         return
+    check_folder()
     os.environ.setdefault("FLASK_DEBUG", "1")  # for the workers too: they are to behave as the web server does
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     with listen(host, port) if web else nullcontext() as listener:

@@ -14,7 +14,7 @@ from .apps import AppLoadError, LoadedApp, load_app
 from .bodies import wrapped
 from .brokers import broker_option, find_settings, names_an_app
 from .jobs import find_story
-from .output import echo_json, json_option, terminal_width
+from .output import echo, echo_json, json_option, terminal_width
 from .parameters import parse_job_id
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def explain(ctx: click.Context, job_id: int, broker_uri: str | None, *, as_json:
         }
         echo_json({**where, "reason": reason.code, "text": reason.text, **reason.numbers})
     else:
-        click.echo(wrapped(reason.text, terminal_width()))
+        echo(wrapped(reason.text, terminal_width()))
 
 
 def _load_app_if_any(ctx: click.Context, broker_uri: str | None) -> LoadedApp | None:
@@ -71,7 +71,7 @@ def _load_app_if_any(ctx: click.Context, broker_uri: str | None) -> LoadedApp | 
             raise AppLoadError(
                 f"{error.message}\n\nSay where Beanstalkd is with --broker to do without the app."
             ) from error
-        click.echo(f"Warning: going on without the app: {error.message}", err=True)
+        echo(f"Warning: going on without the app: {error.message}", err=True)
         return None
 
 

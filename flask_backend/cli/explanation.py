@@ -11,8 +11,8 @@ from flask_backend.console import JobRecord, Queue
 from flask_backend.message import cut
 from flask_backend.notes import Note
 from flask_backend.retry import Retry
+from flask_backend.visible import visible
 
-from .bodies import printable
 from .output import count_of, show_seconds, show_time
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _held_up(facts: Facts) -> Iterator[Reason]:
 
 def _misfit(facts: Facts) -> Iterator[Reason]:
     if facts.misfit is not None:
-        yield Reason(facts.misfit.fault, f"Job {facts.record.id} cannot run: {printable(facts.misfit.why)}.")
+        yield Reason(facts.misfit.fault, f"Job {facts.record.id} cannot run: {visible(facts.misfit.why)}.")
 
 
 def _in_turn(facts: Facts) -> Reason:
@@ -175,7 +175,7 @@ def _in_turn(facts: Facts) -> Reason:
 
 def show_story(story: Note) -> str:
     """Return why a job is buried in part of a line, or in one that is cut."""
-    return cut(printable(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_STORY)
+    return cut(visible(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_STORY)
 
 
 def _due(facts: Facts) -> str:

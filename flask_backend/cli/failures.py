@@ -12,10 +12,12 @@ import click
 from click.core import ParameterSource
 
 from flask_backend.exits import ExitCode
-from flask_backend.message import scheduled_at
+from flask_backend.message import END_OF_DATES, cut, scheduled_at
 from flask_backend.names import is_failures_tube
+from flask_backend.tracebacks import MAX_MESSAGE, MAX_TRACEBACK
+from flask_backend.visible import MAX_NAME, visible, visible_lines
 
-from .bodies import printable, show_body
+from .bodies import show_body
 from .brokers import broker_option, open_console
 from .jobs import JobGoneError
 from .output import (
@@ -23,12 +25,12 @@ from .output import (
     confirm,
     count_of,
     cut_to_width,
+    echo,
     echo_json,
     echo_table,
     json_option,
     show_seconds,
     show_time,
-    styled,
     terminal_width,
     yes_option,
 )
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from flask_backend.notes import Note
 
 _LABEL = 11  # columns before what is told of a job
-_LISTED_JOBS = 20  # before a question; more are only counted
+_LISTED_JOBS = _LISTED_QUEUES = 20  # before a question; more are only counted
 
 
 # -- failures --------------------------------------------------------------------------------------------------
@@ -76,7 +78,7 @@ def failures(
     with open_console(ctx, broker_uri) as console:
         found = _find_failures(console, queue)
         if not found:
-            click.echo(_nothing_buried(console, queue), err=True)
+            echo(_nothing_buried(console, queue), err=True)
     if as_json:
         echo_json(_as_dicts(console.address, found))
     elif found:
@@ -89,16 +91,23 @@ def _show_failures(ctx: click.Context, address: str, found: Sequence[Failures]) 
     groups = group(found)
     _echo_groups(groups, found)
     if groups:
-        click.echo()
+        echo()
         _echo_story(groups[0].newest)
         _echo_next_steps(ctx, address, groups[0].newest.job)
-    for each in found:
-        if each.untold:
-            click.echo(
-                f"\nburied in {each.queue} without a story: {each.untold:,}; to see them:\n"
-                f"  {_command(ctx, address, f'jobs {each.queue} --state buried')}",
-                err=True,
-            )
+    with_untold = [each for each in found if each.untold]
+    for each in with_untold[:_LISTED_QUEUES]:
+        echo(
+            f"\nburied in {each.queue} without a story: {each.untold:,}; to see them:\n"
+            f"  {_command(ctx, address, f'jobs {each.queue} --state buried')}",
+            err=True,
+        )
+    _echo_more(len(with_untold))
+
+
+def _echo_more(queues: int) -> None:
+    """Print how many queues are not listed, if there are any."""
+    if queues > _LISTED_QUEUES:
+        echo(f"and {queues - _LISTED_QUEUES:,} more queues", err=True)
 
 
 def _find_failures(console: Console, queue: str | None) -> list[Failures]:
@@ -158,12 +167,12 @@ def _echo_groups(groups: Sequence[Group], found: Sequence[Failures]) -> None:
     rows = [
         [
             group.queue,
-            printable(group.endpoint or "-"),
-            printable(group.kind),
+            visible(group.endpoint or "-", MAX_NAME),
+            visible(group.kind, MAX_NAME),
             str(len(group.stories)),
             f"{show_seconds(now - group.newest.buried_at)} ago",
             str(group.newest.job),
-            printable(group.newest.message or "-"),
+            visible(group.newest.message or "-", MAX_MESSAGE),
         ]
         for group in groups
     ]
@@ -178,16 +187,15 @@ def _echo_groups(groups: Sequence[Group], found: Sequence[Failures]) -> None:
 
 def _echo_story(note: Note) -> None:
     """Print all that a note tells."""
-    click.echo(styled(f"job {note.job} of {note.queue}", bold=True))
+    echo(f"job {note.job} of {note.queue}", bold=True)
     room = max(_LABEL + _LABEL, terminal_width()) - _LABEL
     for name, value in _told(note):
-        lines = textwrap.wrap(printable(value), room, break_on_hyphens=False) or [""]
+        lines = textwrap.wrap(visible(value, MAX_MESSAGE), room, break_on_hyphens=False) or [""]
         for label, line in zip([f"{name}:", *[""] * (len(lines) - 1)], lines, strict=True):
-            click.echo(f"{label:<{_LABEL}}{line}")
+            echo(f"{label:<{_LABEL}}{line}")
     if note.traceback:
-        click.echo()
-        for line in note.traceback.expandtabs().splitlines():
-            click.echo(printable(line))
+        echo()
+        echo(visible_lines(note.traceback, MAX_TRACEBACK).expandtabs())
 
 
 def _told(note: Note) -> Iterator[tuple[str, str]]:
@@ -203,7 +211,7 @@ def _told(note: Note) -> Iterator[tuple[str, str]]:
     if (at := scheduled_at({"at": note.scheduled_at})) is not None:
         yield "scheduled", _show_moment(at)
     yield "buried", _show_moment(note.buried_at)
-    if note.ran_s is not None:
+    if note.ran_s is not None and 0 <= note.ran_s < END_OF_DATES:
         yield "ran", f"{note.ran_s:.3f} s" if note.ran_s < 1 else show_seconds(note.ran_s)
     worker = note.death.get("worker_pid") if note.death else note.pid  # a death is told by another process
     yield "worker", f"pid {worker} on {note.host}"
@@ -214,7 +222,7 @@ def _show_moment(at: float) -> str:
 
 
 def _echo_next_steps(ctx: click.Context, address: str, job_id: int) -> None:
-    click.echo(
+    echo(
         f"\nrun it again:  {_command(ctx, address, f'retry {job_id}')}\n"
         f"delete it:     {_command(ctx, address, f'delete {job_id}')}",
         err=True,
@@ -333,9 +341,9 @@ def _do(ctx: click.Context, deed: Deed, request: Request) -> None:
         refused = [{"job": job_id, "reason": reason} for job_id, reason in acted.refused.items()]
         echo_json({"broker": console.address, deed.past: list(acted.done), "refused": refused})
     elif acted.done:
-        click.echo(f"{deed.past} {count_of(len(acted.done), 'job')}")
+        echo(f"{deed.past} {count_of(len(acted.done), 'job')}")
     for job_id, reason in acted.refused.items():
-        click.echo(f"job {job_id} is {reason}", err=True)
+        echo(f"job {job_id} is {reason}", err=True)
     if acted.refused:
         ctx.exit(ExitCode.FAILED)
 
@@ -353,10 +361,10 @@ def _list_jobs(console: Console, jobs: Sequence[JobRecord]) -> None:
     shown = jobs[:_LISTED_JOBS]
     bodies = console.bodies(job.id for job in shown)
     for job in shown:
-        line = f"  {job.id}  {job.queue}  {job.state}  {show_body(bodies.get(job.id, b''))}"
-        click.echo(cut_to_width(line, terminal_width()), err=True)
+        line = f"  {job.id}  {job.queue}  {job.state}  {cut(show_body(bodies.get(job.id, b'')), MAX_MESSAGE)}"
+        echo(cut_to_width(line, terminal_width()), err=True)
     if len(jobs) > len(shown):
-        click.echo(f"  and {len(jobs) - len(shown):,} more", err=True)
+        echo(f"  and {len(jobs) - len(shown):,} more", err=True)
 
 
 def _do_to_all(deed: Deed, request: Request, console: Console) -> Acted:
@@ -369,12 +377,12 @@ def _do_to_all(deed: Deed, request: Request, console: Console) -> Acted:
         matching = f" that match {request.pattern.text}"
     if not found:
         nothing = f"no buried jobs{matching}" if matching else _nothing_buried(console, request.queue)
-        click.echo(nothing, err=True)
+        echo(nothing, err=True)
         return Acted([], {})
     _ask(deed, found, matching, yes=request.yes)
     done = [job_id for each in found for job_id in deed.to_failures(console, each)]
     if missing := sum(each.count for each in found) - len(done):
-        click.echo(f"{count_of(missing, 'job')} more: buried no longer", err=True)
+        echo(f"{count_of(missing, 'job')} more: buried no longer", err=True)
     return Acted(done, {})
 
 
@@ -383,7 +391,8 @@ def _ask(deed: Deed, found: Sequence[Failures], matching: str, *, yes: bool) -> 
         return
     where = found[0].queue if len(found) == 1 else f"{len(found)} queues"
     if len(found) > 1:
-        for each in found:
-            click.echo(f"{each.count:>8,}  {each.queue}", err=True)
+        for each in found[:_LISTED_QUEUES]:
+            echo(f"{each.count:>8,}  {each.queue}", err=True)
+        _echo_more(len(found))
     total = sum(each.count for each in found)
     confirm(f"{deed.verb.capitalize()} {count_of(total, 'buried job')} of {where}{matching}?", yes=yes)

@@ -13,13 +13,15 @@ import click
 
 from flask_backend.errors import MessageDecodeError
 from flask_backend.message import cut, decode_json, scheduled_at
+from flask_backend.visible import visible
 
-from .bodies import call_in, printable, show_arguments, show_at_length, show_body
+from .bodies import call_in, show_arguments, show_at_length, show_body
 from .brokers import broker_option, open_console
 from .output import (
     Column,
     count_of,
     cut_to_width,
+    echo,
     echo_json,
     echo_table,
     json_option,
@@ -79,7 +81,7 @@ def peek(ctx: click.Context, job_id: int, broker_uri: str | None, *, raw: bool, 
         echo_json({**as_dict(address, record), "bytes": len(body), **_content(body), "story": told})
         return
     for line in (*_described(record, story), *_described_body(body)):
-        click.echo(line)
+        echo(line)
 
 
 def find_story(console: Console, record: JobRecord) -> Note | None:
@@ -141,14 +143,14 @@ def _described_body(body: bytes) -> Iterator[str]:
     if (at := scheduled_at(call.headers)) is not None:
         yield _line("scheduled", show_time(at))
     if call.headers:
-        yield _line("headers", printable(json.dumps(call.headers, ensure_ascii=False)))
+        yield _line("headers", visible(json.dumps(call.headers, ensure_ascii=False)))
     line = _line("call", show_body(body))
     if width_of(line) <= terminal_width():
         yield line
         return
-    yield _line("call", printable(f"{call.endpoint}("))
+    yield _line("call", visible(f"{call.endpoint}("))
     for argument in show_arguments(call.args, call.kwargs):
-        yield _line("", printable(f"  {argument},"))
+        yield _line("", visible(f"  {argument},"))
     yield _line("", ")")
 
 
@@ -208,9 +210,9 @@ def jobs(  # noqa: PLR0913  # one parameter for each option
         _echo_jobs(found)
     elif search.is_complete:
         which = " or ".join(states) + " " if states else ""
-        click.echo(f"no {which}jobs in {queue}{missing}", err=True)
+        echo(f"no {which}jobs in {queue}{missing}", err=True)
     if is_cut:
-        click.echo(f"the newest {len(found):,} of {search.counted:,} jobs: --limit N shows more", err=True)
+        echo(f"the newest {len(found):,} of {search.counted:,} jobs: --limit N shows more", err=True)
     else:
         search.warn_if_incomplete()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -10,9 +11,11 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import click
+
+from flask_backend.visible import json_visible, visible, visible_lines
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,9 +26,29 @@ def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--yes", "-y", is_flag=True, help="Do not ask.")(function)
 
 
+def echo(text: object = "", *, err: bool = False, **style: Any) -> None:
+    """Print a text. Other programs may have a part in it: their control characters are shown as escapes."""
+    click.echo(styled(visible_lines(str(text)), **style), err=err)
+
+
 def echo_json(value: object) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    click.echo(text.encode(errors="backslashreplace").decode())  # half a surrogate pair, which only JSON can carry
+    """Print JSON that every parser reads. NaN and the infinities are strings, since JSON has no such numbers."""
+    encoding = getattr(sys.stdout, "encoding", None) or ""
+    is_ascii = not encoding.lower().startswith("utf")  # its escapes are not those of JSON
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=is_ascii, allow_nan=False)
+    click.echo(json_visible(text))
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _finite(each) for name, each in cast("dict[str, Any]", value).items()}
+        case list() | tuple():
+            return [_finite(each) for each in cast("Sequence[Any]", value)]
+        case float() if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        case _:
+            return value
 
 
 def styled(text: str, **style: Any) -> str:
@@ -39,7 +62,7 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.ClickException(f"{question} There is no terminal to ask: say --yes.")
-    click.confirm(question, abort=True, err=True)
+    click.confirm(visible(question), abort=True, err=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +80,14 @@ def echo_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], styles:
     Each row is one line, but in a terminal that is too narrow for that: there the texts in front have a line of their
     own, and what follows as many as it needs.
     """
-    lines = [[column.title for column in columns], *map(list, rows)]
+    lines = [[column.title for column in columns], *([visible(cell) for cell in row] for row in rows)]
     widths = [max(width_of(line[i]) for line in lines) for i in range(len(columns))]
     layout = _lay_out(columns, widths, terminal_width())
     for number, line in enumerate(lines):
         style = styles[number - 1] if 0 < number <= len(styles) else {"bold": True} if number == 0 else {}
         for places in layout:
             cells = (" " * place.gap + _fill(line[place.column], place, columns[place.column]) for place in places)
-            click.echo(styled("".join(cells).rstrip(), **style))
+            echo("".join(cells).rstrip(), **style)
 
 
 @dataclass(frozen=True, slots=True)

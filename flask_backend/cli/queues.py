@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flask_backend.exits import ExitCode
+from flask_backend.visible import listed
 
 from .brokers import broker_option, open_console
-from .output import Column, confirm, count_of, echo_json, echo_table, json_option, show_seconds, yes_option
+from .output import Column, confirm, count_of, echo, echo_json, echo_table, json_option, show_seconds, yes_option
 
 if TYPE_CHECKING:
     from flask_backend.console import Console, Queue, Rates
@@ -52,11 +53,10 @@ def queues(ctx: click.Context, interval: float, broker_uri: str | None, *, is_ch
     elif not is_check and found:
         _echo_queues(found, ages, rates)
     elif not found:
-        click.echo(f"no queues at {console.address}: nobody watches one, and there are no jobs", err=True)
+        echo(f"no queues at {console.address}: nobody watches one, and there are no jobs", err=True)
     unwatched = [queue for queue in found if queue.is_unwatched]
     if unwatched:
-        named = ", ".join(f"{queue.name} ({queue.ready} ready)" for queue in unwatched)
-        click.echo(f"nobody watches {named}", err=True)
+        echo(f"nobody watches {listed([f'{queue.name} ({queue.ready} ready)' for queue in unwatched])}", err=True)
     if is_check and unwatched:
         ctx.exit(ExitCode.FAILED)
 
@@ -154,7 +154,7 @@ def pause(  # noqa: PLR0913  # one parameter for each option
         if as_json:
             echo_json(as_dict(console.address, paused))
         else:
-            click.echo(f"paused {queue}{how_long or ' until it is resumed'}")
+            echo(f"paused {queue}{how_long or ' until it is resumed'}")
 
 
 @click.command()
@@ -176,7 +176,7 @@ def resume(ctx: click.Context, queue: str, broker_uri: str | None, *, yes: bool,
         if as_json:
             echo_json(as_dict(console.address, known))
         else:
-            click.echo(done)
+            echo(done)
 
 
 def _find_queue(console: Console, name: str) -> Queue:

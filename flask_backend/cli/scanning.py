@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .output import echo
+
 if TYPE_CHECKING:
     from flask_backend.console import Console, JobRecord
 
@@ -83,7 +85,7 @@ class Search:
 
     def warn_if_incomplete(self) -> None:
         if not self.is_complete:
-            click.echo(
+            echo(
                 f"looked at the newest {self.looked_at:,} ids; {self.found:,} of {self.counted:,} jobs found: "
                 "--scan N looks further",
                 err=True,

@@ -10,9 +10,9 @@ import click
 
 from flask_backend.procfs import PROC_IS_THERE, Memory, read_memory, read_stat, titles, uptime_s
 from flask_backend.titles import WorkerTitle, is_master, read_worker
+from flask_backend.visible import visible
 
-from .bodies import printable
-from .output import Column, count_of, echo_json, echo_table, json_option, show_seconds
+from .output import Column, count_of, echo, echo_json, echo_table, json_option, show_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def status(*, as_json: bool) -> None:
         return
     for number, supervisor in enumerate(supervisors):
         if number:
-            click.echo()
+            echo()
         _echo(supervisor)
 
 
@@ -120,7 +120,7 @@ def _look_at(pid: int, title: str, now: float) -> _Process | None:
     if stat is None:
         return None
     rss_bytes = memory.rss_bytes if memory else stat.rss_bytes
-    return _Process(pid, stat.parent, printable(title), now - stat.started, rss_bytes, memory)
+    return _Process(pid, stat.parent, visible(title), now - stat.started, rss_bytes, memory)
 
 
 def _as_dict(supervisor: _Supervisor) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _process_as_dict(process: _Process) -> dict[str, Any]:
 
 def _echo(supervisor: _Supervisor) -> None:
     master = supervisor.process
-    click.echo(
+    echo(
         f"supervisor {master.pid}, up {show_seconds(master.up_s)}: {count_of(len(supervisor.workers), 'worker')}, "
         f"queues {', '.join(supervisor.queues) or 'none'}"
     )

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import click
-
 from flask_backend.console import Console, JobRecord
 from flask_backend.extension import Backend
 from flask_backend.fitting import Fault, Misfit, find_misfit
 from flask_backend.message import cut
+from flask_backend.visible import visible
 
 from .apps import LoadedApp
-from .bodies import printable, wrapped
-from .output import count_of, terminal_width
+from .bodies import wrapped
+from .output import count_of, echo, terminal_width
 from .scanning import Search
 
 _MAX_NEEDS = 200  # characters of a call without its values
@@ -91,16 +90,16 @@ def as_dict(waiting: Waiting, search: Search) -> dict[str, Any]:
     }
 
 
-def echo(waiting: Waiting, search: Search) -> None:
+def show(waiting: Waiting, search: Search) -> None:
     for line in (*_told_groups(waiting), _summary(waiting, search)):
-        click.echo(wrapped(line, terminal_width(), "  "))
+        echo(wrapped(line, terminal_width(), "  "))
 
 
 def _told_groups(waiting: Waiting) -> Iterator[str]:
     for group in waiting.groups:
         is_one = group.jobs + group.buried == 1
-        needs = printable(cut(group.misfit.needs or "", _MAX_NEEDS))
-        why = f": {printable(group.misfit.why)}"
+        needs = visible(cut(group.misfit.needs or "", _MAX_NEEDS))
+        why = f": {visible(group.misfit.why)}"
         match group.misfit.fault:
             case Fault.UNKNOWN_ENDPOINT:
                 what, why = f"{'calls' if is_one else 'call'} {needs}, which this version lacks", ""

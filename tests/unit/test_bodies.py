@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.cli.bodies import call_in, printable, show_at_length, show_body, wrapped
+from flask_backend.cli.bodies import call_in, show_at_length, show_body, wrapped
 from flask_backend.message import scheduled_at
 
 
@@ -27,7 +27,7 @@ def test_any_body_is_one_line(body, shown):
 def test_what_a_terminal_would_act_on_is_escaped():
     body = '{"endpoint": "\\u001b[2J", "args": ["\\ud800", "\x7f", "\u202e", "\u2028"]}'.encode()
     assert show_body(body) == r'\x1b[2J("\ud800", "\x7f", "\u202e", "\u2028")'
-    assert printable("schön 日本") == "schön 日本"
+    assert show_body('["schön 日本"]'.encode()) == '["schön 日本"]'
 
 
 def test_a_call_has_nothing_but_the_parts_of_one():

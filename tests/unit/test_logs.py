@@ -18,6 +18,7 @@ from flask_backend.current import CurrentJob, job_being_run
 from flask_backend.errors import BrokerConnectionError
 from flask_backend.logs import JobContext, JsonFormatter, TextFormatter, configure
 from flask_backend.retry import Attempts, Retry
+from flask_backend.visible import visible_lines
 
 
 class Hold:
@@ -101,6 +102,24 @@ class TestText:
         with job_12():
             text.logger.error("it broke", exc_info=ValueError("mine"))
         assert "test: it broke [hello job 12 attempt 2]\nValueError: mine\n" in text.text
+
+    def test_a_line_of_ours_is_one_line_without_control_characters(self, text):
+        text.as_from("flask_backend.task").error("task %s", "\x1b[2J\r\n2026-01-01 INFO forged\x9b\u202e\ud800")
+        assert text.text.count("\n") == 1
+        assert text.text.endswith(r"task \x1b[2J\r\n2026-01-01 INFO forged\x9b\u202e\ud800" + "\n")
+
+    def test_further_lines_of_an_apps_message_are_indented(self, text):
+        text.logger.info("SELECT\n\t1\r\n2026-01-01 INFO forged\x1b[2J")
+        assert text.text.endswith("test: SELECT\n  \t1\\r\n  2026-01-01 INFO forged\\x1b[2J\n")
+
+    def test_a_traceback_has_no_control_characters_and_a_bound(self, text):
+        text.logger.error("it broke", exc_info=ValueError("\x1b[2J\u202e\r" + "x" * 10**6))
+        assert r"ValueError: \x1b[2J\u202e\r" in text.text
+        assert len(text.text) < 25_000
+        record = logging.makeLogRecord(
+            {"name": "app", "exc_text": "of another formatter \x1b[2J", "exc_info": (None, None, None)}
+        )
+        assert TextFormatter().format(record).endswith(r"formatter \x1b[2J")
 
     def test_lines_that_name_the_job_themselves_do_not_name_it_twice(self, text):
         with job_12():
@@ -202,6 +221,12 @@ class TestJson:
         assert len(json_log.text.splitlines()) == 1
         told = json_log.objects[0]
         assert (told["message"], told["value"], told[odd]) == (f"a{odd}b", [odd], 1)
+
+    def test_no_control_character_is_in_the_line_as_it_is(self, json_log):
+        unsafe = "\x1b[2J\x7f\x9b\u202e\u2066\ud800"
+        json_log.logger.info("a%s", unsafe, extra={unsafe: unsafe})
+        assert visible_lines(json_log.text) == json_log.text
+        assert json_log.objects[0][unsafe] == unsafe
 
     def test_lone_surrogates_break_nothing(self, json_log):
         json_log.logger.info("file \udcff %s", "😀")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -11,12 +13,55 @@ from flask_backend.cli.output import (
     _lay_out,
     count_of,
     cut_to_width,
+    echo,
     echo_json,
     echo_table,
     show_seconds,
     styled,
     width_of,
 )
+from flask_backend.visible import visible_lines
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters()), inner),
+    max_leaves=10,
+)
+
+
+@given(VALUES, st.sampled_from(["utf-8", "ascii", "latin-1"]))
+def test_json_is_valid_and_shows_no_control_characters_whatever_is_in_it(value, encoding):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        echo_json(value)
+    stdout.flush()
+    text = stdout.buffer.getvalue().decode()  # click writes UTF-8 where the encoding is ASCII
+    assert visible_lines(text) == text
+    assert json.loads(text, parse_constant=pytest.fail) == with_names(value)
+
+
+def with_names(value):
+    """Return a value with the names of the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: with_names(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [with_names(each) for each in value]
+    return NAMES.get(repr(value), value) if isinstance(value, float) else value
+
+
+NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def test_no_cell_of_a_table_reaches_the_terminal_as_it_is(capsys):
+    echo_table([Column("a\tb"), Column("c")], [["x\n\x1b[2J", "\u202ey"]])
+    assert capsys.readouterr().out.splitlines()[1:] == [r"x\n\x1b[2J  \u202ey"]
+
+
+def test_a_printed_text_keeps_its_lines_and_its_style(capsys):
+    echo("a\n\tb\x1b[2J\r\x9b", bold=True)
+    assert capsys.readouterr().out == "a\n\tb\\x1b[2J\\r\\x9b\n"
+
 
 TITLES = st.builds(Column, st.just("x"), st.booleans(), st.none() | st.integers(1, 40))
 

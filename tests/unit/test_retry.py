@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hostile import MAKERS, Meta
 
 from flask_backend import Bury, ConfigError, Discard, OptionError, Retry, RetryLater, TaskDecision
 from flask_backend.retry import Attempts, Buried, Discarded, Released, after_crash, after_failure
+from flask_backend.tracebacks import name_of
 
 ERROR = ValueError("no luck")
 
@@ -78,6 +80,40 @@ def test_a_delay_of_nothing_is_a_second():
     assert RetryLater(0).delay_s == 1
     with pytest.raises(OptionError, match="delay is 'soon'; expected seconds, a timedelta or a datetime"):
         RetryLater("soon")
+
+
+@pytest.mark.parametrize("delay", [10**5000, float("nan"), float("inf"), -(10**400), "5", None, True, [1]], ids=type)
+def test_a_delay_that_is_none_is_an_error_with_its_value(delay):
+    with pytest.raises(OptionError, match="delay is "):
+        RetryLater(delay)
+
+
+@pytest.mark.parametrize("delay_s", [0, -5, 2**32, 10**5000, 1.5, "soon", None, True, object()], ids=type)
+def test_a_delay_that_a_task_has_changed_to_none_is_that_of_the_policy(delay_s):
+    later = RetryLater(30)
+    later.delay_s = delay_s
+    assert _after(1, error=later) == Released(1)
+
+
+def test_an_exception_whose_class_cannot_be_tested_is_buried():
+    for error in (MAKERS["__class__ raises"](), MAKERS["metaclass raises"]()):
+        told = Buried(f"{name_of(error).rpartition('.')[2]} fails the test of its policy")
+        assert _after(1, retry=Retry(on=BaseError), error=error) == told
+        assert _after(1, retry=Retry(never=BaseError), error=error) == told
+        assert _after(1, error=error) == Released(1)
+    assert _after(1, retry=Retry(on=KeyError), error=MAKERS["__class__ raises"]()).reason.endswith("of its policy")
+
+
+class BaseError(ValueError, metaclass=Meta):
+    """Whether an exception is one of these cannot be known."""
+
+
+def test_any_object_may_be_the_reason_of_a_decision():
+    mute = MAKERS["str and repr raise"]()
+    for reason, told in ((None, ""), (5, "5"), (mute, "(its str() fails)"), ("a\n\x1b[2J", r"a\n\x1b[2J")):
+        assert _after(1, error=Bury(reason)) == Buried(told)
+        assert _after(1, error=Discard(reason)) == Discarded(told)
+    assert len(_after(1, error=Bury("x" * 10**7)).reason) == 1000
 
 
 def test_the_third_crash_buries_and_others_are_failures():

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask, current_app, g, has_app_context, has_request_context
+from support.hostile import MAKERS, Evil
 
 from flask_backend import (
     Backend,
@@ -648,3 +650,43 @@ def test_only_the_plugin_needs_pytest():
     code = "import sys; import flask_backend.testing; print('pytest' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_any_exception_is_buried_with_a_story(name):
+    app = Flask("hostile")
+    app.config["BACKEND_CONNECTION_URI"] = "memory://"
+    backend = Backend(app)
+
+    @backend.task("q", retry=Retry(max_retries=0))
+    def fail():
+        error = MAKERS[name]()
+        raise error
+
+    with app.app_context():
+        fail()
+        with suppress(Evil):  # which is not an Exception, and so goes to the test
+            testing.drain(raise_errors=False)
+        [buried] = testing.buried()
+    assert buried.note.exception
+    assert buried.note.traceback
+
+
+@pytest.mark.parametrize("uri", ["memory://", "sync://"])
+def test_arguments_that_are_nested_too_deeply_are_refused_in_the_caller(uri):
+    app = Flask("deep")
+    app.config["BACKEND_CONNECTION_URI"] = uri
+    backend = Backend(app)
+    got = []
+    task = backend.task("q", "take")(got.append)
+    value = []
+    for _ in range(253):
+        value = [value]
+    with app.app_context():
+        task(value)
+        with pytest.raises(MessageEncodeError, match="nested too deeply"):
+            task([value])
+        with pytest.raises(MessageEncodeError, match="nested too deeply"):
+            backend.send(OUTSIDE, [[[value]]])
+        testing.drain()
+    assert got == [value]
