@@ -106,7 +106,8 @@ def test_a_successor_does_not_wait_for_the_threads_of_the_one_before(start, call
     workers = [pid_of(supervised, f"lingerer-{number}") for number in range(4)]
     assert len(set(workers)) == 4
     supervised.wait_for_log("the end waits for threads that are not daemons: lingerer-0")
-    assert all(title(pid) == f"flask-backend: worker {QUEUE} [ending]" for pid in workers)
+    ending = [f"flask-backend: worker {QUEUE} [ending]"] * 4
+    wait_until(lambda: [title(pid) for pid in workers] == ending, "all of them linger")
     wait_until(lambda: len(supervised.loans()) == 1, "what they have lent is closed")
     supervised.send(signal.SIGTERM)
     supervised.wait_for_log("stopping")
@@ -263,13 +264,13 @@ def test_a_worker_in_the_foreground_ends_within_the_drain_timeout(command, broke
     running = command("worker", QUEUE, "--drain-timeout", "2", app=APP, ENDING=ending)
     wait_until(lambda: broker.waiting(QUEUE) == 1, "it waits for jobs")
     running.send(signal.SIGTERM)
-    assert running.wait(10) == 0
+    assert running.wait() == 0
     assert "prices" in running.log
 
 
 def test_a_worker_in_the_foreground_whose_hook_fails_ends_with_3_whatever_threads_that_has_started(command):
     running = command("worker", QUEUE, "--drain-timeout", "1", app=APP, ENDING="hook_thread hook_fails")
-    assert running.wait(10) == 3
+    assert running.wait() == 3
 
 
 # -- processes that tasks fork -------------------------------------------------------------------------------
