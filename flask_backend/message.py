@@ -52,13 +52,18 @@ def scheduled_at(headers: Mapping[str, Any]) -> float | None:
     return at if isinstance(at, int | float) and 0 < at < END_OF_DATES else None
 
 
+# Of the encoder, and of a value's own code. Not all: an exception of a signal handler, a time limit for one, may strike
+# here too, and is not the value's fault.
+_FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, NameError, RuntimeError)
+
+
 def encode_json(value: Any) -> bytes:
     """Return compact UTF-8 JSON, or raise :exc:`MessageEncodeError` with the reason."""
     try:
         body = _encoder.encode(value).encode()
     except RecursionError as error:
         raise MessageEncodeError(_TOO_DEEP) from error
-    except Exception as error:  # of the encoder, and whatever the code of a value itself raises
+    except _FAULTS as error:
         raise MessageEncodeError(show_error(error)) from error
     if _is_too_deep(body):
         raise MessageEncodeError(_TOO_DEEP)

@@ -170,7 +170,9 @@ class TestQueues:
 
     def test_json_is_a_list_of_objects(self, run_json, broker):
         broker.put(QUEUE, b"x")
-        assert run_json("queues", "--interval", "0") == [
+        printed = run_json("queues", "--interval", "0")
+        assert 0 <= printed[0].pop("oldest_s") < 60
+        assert printed == [
             {
                 "broker": broker.uri,
                 "queue": QUEUE,
@@ -183,7 +185,6 @@ class TestQueues:
                 "put": 1,
                 "deleted": 0,
                 "pause_left_s": 0,
-                "oldest_s": 0,
                 "put_per_s": None,
                 "deleted_per_s": None,
             }

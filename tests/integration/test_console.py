@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
@@ -366,7 +367,10 @@ class TestFailures:
             replace(note, queue="other").encode(),
             *(replace(note, job=job).encode() for job in (-5, 0, 10**30, "7", None, 1.5)),
             *(replace(note, buried_at=at).encode() for at in (float("nan"), float("inf"), -1, 1e12, "noon")),
-            *(replace(note, **{name: ["no text"]}).encode() for name in ("reason", "host", "endpoint", "exception")),
+            *(
+                json.dumps(json.loads(note.encode()) | {name: ["no text"]}).encode()
+                for name in ("reason", "host", "endpoint", "exception")
+            ),
             replace(note, death="sudden").encode(),
         ]
         left = {broker.put(TUBE, body, priority=7): body for body in strange}

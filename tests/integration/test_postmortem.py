@@ -36,6 +36,7 @@ def death_at(job_id: int) -> Death:
         was_ready=True,
         activity=Activity(job_id, "hello", 1.5),
         private_bytes=30 << 20,
+        has_left=False,
     )
 
 
