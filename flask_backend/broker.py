@@ -159,7 +159,9 @@ class Connection:
         with suppress(OSError):  # it is closed, or the server has closed it
             self._socket.shutdown(socket.SHUT_RDWR)  # for the duplicate, too, that a supervisor may have
         self._wire.close()
-        self._socket.close()
+        # By the descriptor, in one step: the socket's own method leaves that to greenstalk's reader, and never
+        # does it if the exception of a signal handler has interrupted an earlier close.
+        socket.SocketType.close(self._socket)
         if hasattr(self, "_client"):
             self._client.close()
 

@@ -120,7 +120,7 @@ def test_what_a_values_own_code_raises_is_an_error_too():
         encode_json(Lazy(a=1))
 
 
-class SilentError(Exception):
+class SilentError(ValueError):
     def __str__(self):
         raise RuntimeError
 
