@@ -74,7 +74,9 @@ class Command:
         return self.ledger.count(line) >= times
 
     def wait_for_line(self, line: str, times: int = 1) -> None:
-        wait_until(lambda: self.wrote(line, times), f"{line!r} in the ledger {self.ledger[-8:]}; log:\n{self.log[-3000:]}")
+        wait_until(
+            lambda: self.wrote(line, times), f"{line!r} in the ledger {self.ledger[-8:]}; log:\n{self.log[-3000:]}"
+        )
 
     def wait_for_log(self, text: str) -> None:
         wait_until(lambda: text in self.log, f"{text!r} in the log:\n{self.log[-3000:]}")
