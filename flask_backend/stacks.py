@@ -8,13 +8,19 @@ from types import FrameType
 
 from .streams import streams
 
+# Has faulthandler write the stacks of a process that is stuck, even if its interpreter is, before it is killed.
+# faulthandler reads the frames of a thread that may run on meanwhile, and some signals in a thousand end a busy process
+# of CPython 3.11 or 3.13 with a segmentation fault, so this is only for a process that is to be killed.
+STUCK = signal.SIGRTMIN + 1 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR1
+
+_dumps = False
+
 
 def dump_on_signal() -> None:
-    """Have USR1 write the stacks of this process, even if its interpreter is stuck."""
-    # Python does not know faulthandler's handler. With one of its own below, it can be seen that a task sets another.
+    """Have USR1 write the stacks of this process between two steps of its interpreter, and ``STUCK`` at any moment."""
+    faulthandler.unregister(signal.SIGUSR1)  # an app may have registered it: this puts back the handler before that
     signal.signal(signal.SIGUSR1, _dump)
-    faulthandler.unregister(signal.SIGUSR1)  # an app may have registered it: then register() would change nothing
-    faulthandler.register(signal.SIGUSR1, streams.stderr.fileno())
+    faulthandler.register(STUCK, streams.stderr.fileno())
 
 
 def dump_stacks() -> None:
@@ -26,4 +32,11 @@ def dump_stacks() -> None:
 
 
 def _dump(_number: int, _frame: FrameType | None) -> None:
-    dump_stacks()
+    # Signals that follow each other faster than stacks are written would nest these handlers without end.
+    global _dumps  # noqa: PLW0603
+    if not _dumps:
+        _dumps = True
+        try:
+            dump_stacks()
+        finally:
+            _dumps = False

@@ -92,7 +92,7 @@ class Enforcement:
         if child.dumped_at is None:
             child.dumped_at = now
             logger.error("worker %d of %s %s: its stacks follow, then it is killed", child.pid, child.slot.pool, reason)
-            process.dump_stacks_of(child.pid)
+            process.dump_stacks_of_stuck(child.pid)
         elif now - child.dumped_at >= DUMP_S:
             self._kill(child)
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 from flask_backend.exits import ExitCode, disown, leave_at_once
 from flask_backend.loggers import get_logger
 from flask_backend.procfs import PROC_IS_THERE, read_memory, read_stat
-from flask_backend.stacks import dump_on_signal
+from flask_backend.stacks import STUCK, dump_on_signal
 from flask_backend.streams import flush
 from flask_backend.titles import show_worker
 
@@ -286,6 +286,11 @@ def kill(pid: int) -> None:
 def dump_stacks_of(pid: int) -> None:
     """Have a child write its Python stacks to stderr; one that has no handler yet would die of the signal."""
     os.kill(pid, signal.SIGUSR1)
+
+
+def dump_stacks_of_stuck(pid: int) -> None:
+    """Have a child that is to be killed write its stacks, even if its interpreter is stuck: it may die of that."""
+    os.kill(pid, STUCK)
 
 
 def reap(is_ours: Callable[[int], bool]) -> Iterator[Exit]:

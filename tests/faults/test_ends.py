@@ -85,7 +85,7 @@ def test_a_worker_ends_with_all_that_python_does_at_its_end(start, call, how):
     supervised.wait_for_log("printed by the task")
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
-    assert "replaced" not in supervised.log
+    assert "; replaced" not in supervised.log
     assert supervised.log.count("printed by the task") == 1
 
 
@@ -113,7 +113,7 @@ def test_a_successor_does_not_wait_for_the_threads_of_the_one_before(start, call
     supervised.wait_for_log("stopping")
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
-    assert "replaced" not in supervised.log
+    assert "; replaced" not in supervised.log
 
 
 @pytest.mark.parametrize("what", ["leave_thread", "leave_handler"])
@@ -184,7 +184,7 @@ def test_an_exit_handler_that_crashes_is_told_and_costs_nothing(start, call):
     wait_until(lambda: supervised.log.count("was killed by signal 11") == 12, "each worker ends in its exit handler")
     supervised.wait_reserving(1)
     assert "as it ended" in supervised.log
-    assert "replaced" not in supervised.log
+    assert "; replaced" not in supervised.log
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 from support.supervised import title
@@ -14,10 +15,10 @@ from support.workload import QUEUE
 APP = """
 import asyncio
 import faulthandler
+import json
 import os
 import signal
 import time
-from pathlib import Path
 
 from support.workload import QUEUE, app, backend, write_down
 
@@ -87,6 +88,14 @@ def show_signals():
     handlers = [getattr(signal.getsignal(number), "__name__", signal.getsignal(number)) for number in RELIED_ON]
     mask = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))
     write_down(f"signals {[str(each) for each in handlers]} {mask == [signal.SIGRTMIN] or mask}")
+
+
+@backend.task(QUEUE)
+def compute(path):
+    write_down("computes")
+    while not Path(path).exists():
+        json.loads(json.dumps({"rows": [str(row) for row in range(10)]}))
+    write_down("computed")
 
 
 @backend.task(QUEUE)
@@ -249,5 +258,23 @@ def test_a_worker_that_is_to_drain_and_hangs_in_its_hook_is_killed_after_the_dra
     assert supervised.workers()[0] in (first, second)
     assert "it was one too many" not in supervised.log
     assert "in hook\n" in supervised.log
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+def test_a_busy_worker_survives_that_its_stacks_are_asked_for_again_and_again(start, call, tmp_path):
+    supervised = start(workers=1)
+    supervised.wait_ready()
+    (worker,) = supervised.workers()
+    call("compute", str(tmp_path / "end"))
+    supervised.wait_for_line("computes")
+    asked = supervised.log.count("most recent call first")
+    for _ in range(3000):  # dumped while the interpreter runs on, a few hundred were enough to crash it
+        os.kill(worker, signal.SIGUSR1)
+        time.sleep(0.0005)
+    wait_until(lambda: supervised.log.count("most recent call first") > asked, "its stacks")
+    (tmp_path / "end").touch()
+    supervised.wait_for_line("computed")
+    assert supervised.workers() == [worker]
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)

@@ -216,7 +216,7 @@ def test_a_worker_is_recycled_after_its_number_of_tasks(supervise, tasks, broker
     assert max(by_worker) == 5
     wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty")
     supervised.wait_reserving(2)
-    assert "replaced" not in supervised.log
+    assert "; replaced" not in supervised.log
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
@@ -362,7 +362,7 @@ def test_a_busy_worker_too_many_that_is_killed_is_not_replaced_and_costs_no_furt
     # The job's delay, a second at least, is the time in which the supervisor has next to nothing to do.
     wait_until(lambda: broker.job(job.id)["state"] == "ready", "the job's delay is over")
     assert psutil.Process(supervised.pid).num_ctx_switches().voluntary - before < 50
-    assert "replaced" not in supervised.log
+    assert "; replaced" not in supervised.log
     assert supervised.workers() == [kept]
     (tmp_path / "go").touch()
     supervised.wait_for_line("waited", times=2)

@@ -62,7 +62,7 @@ def enforcement(children, killed):
 @pytest.fixture
 def dumped(monkeypatch):
     dumped = []
-    monkeypatch.setattr(process, "dump_stacks_of", dumped.append)
+    monkeypatch.setattr(process, "dump_stacks_of_stuck", dumped.append)
     return dumped
 
 
