@@ -19,6 +19,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 from support.workload import QUEUE, app, backend, write_down
 
