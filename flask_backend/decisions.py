@@ -5,6 +5,7 @@ They are no failures: error trackers skip them by their one base, ``ignore_error
 
 from __future__ import annotations
 
+from .errors import restore_error
 from .seconds import Delay, whole_seconds
 
 
@@ -16,6 +17,10 @@ class TaskDecision(Exception):  # noqa: N818  # no error: a decision
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let a pool of processes carry it back to the task that used the pool."""
+        return restore_error, (type(self), self.args), self.__dict__
 
 
 class RetryLater(TaskDecision):

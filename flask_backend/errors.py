@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
+
+
+def restore_error(kind: type[E], args: tuple[object, ...]) -> E:
+    """Make the copy of a pickled exception whose ``__init__`` does not take its ``args``: its state follows."""
+    return kind.__new__(kind, *args)
+
 
 class BackendError(Exception):
     """The base of every error that Flask-Backend raises."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import NoReturn, Protocol, overload
 
 from .bulk import Outcome
-from .errors import BackendError
+from .errors import BackendError, restore_error
 
 
 class JobState(StrEnum):
@@ -33,7 +33,7 @@ class Job:
     """A job that Beanstalkd has accepted: its queue, and the id that Beanstalkd gave it.
 
     ``uid`` is the id that a task's message carries, unlike the other one never used twice; a message to another system
-    has none.
+    has none. A pickled job keeps these three only: where it is unpickled there is no server to ask.
     """
 
     queue: str
@@ -59,8 +59,17 @@ class Job:
 
     def _asked(self) -> JobKeeper:
         if self._keeper is None:
-            raise TypeError(f"{self!r} was not made by scheduling: it knows no server to ask")
+            raise TypeError(f"{self!r} was not scheduled by this process: it knows no server to ask")
         return self._keeper
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Job, (self.queue, self.id, self.uid)
+
+    def __copy__(self) -> Job:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Job:
+        return self
 
     def __bool__(self) -> NoReturn:  # noqa: PLE0304  # it refuses
         self._refuse()
@@ -125,6 +134,15 @@ class Jobs(Sequence[Job]):
             raise IndexError(f"there are {len(self)} jobs, and none with index {index}")
         return job
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return list, (list(self),)
+
+    def __copy__(self) -> Jobs:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Jobs:
+        return self
+
     def __repr__(self) -> str:
         return f"<Jobs {len(self)} on {self._batch.queue}>"
 
@@ -146,6 +164,10 @@ class BulkError(BackendError):
         self.unknown: Sequence[range] = list(outcome.unknown)
         self.unsent_from: int | None = outcome.unsent_from
         self.__cause__ = outcome.failure or next(iter(outcome.reasons.values()), None)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {**self.__dict__, "jobs": dict(self.jobs), "reasons": dict(self.reasons)}
+        return restore_error, (type(self), self.args), state
 
 
 class _JobsByIndex(Mapping[int, Job]):

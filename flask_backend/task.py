@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from .errors import MessageEncodeError, TaskArgumentsError
 from .event_loop import run_here
@@ -97,6 +97,8 @@ class Task(Generic[P, R_co]):
     ) -> None:
         self.__name__ = self.__qualname__ = endpoint  # of a function without a name of its own
         functools.update_wrapper(self, function, updated=())
+        # APScheduler names a callable object after its class, and keeps that name in its store of jobs.
+        self.__class__ = cast("Any", type("Task", (Task,), {"__qualname__": self.__qualname__}))
         self.__signature__ = signature_of(function)
         self._scheduler = scheduler
         self._arities = _arities(self.__signature__)
