@@ -79,7 +79,7 @@ class Runner:
         self._url_adapter = base_url and app.url_map.bind(
             base_url.netloc, script_name=base_url.path or "/", url_scheme=base_url.scheme
         )
-        self._hooks = handlers.hooks
+        self.hooks = handlers.hooks
         has_own_way = _is_overridden(app.ensure_sync, Flask.ensure_sync)
         has_own_loop = _is_overridden(app.async_to_sync, Flask.async_to_sync)
         self._ensure_sync = app.ensure_sync if has_own_way or has_own_loop else None
@@ -102,8 +102,11 @@ class Runner:
                 raise
 
     def run_hooks(self) -> None:
-        for hook in self._hooks:
-            self.run(Call(Handler(getattr(hook, "__name__", repr(hook)), hook)))
+        for hook in self.hooks:
+            self.run_hook(hook)
+
+    def run_hook(self, hook: Callable[[], object]) -> None:
+        self.run(Call(Handler(getattr(hook, "__name__", repr(hook)), hook)))
 
 
 async def _wait_for(awaitable: Awaitable[Any]) -> Any:

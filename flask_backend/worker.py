@@ -122,7 +122,7 @@ class Worker:
         self._keeper.start()
         loop_in_use.set(self._event_loop)
         try:
-            self._runner.run_hooks()
+            waited = self._run_hooks()
         except BaseException as error:  # whatever a hook raises, SystemExit too, means that this worker cannot work
             self._leave_if_forked(error)
             log_failure(logger, logging.ERROR, "a before_first_task hook of %s failed", self._queue, error=error)
@@ -135,12 +135,35 @@ class Worker:
             return ExitCode.CONFIG
         self._guard.look_after_hooks()
         self._hear_missed_drain()
-        self._host.ready()
+        if not waited:
+            self._host.ready()
         self._serve()
         self._close()
         self._host.leaving()
         self._event_loop.close(self._limits.drain_timeout_s / 2)  # the rest is for threads and exit handlers
         return ExitCode.OK
+
+    def _run_hooks(self) -> bool:
+        """Run the hooks, each again while the broker is away that it needs; return whether that was so.
+
+        A worker that waits for its broker counts as ready: else an outage would end it at its boot deadline.
+        """
+        backoff = Backoff()
+        for hook in self._runner.hooks:
+            while not self._stop.requested:
+                try:
+                    self._runner.run_hook(hook)
+                    break
+                except BrokerConnectionError as error:
+                    self._leave_if_forked(error)
+                    if not backoff.is_away:
+                        told = "%s: a before_first_task hook needs the broker: %s; trying again"
+                        logger.warning(told, self._queue, error)
+                        self._host.ready()
+                    self._host.live(UNBOUNDED_NS)
+                    self._stop.wait(backoff.next(RECONNECT_MAX_S, 0))
+                    self._host.live()
+        return backoff.is_away
 
     # -- the loop --------------------------------------------------------------------------------------------
 

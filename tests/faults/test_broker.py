@@ -6,7 +6,9 @@ import json
 import os
 import random
 import signal
+import time
 
+import psutil
 import pytest
 from flask import Flask
 from support import workload
@@ -63,6 +65,45 @@ def test_a_task_that_finished_as_the_broker_was_restarted_is_deleted_late(
     wait_until(lambda: durable_broker.is_empty(QUEUE), "the job is deleted")
     assert supervised.ledger.count("begin waited") == 1
     supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
+HOOKED = """
+import os
+from support.workload import QUEUE, backend, write_down
+
+@backend.before_first_task(QUEUE)
+def announce():
+    write_down(f"announces {os.getpid()}")
+    backend.send("com.example/announced", {"pid": os.getpid()})
+    write_down(f"announced {os.getpid()}")
+"""
+
+
+@pytest.mark.parametrize("ends", ["works", "drains"])
+def test_a_hook_that_needs_the_broker_waits_out_an_outage(supervise, durable_broker, durable_tasks, tmp_path, ends):
+    (tmp_path / "hooked.py").write_text(f"{HOOKED}\nfrom support.workload import app\n")
+    supervised = supervise("--boot-timeout", "1", broker=durable_broker, workers=2, app="hooked")
+    supervised.wait_ready()
+    durable_broker.kill()
+    killed, _ = supervised.workers()
+    os.kill(killed, signal.SIGKILL)
+    supervised.wait_for_log("a before_first_task hook needs the broker")
+    (new,) = set(supervised.workers()) - {killed, _}
+    wait_until(lambda: time.time() - psutil.Process(new).create_time() > 2, "it is past its boot deadline")
+    assert supervised.ledger.count(f"announces {new}") > 1
+    if ends == "works":
+        durable_broker.start()
+        supervised.wait_for_line(f"announced {new}")
+        wait_until(lambda: durable_broker.waiting(QUEUE) == 2, "both workers wait for jobs")
+        durable_tasks.note(1)
+        supervised.wait_for_line("note 1")
+        assert new in supervised.workers()
+    assert supervised.log.count("; replaced") == 1
+    supervised.send(signal.SIGTERM)
+    assert supervised.wait() == 0
+    if ends == "drains":
+        durable_broker.start()  # which knows whether a job is held
     supervised.assert_clean_exit(0)
 
 
