@@ -85,6 +85,15 @@ class Inbox:
                 events.extend(Report(ReportKind(kind), pid) for kind, pid in _REPORT.iter_unpack(data))
         return events
 
+    def send_again(self) -> None:
+        """Send this process the signals again that have come and that :meth:`wait` has not returned.
+
+        While they are blocked, they then wait for whoever unblocks them: the next image too.
+        """
+        with suppress(BlockingIOError):
+            for number in os.read(self._wakeup_r, _READ_BYTES):
+                os.kill(os.getpid(), number)
+
     def report(self, kind: ReportKind) -> None:
         """Say something to the supervisor; for use in a child."""
         with suppress(BrokenPipeError):  # it is gone, which the lifeline tells

@@ -200,6 +200,7 @@ class Reload:
         fd = nameless_file()
         crossing = {fd, *handover.descriptors()}
         process.block_signals()
+        self._links.inbox.send_again()
         try:
             os.write(fd, json.dumps(asdict(handover)).encode())
             for each in crossing:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -232,6 +234,30 @@ def test_a_signal_in_the_middle_of_a_reload_leaves_nothing(supervise, tasks, tmp
     (tmp_path / "slow").unlink()
     supervised.seen.update(old)
     supervised.assert_clean_exit(0 if number == signal.SIGTERM else -number)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pidfd_open is Linux's")
+@pytest.mark.parametrize("delay_s", [0, 0.0005, 0.001, 0.002, 0.004])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_as_the_check_ends_is_not_lost(supervise, number, delay_s):
+    """The supervisor then may have read its last events as the old image, and be about to become the new one."""
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    workers = supervised.workers()
+    supervised.send(signal.SIGHUP)
+    (checker,) = wait_until(lambda: set(supervised.children()) - set(workers), "the check runs")
+    end = os.pidfd_open(checker)
+    assert select.select([end], [], [], 20)[0]
+    os.close(end)
+    time.sleep(delay_s)  # no condition: this is to hit different steps
+    supervised.send(number)
+    if number == signal.SIGHUP:
+        checked = "HUP: checking the app"
+        wait_until(lambda: supervised.log.count(checked) == 2, f"two checks; log:\n{supervised.log}")
+        wait_until(lambda: "ready: " in supervised.log.rpartition(checked)[2], "the second reload")
+        supervised.send(signal.SIGTERM)
+    supervised.seen.update(workers)
+    supervised.assert_clean_exit(0)
 
 
 def test_an_old_worker_that_dies_at_a_job_after_a_reload_has_it_settled(supervise, tasks, tmp_path, deploy, broker):
