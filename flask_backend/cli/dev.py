@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from flask_backend.streams import streams
+
 from .apps import PatchedError, check_folder, load_app_of_workers
 from .parameters import drain_timeout_option
 
@@ -106,7 +108,9 @@ def dev(  # noqa: PLR0913  # one parameter for each option
             extra=[str(Path(path).absolute()) for path in watch],
             listener=listener,
         )
-        sys.exit(Development(plan, Transcript(sys.stdout.fileno(), NAMES, is_coloured=is_coloured)).run())
+        status = Development(plan, Transcript(streams.stdout, NAMES, is_coloured=is_coloured)).run()
+    streams.report_losses()
+    sys.exit(status)
 
 
 def name_app(ctx: click.Context) -> list[str]:

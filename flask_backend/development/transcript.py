@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
+
+from flask_backend.streams import Outlet
 
 _MAX_LINE = 64 * 1024  # a line is held until it is whole, or as long as this
 _ESCAPES = re.compile(rb"\x1b\[[;?0-9]*[A-Za-z]")
@@ -36,11 +37,10 @@ def _as_shown(line: bytes) -> bytes:
 
 
 class Transcript:
-    """Writes lines to a descriptor; ``colours`` are those of the names, as SGR codes, or None for no colours at all."""
+    """Writes lines to an outlet; ``names`` have colours, as SGR codes."""
 
-    def __init__(self, fd: int, names: Mapping[str, int], *, is_coloured: bool) -> None:
-        self.is_lost = False  # nobody reads it any more
-        self._fd = fd
+    def __init__(self, outlet: Outlet, names: Mapping[str, int], *, is_coloured: bool) -> None:
+        self._outlet = outlet
         self._is_coloured = is_coloured
         width = max(map(len, names))
         self._prefixes = {
@@ -50,17 +50,15 @@ class Transcript:
             for name, colour in names.items()
         }
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody reads it any more: a closed pipe, a terminal that is gone."""
+        return self._outlet.is_broken
+
     def write(self, name: str, line: bytes) -> None:
         if not self._is_coloured:
             line = _ESCAPES.sub(b"", line)
         elif b"\x1b" in line:
             line += _RESET
-        self._write_all(self._prefixes[name] + (b" " + line if line else b"") + b"\n")
-
-    def _write_all(self, data: bytes) -> None:
-        # Not through a file object: what could not be written would be tried again at the interpreter's end.
-        try:
-            while data and not self.is_lost:
-                data = data[os.write(self._fd, data) :]
-        except OSError:  # a closed pipe, a terminal that is gone
-            self.is_lost = True
+        if not self.is_lost:
+            self._outlet.write(self._prefixes[name] + (b" " + line if line else b"") + b"\n")

@@ -216,6 +216,29 @@ def test_a_broker_without_a_reader_serves(tmp_path, pipe):
         process.wait()
 
 
+def hooks_of(running) -> list[str]:
+    return [line for line in running.ledger if line.startswith("hook")]
+
+
+@pytest.mark.parametrize("output", ["unread", "full disk"])
+def test_dev_goes_on_whose_output_goes_nowhere(command, broker, tasks, pipe, tmp_path, output):
+    (tmp_path / "edited.py").write_text("from support.workload import app\n")
+    to = {"output": pipe.writer} if output == "unread" else {"redirection": ">/dev/full 2>&1"}
+    running = command("dev", "--no-web", app="edited", **to)
+    wait_until(lambda: broker.waiting(QUEUE), "its workers wait")
+    if output == "unread":
+        pipe.fill()
+    for n in range(3):
+        tasks.print_and_fail("x" * 10_000)
+        tasks.note(n)
+        running.wait_for_line(f"note {n}")
+    hooks = len(hooks_of(running))
+    (tmp_path / "edited.py").write_text("from support.workload import app  # edited\n")
+    wait_until(lambda: len(hooks_of(running)) > hooks, "workers with the new code")
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+
+
 # -- commands that print results ---------------------------------------------------------------------------------
 
 

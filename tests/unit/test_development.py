@@ -13,6 +13,7 @@ from flask_backend.development.inquiry import users_files
 from flask_backend.development.loop import is_here, show_files
 from flask_backend.development.programs import Command, Program
 from flask_backend.development.transcript import Lines, Transcript
+from flask_backend.streams import Outlet
 
 
 class TestLines:
@@ -35,10 +36,11 @@ class TestLines:
 class TestTranscript:
     def written(self, line: bytes, *, is_coloured: bool) -> bytes:
         r, w = os.pipe()
-        Transcript(w, {"web": 36, "workers": 32}, is_coloured=is_coloured).write("web", line)
+        Transcript(Outlet(w), {"web": 36, "workers": 32}, is_coloured=is_coloured).write("web", line)
+        written = os.read(r, 1000)
+        os.close(r)
         os.close(w)
-        with os.fdopen(r, "rb") as file:
-            return file.read()
+        return written
 
     def test_each_line_begins_with_who_says_it(self):
         assert self.written(b"hello", is_coloured=False) == b"web     | hello\n"
@@ -55,7 +57,7 @@ class TestTranscript:
     def test_nobody_reading_any_more_is_noticed(self):
         r, w = os.pipe()
         os.close(r)
-        transcript = Transcript(w, {"web": 36}, is_coloured=False)
+        transcript = Transcript(Outlet(w), {"web": 36}, is_coloured=False)
         transcript.write("web", b"hello")
         os.close(w)
         assert transcript.is_lost
