@@ -16,12 +16,16 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--only-with-broker", action="store_true", help="Only tests that talk to TEST_BROKER.")
+    parser.addoption("--only-with-broker", action="store_true", help="Only tests of what depends on TEST_BROKER.")
 
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("only_with_broker"):
-        items[:] = [item for item in items if {"broker", "durable_broker"} & set(item.fixturenames)]
+        items[:] = [
+            item
+            for item in items
+            if {"broker", "durable_broker"} & set(item.fixturenames) and not item.get_closest_marker("any_broker")
+        ]
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.any_broker
+
 BIN = Path(sys.executable).parent
 QUEUE = "com.example/default"
 PATCHES = {

@@ -15,6 +15,8 @@ import pytest
 from helpers import ROOT, Program
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.any_broker
+
 BIN = Path(sys.executable).parent
 QUEUE = "com.example/default"
 APP = """

@@ -13,6 +13,8 @@ from support.workload import QUEUE
 
 from flask_backend.cli import main
 
+pytestmark = pytest.mark.any_broker
+
 APP = str(Path(__file__).parents[1] / "support" / "endings.py")
 
 

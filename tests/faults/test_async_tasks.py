@@ -9,6 +9,8 @@ import signal
 import pytest
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.any_broker
+
 APP = """
 import asyncio
 import logging

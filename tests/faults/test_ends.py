@@ -14,6 +14,8 @@ from support.supervised import title
 from support.waiting import wait_until
 from support.workload import QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 APP = str(Path(__file__).parents[1] / "support" / "endings.py")
 BUFFERED = {"PYTHONUNBUFFERED": ""}
 # Of forking beside threads, and of what is cleaned up at the end.

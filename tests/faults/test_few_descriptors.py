@@ -13,6 +13,8 @@ from support.supervised import APP, COMMAND
 from support.waiting import wait_until
 from support.workload import QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 NOFILE = resource.RLIMIT_NOFILE
 
 

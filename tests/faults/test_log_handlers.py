@@ -9,6 +9,8 @@ import pytest
 from support.waiting import wait_until
 from support.workload import QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 APP = """
 import logging, os, sys, threading, time
 

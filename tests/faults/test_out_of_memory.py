@@ -8,7 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 from support.waiting import wait_until
+
+pytestmark = pytest.mark.any_broker
 
 
 def oom_score_adj(pid: int) -> int:

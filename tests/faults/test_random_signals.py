@@ -12,6 +12,8 @@ import pytest
 from support.waiting import wait_until
 from support.workload import QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 
 def drive(supervised, tasks, broker, *, jobs: int, terms: int, seed: int) -> Counter[str]:
     """Spread ``terms`` TERMs over ``jobs`` jobs; return how often each job ran."""

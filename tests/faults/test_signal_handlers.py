@@ -11,6 +11,8 @@ from support.supervised import title
 from support.waiting import wait_until
 from support.workload import QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 # Its import meddles with signals too, and registers faulthandler as many apps do.
 APP = """
 import asyncio

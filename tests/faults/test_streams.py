@@ -16,6 +16,8 @@ from support.supervised import COMMAND
 from support.waiting import wait_until
 from support.workload import QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 
 class Pipe:
     """A small pipe for a command's output."""

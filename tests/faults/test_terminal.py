@@ -9,6 +9,8 @@ import psutil
 import pytest
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.any_broker
+
 
 def is_ready(supervised, times: int) -> bool:
     return supervised.log.count("supervisor: ready: ") == times
