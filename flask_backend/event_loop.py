@@ -55,8 +55,17 @@ class _Run:
         except BaseException as error:
             self.error = error
         if os.getpid() != self.pid:
+            self._enter_again(loop)
             raise _Forked  # at once: another turn would take from the sockets that this process shares
         loop.stop()
+
+    def _enter_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Be the current task of a forked process: Python 3.14 has none there, and lets no exception out of another."""
+        import asyncio
+
+        if self.task is not None and asyncio.current_task(loop) is not self.task:
+            asyncio._set_running_loop(loop)  # for those who implement loops  # noqa: SLF001
+            asyncio.tasks._enter_task(loop, self.task)  # noqa: SLF001
 
     def cancel(self) -> None:
         """Cancel it. Called by the loop: before its first step a task would end without :meth:`watch`."""

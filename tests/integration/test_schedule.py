@@ -316,7 +316,7 @@ class TestJob:
         assert job is not None
 
     def test_one_made_by_hand_knows_no_server(self):
-        with pytest.raises(TypeError, match="was not made by scheduling"):
+        with pytest.raises(TypeError, match="was not scheduled by this process"):
             Job("q", 1).state()
 
 
