@@ -544,3 +544,38 @@ def test_a_job_deleted_by_hand_while_it_runs_is_no_error_but_said(worker, tasks,
         worker.wait_for_log("may run twice")
     tasks.note("still here")
     worker.wait_for_line("note still here")
+
+
+URLS = """
+from flask import Flask, url_for
+from flask_backend import Backend
+
+app = Flask(__name__)
+app.config["BACKEND_BASE_URL"] = "https://example.com/shop"
+backend = Backend(app)
+
+@app.get("/orders/<int:order>")
+def order(order): ...
+
+@backend.before_first_task("q")
+def hook():
+    print("hook:", url_for("order", order=1), flush=True)
+
+@backend.task("q")
+def task():
+    print("task:", url_for("order", order=2, _external=False), url_for("order", order=3), flush=True)
+
+@backend.receiver("inbox")
+def receive(message):
+    print("receiver:", url_for("order", order=message), flush=True)
+"""
+
+
+def test_tasks_receivers_and_hooks_make_urls_in_a_real_worker(broker, tmp_path, command):
+    (tmp_path / "urls.py").write_text(URLS)
+    running = command("supervise", "--workers", "1", app="urls")
+    call(broker, "task")
+    broker.put("inbox", b"4")
+    running.wait_for_log("hook: https://example.com/shop/orders/1\n")
+    running.wait_for_log("task: /shop/orders/2 https://example.com/shop/orders/3\n")
+    running.wait_for_log("receiver: https://example.com/shop/orders/4\n")
