@@ -67,7 +67,8 @@ def work(port: int, jobs: int, prefetch: int, profile: cProfile.Profile | None) 
     hello.map("x" for _ in range(jobs))
     end()
     limits = Limits(25, time_limit_s=60, prefetch=prefetch)
-    Worker(app, backend, QUEUE, Host(backend.queues[QUEUE].names), limits).run()
+    handlers = backend.queues[QUEUE]
+    Worker(app, backend.settings_of(app), handlers, Host(handlers.names), limits).run()
     return started / jobs * 1e6
 
 

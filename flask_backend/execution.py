@@ -12,9 +12,9 @@ from flask import Flask
 from .config import BASE_URL_KEY
 from .errors import UnknownEndpointError
 from .event_loop import EventLoop
-from .extension import Handler, Handlers
 from .functions import may_be_async
 from .message import decode, decode_json, show_call
+from .registry import Handler, Handlers
 from .results import finish
 from .retry import Retry
 from .visible import MAX_NAME, listed, visible

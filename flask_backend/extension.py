@@ -1,4 +1,4 @@
-"""The extension: what is registered, and which app it belongs to. Opens no socket, starts nothing."""
+"""The extension: registers tasks, and schedules them for the app in use. Opens no socket, starts nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from flask import Flask
@@ -20,8 +19,9 @@ from .job import Batch, BulkError, Job, Jobs, batch_uid
 from .launch import launched
 from .message import encode_json, new_uid, show_value
 from .names import check_queue_name, check_worked_queue_name
-from .options import DEFAULTS, Options
+from .options import Options
 from .producer import Producer
+from .registry import Handler, Handlers, check_endpoint, check_retry, check_time_limit
 from .retry import Retry
 from .seconds import Delay
 from .task import Task
@@ -36,55 +36,6 @@ Hook = TypeVar("Hook", bound=Callable[[], Any])
 Receiver = TypeVar("Receiver", bound=Callable[[Any], Any])
 
 EXTENSION_KEY = "backend"
-
-
-@dataclass(frozen=True, slots=True)
-class Handler:
-    """A task or a receiver: its name, what to call, its own time limit in seconds and retry policy, if any.
-
-    ``defaults`` are the options of the task's calls.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    time_limit_s: float | None = None
-    retry: Retry | None = None
-    defaults: Options = DEFAULTS
-
-
-@dataclass(slots=True)
-class Handlers:
-    """What is registered for one queue: tasks by endpoint or one receiver, and the hooks of its workers."""
-
-    queue: str
-    tasks: dict[str, Handler] = field(default_factory=dict[str, Handler])
-    receiver: Handler | None = None
-    hooks: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all tasks, or that of the receiver."""
-        return [self.receiver.name] if self.receiver else sorted(self.tasks)
-
-    @property
-    def can_work(self) -> bool:
-        return bool(self.tasks) or self.receiver is not None
-
-
-def check_time_limit(seconds: float | None) -> None:
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if seconds is not None and not (is_number and 0 < seconds < float("inf")):
-        raise ConfigError(f"time_limit is {seconds!r}; expected seconds, more than 0")
-
-
-def check_retry(retry: Retry | None) -> None:
-    if retry is not None and not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"retry is {retry!r}; expected a Retry(...), as Retry(max_retries=5)")
-
-
-def check_endpoint(endpoint: str | None) -> None:
-    if endpoint is not None and not (isinstance(endpoint, str) and endpoint and endpoint.isprintable()):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RegistrationError(f'endpoint is {show_value(endpoint)}; expected a name, as endpoint="mail.send"')
 
 
 def _naming_a_queue(
@@ -329,6 +280,9 @@ class Backend:
     def _producer(self) -> Producer:
         return self.producer_of(self.app_in_use())
 
+    def _find_handlers(self, queue: str) -> Handlers | None:
+        return self.queues.get(queue)
+
     def _make_producer(self, app: Flask, settings: Settings) -> Producer:
         match settings.broker:
             case StandIn.MEMORY:
@@ -338,7 +292,7 @@ class Backend:
             case StandIn.SYNC:
                 from .sync import SyncProducer
 
-                return SyncProducer(settings, self, app)
+                return SyncProducer(settings, self._find_handlers, app)
             case _:
                 return Producer(settings)
 

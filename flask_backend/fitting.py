@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .errors import MessageDecodeError, TaskArgumentsError
-from .extension import Handlers
 from .functions import signature_of
 from .message import Message, decode, decode_json
+from .registry import Handlers
 from .task import bind
 from .tracebacks import MAX_MESSAGE
 from .visible import MAX_NAME, visible

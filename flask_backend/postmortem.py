@@ -14,10 +14,10 @@ from .config import Settings
 from .ending import Ending
 from .errors import BrokerConnectionError, BrokerError, MessageDecodeError
 from .execution import Call, read_call
-from .extension import Handlers
 from .loggers import get_logger
 from .message import scheduled_at
 from .notes import Note, here_and_now
+from .registry import Handlers
 from .retry import MAX_CRASHES, Buried, Released, after_crash
 from .settlement import bury, task_logger
 from .supervisor import Death

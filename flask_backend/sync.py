@@ -16,11 +16,11 @@ from .config import Settings
 from .current import CurrentJob, job_being_run
 from .event_loop import apart_from_running_loop, loop_in_use
 from .execution import Call, Runner, read_call
-from .extension import Backend, Handlers
 from .functions import may_be_async
 from .memory import MemoryBroker, MemoryProducer
 from .message import scheduled_at
 from .options import Options
+from .registry import Handlers
 from .retry import Retry
 from .wire import ReservedJob
 
@@ -110,9 +110,9 @@ class SyncProducer(MemoryProducer):
     Its message goes through JSON, as on the wire. What is sent to other systems stays: nobody here runs it.
     """
 
-    def __init__(self, settings: Settings, backend: Backend, app: Flask) -> None:
+    def __init__(self, settings: Settings, find_handlers: Callable[[str], Handlers | None], app: Flask) -> None:
         super().__init__(settings)
-        self._backend = backend
+        self._find_handlers = find_handlers
         self._app = weakref.ref(app)  # the backend has its producers for as long as their apps live
 
     def put(self, queue: str, body: bytes, options: Options) -> int:
@@ -127,7 +127,7 @@ class SyncProducer(MemoryProducer):
         return outcome
 
     def _run(self, queue: str, job_ids: list[int]) -> None:
-        app, handlers, broker = self._app(), self._backend.queues.get(queue), self.broker
+        app, handlers, broker = self._app(), self._find_handlers(queue), self.broker
         if app is None or handlers is None:
             return
         worker = InProcessWorker(app, handlers, broker, self.settings)

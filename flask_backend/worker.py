@@ -18,6 +18,7 @@ from types import FrameType
 from flask import Flask
 
 from .broker import Connection
+from .config import Settings
 from .current import CurrentJob, job_being_run
 from .ending import Ending
 from .errors import (
@@ -30,12 +31,12 @@ from .errors import (
 from .event_loop import EventLoop, loop_in_use
 from .execution import Call, Runner, read_call
 from .exits import ExitCode, disown, leave_after
-from .extension import Backend
 from .host import UNBOUNDED_NS, Host
 from .keeper import RECLAIM_EVERY_S, Keeper, Lease
 from .loggers import get_logger
 from .message import decode
 from .patched import find_patch
+from .registry import Handlers
 from .settlement import Attempt, bury_undecodable, settle_failure
 from .signal_guard import INTERRUPT, SignalGuard
 from .stopping import StopSignals
@@ -77,11 +78,10 @@ class Limits:
 class Worker:
     """One worker of one queue, in a process of its own."""
 
-    def __init__(self, app: Flask, backend: Backend, queue: str, host: Host, limits: Limits) -> None:
-        self._app = app
-        self._settings = backend.settings_of(app)
-        self._handlers = backend.queues[queue]
-        self._queue = queue
+    def __init__(self, app: Flask, settings: Settings, handlers: Handlers, host: Host, limits: Limits) -> None:
+        self._settings = settings
+        self._handlers = handlers
+        self._queue = handlers.queue
         self._host = host
         self._limits = limits
         self._pid = os.getpid()

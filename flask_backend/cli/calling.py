@@ -16,7 +16,8 @@ from .apps import check_queue, load_app
 from .output import confirm, echo, echo_json, json_option, show_seconds, yes_option
 
 if TYPE_CHECKING:
-    from flask_backend.extension import Backend, Handler, Handlers
+    from flask_backend.extension import Backend
+    from flask_backend.registry import Handler, Handlers
 
 _MAX_SHOWN = 1000  # characters of the call that is asked about
 _SHOWN_NAMES = 10

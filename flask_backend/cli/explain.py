@@ -20,7 +20,7 @@ from .parameters import parse_job_id
 if TYPE_CHECKING:
     from flask_backend.config import Settings
     from flask_backend.console import Console
-    from flask_backend.extension import Handlers
+    from flask_backend.registry import Handlers
     from flask_backend.retry import Retry
 
     from .explanation import Facts

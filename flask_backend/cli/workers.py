@@ -194,15 +194,16 @@ def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
     from flask_backend.supervisor import SETTLED, SETTLED_FOR_GOOD, Work
     from flask_backend.worker import Worker
 
+    settings = loaded.backend.settings_of(loaded.app)
+
     def work(context: ChildContext) -> int:
         streams.wait_for_readers(WORKER_PATIENCE_S)
         own_limits = dataclasses.replace(limits, lifeline=context.lifeline)
-        status = Worker(loaded.app, loaded.backend, context.pool, context, own_limits).run()
+        status = Worker(loaded.app, settings, loaded.backend.queues[context.pool], context, own_limits).run()
         # The supervisor ends one that takes too long, unless it waits to hear why a worker cannot start.
         leave(status, None if status == ExitCode.OK else limits.drain_timeout_s)
 
     def settle(fd: int, death: Death, crashes: int) -> int:
-        settings = loaded.backend.settings_of(loaded.app)
         match postmortem.settle(settings, loaded.backend.queues[death.pool], fd, death, crashes):
             case Ending.RETRIED:
                 return SETTLED
@@ -350,4 +351,5 @@ def worker(  # noqa: PLR0913  # one parameter for each option
     streams.wait_for_readers(WORKER_PATIENCE_S)
     dump_on_signal()
     limits = Limits(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace)
-    leave(Worker(loaded.app, loaded.backend, queue, Foreground(queue), limits).run(), drain_timeout)
+    settings = loaded.backend.settings_of(loaded.app)
+    leave(Worker(loaded.app, settings, loaded.backend.queues[queue], Foreground(queue), limits).run(), drain_timeout)

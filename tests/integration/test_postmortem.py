@@ -13,10 +13,10 @@ from flask_backend.broker import Connection
 from flask_backend.config import Address, Settings
 from flask_backend.ending import Ending
 from flask_backend.errors import BrokerConnectionError
-from flask_backend.extension import Handler, Handlers
 from flask_backend.message import MAX_DEPTH
 from flask_backend.notes import Note
 from flask_backend.postmortem import settle
+from flask_backend.registry import Handler, Handlers
 from flask_backend.retry import MAX_CRASHES, Retry
 from flask_backend.supervisor import Death
 from flask_backend.supervisor.process import Exit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.extension import Handler, Handlers
 from flask_backend.fitting import Fault, find_misfit
+from flask_backend.registry import Handler, Handlers
 
 
 def hello(target, *, loud=False): ...

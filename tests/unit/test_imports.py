@@ -3,78 +3,100 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import flask_backend
 
 PACKAGE = Path(flask_backend.__file__).parent
+NAME = PACKAGE.name
 
-# From the values, which all may use, to the edges, which nobody but the user starts. A module may import from its own
-# layer and from those before it.
+# From the values, which all may use, to the edges, which only users start. A module may import from its own layer and
+# from those before it.
 LAYERS = [
     {"errors", "exits", "machine", "names", "titles", "seconds", "decisions", "retry", "config", "options", "ending"}
-    | {
-        "bulk",
-        "event_loop",
-        "functions",
-        "journal",
-        "tracebacks",
-        "visible",
-        "launch",
-        "patched",
-        "loggers",
-        "message",
-        "notes",
-        "procfs",
-        "results",
-        "stacks",
-        "streams",
-    },
+    | {"bulk", "event_loop", "functions", "journal", "tracebacks", "visible", "launch", "patched", "loggers", "message"}
+    | {"notes", "procfs", "results", "stacks", "streams", "registry"},
     {"wire", "broker", "embedded", "producer", "console", "failures"},
-    {"job", "task", "extension", "memory", "sync", "current", "execution"},
+    {"current", "execution", "memory", "sync"},
+    {"job", "task", "extension"},
     {"fitting", "host", "keeper", "postmortem", "settlement", "signal_guard", "stopping", "supervisor"} | {"worker"},
     {"logs", "development", "cli", "flask_script", "testing", "__main__"},
 ]
 
 
-def _imports(path: Path) -> set[str]:
-    """The modules of the package that a file imports when it is imported, by their first name."""
-    found: set[str] = set()
+def read_imports(package: Path) -> dict[str, set[str]]:
+    """Return for each module the modules that it imports, at its top, in a function or for type checkers only."""
+    modules = {_name_of(path, package): path for path in package.rglob("*.py")}
+    return {name: set(_imports_of(name, path, set(modules))) for name, path in modules.items()}
+
+
+def _name_of(path: Path, package: Path) -> str:
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports_of(name: str, path: Path, modules: set[str]):
+    folder = name if path.stem == "__init__" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            if node.level == 1 and path.parent == PACKAGE:
-                found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-            elif node.level == 0 and node.module and node.module.startswith("flask_backend."):
-                found.add(node.module.split(".")[1])
-        assert not (isinstance(node, ast.ImportFrom) and node.level > 1), f"{path}: import from flask_backend. instead"
-    return found
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            base = folder.split(".")[: len(folder.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                if (found := f"{source}.{alias.name}") in modules or (found := source) in modules:
+                    yield found
 
 
-def _modules() -> dict[str, set[str]]:
-    modules: dict[str, set[str]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if name != "__init__":
-            modules.setdefault(name, set()).update(_imports(path))
-    return modules
+IMPORTS = read_imports(PACKAGE)
+# The package's own __init__ imports the public names for type checkers, and when they are asked for.
+INNER = {name: imports - {NAME} for name, imports in IMPORTS.items() if name != NAME}
+
+
+def _first(name: str) -> str:
+    return name.split(".")[1]
+
+
+def test_all_kinds_of_imports_are_seen(tmp_path):
+    package = tmp_path / "house"
+    (package / "room").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "hall.py").write_text("import house.room.table\ndef f():\n    from .room import chair\n")
+    (package / "room" / "__init__.py").write_text("from . import table\n")
+    (package / "room" / "table.py").write_text("import os\nfrom ..hall import f\nfrom house import hall as h\n")
+    (package / "room" / "chair.py").write_text("if TYPE_CHECKING:\n    from .table import Leg\n")
+    assert read_imports(package) == {
+        "house": set(),
+        "house.hall": {"house.room.table", "house.room.chair"},
+        "house.room": {"house.room.table"},
+        "house.room.table": {"house.hall"},
+        "house.room.chair": {"house.room.table"},
+    }
+
+
+def test_there_is_no_cycle_of_modules():
+    TopologicalSorter(INNER).prepare()  # raises CycleError, which names one
 
 
 def test_every_module_has_a_layer():
-    assert set(_modules()) == set().union(*LAYERS)
+    assert {_first(name) for name in INNER} == set().union(*LAYERS)
 
 
 def test_imports_go_one_way():
-    for name, imports in _modules().items():
-        layer = next(i for i, names in enumerate(LAYERS) if name in names)
+    for name, imports in INNER.items():
+        layer = next(i for i, names in enumerate(LAYERS) if _first(name) in names)
         allowed = set().union(*LAYERS[: layer + 1])
-        assert imports <= allowed, f"{name} imports {imports - allowed} from a later layer"
+        assert {_first(each) for each in imports} <= allowed, f"{name} imports from a later layer"
 
 
 def test_the_supervisor_knows_neither_flask_nor_beanstalkd():
-    assert _modules()["supervisor"] <= LAYERS[0]
     for path in (PACKAGE / "supervisor").rglob("*.py"):
         assert "import flask\n" not in path.read_text()
         assert "from flask " not in path.read_text()
+    for name, imports in INNER.items():
+        if _first(name) == "supervisor":
+            assert {_first(each) for each in imports} <= LAYERS[0] | {"supervisor"}
 
 
 def test_only_the_broker_imports_greenstalk():

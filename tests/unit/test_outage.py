@@ -63,7 +63,7 @@ def reasons(clock, monkeypatch):
         row = Row(clock)
         child = Child(Slot(QUEUE, 0), pid=1, row=row, started=clock.now)
         child.apply(ChildEvent.REPORTED_READY)
-        waiting = Worker(app, backend, QUEUE, row, Limits(drain_timeout_s=25.0))
+        waiting = Worker(app, backend.settings_of(app), backend.queues[QUEUE], row, Limits(drain_timeout_s=25.0))
         reasons, until = [], clock.now + hours * HOUR_S
 
         def look():
