@@ -182,7 +182,7 @@ def test_run_lint_fails_if_one_of_its_checks_does_but_runs_all(machine):
 
 
 REAL = "The tests, on beanstalkd 1.12"
-OWN = "The tests that use a broker, on the embedded one"
+OWN = "The tests of what depends on the broker, on the embedded one"
 SEVERAL = ["-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4"]
 CHOSEN = ["-m", "not soak", "tests/a b.py", "--maxfail=1"]
 AGAIN = [*SEVERAL, "--only-with-broker"]
