@@ -185,8 +185,8 @@ def make_venv(release: Path, number: str) -> None:
     python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     packages = release / "venv" / "lib" / python / "site-packages"
     packages.mkdir(parents=True)
-    (packages / "all.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
-    (packages / "sitecustomize.py").write_text("import sys\nprint('prefix', sys.prefix, flush=True)\n")
+    tell = "import sys; print('prefix', sys.prefix, flush=True)"
+    (packages / "all.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n{tell}\n")
     (release / "venv" / "bin").mkdir()
     base = Path(sys.base_prefix) / "bin"
     (release / "venv" / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
