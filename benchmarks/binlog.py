@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.beanstalkd import Beanstalkd
 
+from flask_backend.broker.producer import Producer
 from flask_backend.config import Address, Settings
 from flask_backend.options import Options
-from flask_backend.producer import Producer
 
 JOBS, KILLS, CONSUMERS = 2_000, 8, 3
 BODY = b"%05d"

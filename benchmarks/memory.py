@@ -23,7 +23,7 @@ from support.supervised import Supervised
 from support.waiting import wait_until
 from support.workload import QUEUE
 
-from flask_backend.procfs import read_memory
+from flask_backend.system.procfs import read_memory
 
 MANY_MB, MANY_TASKS = 200, 10_000
 FEW_MB = 100

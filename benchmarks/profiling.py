@@ -21,9 +21,9 @@ from flask import Flask
 from support.beanstalkd import RealBeanstalkd
 
 from flask_backend import Backend
-from flask_backend.host import Foreground
 from flask_backend.supervisor.scoreboard import Scoreboard
-from flask_backend.worker import Limits, Worker
+from flask_backend.worker.host import Foreground
+from flask_backend.worker.worker import Limits, Worker
 
 QUEUE = "q"
 

@@ -10,9 +10,9 @@ from enum import Enum
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from .durations import MAX_SECONDS
 from .errors import ConfigError
 from .retry import DEFAULT_RETRY, Retry
-from .seconds import MAX_SECONDS
 
 URI_KEY = "BACKEND_CONNECTION_URI"
 BASE_URL_KEY = "BACKEND_BASE_URL"

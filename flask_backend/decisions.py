@@ -5,8 +5,8 @@ They are no failures: error trackers skip them by their one base, ``ignore_error
 
 from __future__ import annotations
 
+from .durations import Delay, whole_seconds
 from .errors import restore_error
-from .seconds import Delay, whole_seconds
 
 
 class TaskDecision(Exception):  # noqa: N818  # no error: a decision

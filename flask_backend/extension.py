@@ -12,18 +12,18 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from flask import Flask
 from flask.globals import app_ctx
 
+from .broker.producer import Producer
 from .config import KEYS, Settings, StandIn
+from .durations import Delay
 from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .functions import check_fits, check_function, name_of, shown_name
 from .job import Batch, BulkError, Job, Jobs, batch_uid
-from .launch import launched
 from .message import encode_json, new_uid, show_value
 from .names import check_queue_name, check_worked_queue_name
 from .options import Options
-from .producer import Producer
 from .registry import Handler, Handlers, check_endpoint, check_retry, check_time_limit
 from .retry import Retry
-from .seconds import Delay
+from .system.launch import launched
 from .task import Task
 
 launched()  # with Flask-Script the app, which may change the folder, is imported before any command of ours
@@ -286,11 +286,11 @@ class Backend:
     def _make_producer(self, app: Flask, settings: Settings) -> Producer:
         match settings.broker:
             case StandIn.MEMORY:
-                from .memory import MemoryProducer
+                from .inprocess.memory import MemoryProducer
 
                 return MemoryProducer(settings)
             case StandIn.SYNC:
-                from .sync import SyncProducer
+                from .inprocess.sync import SyncProducer
 
                 return SyncProducer(settings, self._find_handlers, app)
             case _:

@@ -18,10 +18,10 @@ from typing import Literal, TextIO
 from flask import Flask
 from flask.logging import default_handler
 
-from . import journal
 from .current import CurrentJob, job_being_run
-from .loggers import delivery
-from .streams import streams
+from .system import journal
+from .system.loggers import delivery
+from .system.streams import streams
 from .tracebacks import traceback_of
 from .visible import json_visible, visible, visible_lines
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .durations import Delay, whole_seconds
 from .errors import OptionError
-from .seconds import Delay, whole_seconds
 
 # greenstalk's default, in the middle of what the protocol calls urgent (below 1024) and its end.
 DEFAULT_PRIORITY = 2**16

@@ -9,8 +9,8 @@ from operator import attrgetter
 from typing import Any, cast
 
 from .decisions import Bury, Discard, RetryLater, TaskDecision
+from .durations import MAX_SECONDS
 from .errors import ConfigError
-from .seconds import MAX_SECONDS
 from .tracebacks import MAX_MESSAGE, name_of, told
 from .visible import visible
 

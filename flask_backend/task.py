@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
+from .durations import Delay
 from .errors import MessageEncodeError, TaskArgumentsError
-from .event_loop import run_here
 from .functions import signature_of
 from .job import Job, Jobs
 from .message import Message, encode, encode_json, new_headers, show_value
 from .options import Options
-from .seconds import Delay
+from .worker.event_loop import run_here
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)

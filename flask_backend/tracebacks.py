@@ -76,7 +76,7 @@ def raised_at(error: BaseException) -> TracebackType | None:
 def in_users_code(error: BaseException) -> TracebackType | None:
     """Return an exception's traceback without our own first frames, which lead to the task and explain nothing."""
     first = tb = raised_at(error)
-    while first is not None and Path(first.tb_frame.f_code.co_filename).parent == _PACKAGE:
+    while first is not None and Path(first.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE):
         first = first.tb_next
     return first or tb
 

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 import click
 
 from flask_backend.errors import BackendError
-from flask_backend.exits import ExitCode, limit_end, lingering_threads
-from flask_backend.launch import launched
-from flask_backend.loggers import delivery
-from flask_backend.patched import find_patch
-from flask_backend.streams import streams
+from flask_backend.system.exits import ExitCode, limit_end, lingering_threads
+from flask_backend.system.launch import launched
+from flask_backend.system.loggers import delivery
+from flask_backend.system.patched import find_patch
+from flask_backend.system.streams import streams
 from flask_backend.visible import visible_lines
 
 # Before any .env is read, and before an app can change the folder or the environment.
@@ -25,9 +25,9 @@ launched()
 
 # The module of each command.
 MODULES = {
-    "broker": "broker_server",
-    "call": "calling",
-    "check": "checking",
+    "broker": "broker",
+    "call": "call",
+    "check": "check",
     "delete": "failures",
     "dev": "dev",
     "explain": "explain",
@@ -44,7 +44,7 @@ MODULES = {
 }
 
 # Those whose stdout has what the app prints, and a log.
-_WITHOUT_RESULTS = ("broker_server", "workers")
+_WITHOUT_RESULTS = ("broker", "workers")
 
 
 # How long threads of the app may delay the end of a command that needs no more of it.
@@ -74,7 +74,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # likewise
         if cmd_name not in MODULES:
             return None
-        module = importlib.import_module(f"{__name__}.{MODULES[cmd_name]}")
+        module = importlib.import_module(f"{__name__}.commands.{MODULES[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
         return command
 

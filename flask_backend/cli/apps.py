@@ -13,13 +13,13 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from flask_backend.errors import ConfigError
-from flask_backend.exits import ExitCode
-from flask_backend.loggers import get_logger
-from flask_backend.patched import find_patch
-from flask_backend.signal_guard import name_handlers
-from flask_backend.streams import hold_numbers, streams
+from flask_backend.system.exits import ExitCode
+from flask_backend.system.loggers import get_logger
+from flask_backend.system.patched import find_patch
+from flask_backend.system.streams import hold_numbers, streams
 from flask_backend.tracebacks import raised_at, traceback_of
 from flask_backend.visible import visible_lines
+from flask_backend.worker.signal_guard import name_handlers
 
 if TYPE_CHECKING:
     from flask import Flask

@@ -15,7 +15,7 @@ from .apps import AppLoadError, load_app
 
 if TYPE_CHECKING:
     from flask_backend.config import Settings
-    from flask_backend.console import Console
+    from flask_backend.operations.console import Console
 
 
 def broker_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +32,7 @@ def broker_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def open_console(ctx: click.Context, broker_uri: str | None) -> Console:
     """Connect to the broker."""
-    from flask_backend.console import Console
+    from flask_backend.operations.console import Console
 
     return Console(find_settings(ctx, broker_uri))
 

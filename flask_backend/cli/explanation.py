@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from flask_backend.console import JobRecord, Queue
 from flask_backend.message import cut
-from flask_backend.notes import Note
+from flask_backend.operations.console import JobRecord, Queue
 from flask_backend.retry import Retry
+from flask_backend.stories import Note
 from flask_backend.visible import visible
 
 from .output import count_of, show_seconds, show_time
 
 if TYPE_CHECKING:
-    from flask_backend.fitting import Misfit
+    from flask_backend.operations.compatibility import Misfit
 
 Numbers = Mapping[str, int | float | None]
 

@@ -13,7 +13,7 @@ import click
 from .output import echo
 
 if TYPE_CHECKING:
-    from flask_backend.console import Console, JobRecord
+    from flask_backend.operations.console import Console, JobRecord
 
 # They may be large: so many are in memory.
 _BODIES_AT_ONCE = 50

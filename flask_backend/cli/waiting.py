@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flask_backend.console import Console, JobRecord
 from flask_backend.extension import Backend
-from flask_backend.fitting import Fault, Misfit, find_misfit
 from flask_backend.message import cut
+from flask_backend.operations.compatibility import Fault, Misfit, find_misfit
+from flask_backend.operations.console import Console, JobRecord
 from flask_backend.visible import visible
 
 from .apps import LoadedApp

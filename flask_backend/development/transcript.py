@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from flask_backend.streams import Outlet
+from flask_backend.system.streams import Outlet
 
 _MAX_LINE = 64 * 1024  # a line is held until it is whole, or as long as this
 _ESCAPES = re.compile(rb"\x1b\[[;?0-9]*[A-Za-z]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flask_backend.exits import ExitCode
+from flask_backend.system.exits import ExitCode
 
 from .children import Child
 from .process import Exit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from flask_backend.loggers import get_logger
+from flask_backend.system.loggers import get_logger
 
 from . import process
 from .children import Child, Children

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 
-from flask_backend.loggers import get_logger
+from flask_backend.system.loggers import get_logger
 
 logger = get_logger("flask_backend.supervisor")
 

@@ -9,11 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flask_backend.exits import ExitCode
-from flask_backend.loggers import get_logger
-from flask_backend.stacks import dump_stacks
-from flask_backend.streams import streams
-from flask_backend.titles import show_master
+from flask_backend.system.exits import ExitCode
+from flask_backend.system.loggers import get_logger
+from flask_backend.system.stacks import dump_stacks
+from flask_backend.system.streams import streams
+from flask_backend.system.titles import show_master
 
 from . import process
 from .children import Child, Children

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flask_backend.procfs import PAGE_BYTES
+from flask_backend.system.procfs import PAGE_BYTES
 
 # Faults also tell of pages that were given back and taken anew: not more often than this because of them alone.
 READ_AGAIN_S = 5.0

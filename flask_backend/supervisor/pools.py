@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flask_backend.exits import ExitCode
+from flask_backend.system.exits import ExitCode
 
 from .plan import Plan, Slot
 from .restart import Breaker, RestartPolicy

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from flask_backend.exits import ExitCode, disown, leave_at_once
-from flask_backend.loggers import get_logger
-from flask_backend.procfs import PROC_IS_THERE, read_memory, read_stat
-from flask_backend.stacks import STUCK, dump_on_signal
-from flask_backend.streams import flush
-from flask_backend.titles import show_worker
+from flask_backend.system.exits import ExitCode, disown, leave_at_once
+from flask_backend.system.loggers import get_logger
+from flask_backend.system.procfs import PROC_IS_THERE, read_memory, read_stat
+from flask_backend.system.stacks import STUCK, dump_on_signal
+from flask_backend.system.streams import flush
+from flask_backend.system.titles import show_worker
 
 from .descriptors import Descriptors
 from .inbox import Inbox, ReportKind

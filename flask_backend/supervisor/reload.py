@@ -14,9 +14,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flask_backend.exits import ExitCode
-from flask_backend.launch import executed_file, launched
-from flask_backend.loggers import get_logger
+from flask_backend.system.exits import ExitCode
+from flask_backend.system.launch import executed_file, launched
+from flask_backend.system.loggers import get_logger
 
 from . import process
 from .children import Child, Children

@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from flask_backend.ending import Ending
+from flask_backend.outcome import Ending
 
 # What a child is doing now ...
 _JOB, _LABEL, _STARTED_NS, _KILL_AT_NS = range(4)

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flask_backend.exits import ExitCode
-from flask_backend.loggers import get_logger
+from flask_backend.system.exits import ExitCode
+from flask_backend.system.loggers import get_logger
 
 from . import process
 from .crashes import CrashCounts

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from flask_backend.durations import whole_seconds
 from flask_backend.errors import TaskArgumentsError
 from flask_backend.message import decode, decode_json, encode_json, show_call
 from flask_backend.options import Options
-from flask_backend.seconds import whole_seconds
 from flask_backend.task import Task, bind
 
 from .records import Scheduled

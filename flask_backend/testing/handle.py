@@ -8,17 +8,17 @@ from typing import Any
 
 from flask import Flask
 
+from flask_backend.broker.wire import ReservedJob
 from flask_backend.decisions import TaskDecision
 from flask_backend.errors import ConfigError, MessageDecodeError, OptionError
-from flask_backend.execution import read_call
 from flask_backend.extension import Backend
+from flask_backend.inprocess.memory import MemoryBroker, MemoryProducer, Put
+from flask_backend.inprocess.sync import InProcessWorker
 from flask_backend.job import JobState
-from flask_backend.memory import MemoryBroker, MemoryProducer, Put
 from flask_backend.names import failures_tube, is_failures_tube
-from flask_backend.notes import Note
-from flask_backend.settlement import Attempt, bury_undecodable, settle_failure
-from flask_backend.sync import InProcessWorker
-from flask_backend.wire import ReservedJob
+from flask_backend.stories import Note
+from flask_backend.worker.execution import read_call
+from flask_backend.worker.settlement import Attempt, bury_undecodable, settle_failure
 
 from .expecting import Target, check_target, expect, expect_any, tell_missing, tell_unwanted
 from .records import Buried, Ran, Scheduled, tell

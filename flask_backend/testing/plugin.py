@@ -9,7 +9,8 @@ from typing import Protocol
 import pytest
 from flask import Flask
 
-from . import Memory, memory
+from flask_backend.testing import Memory, memory
+
 from .processes import RunningWorker, running_broker, running_worker
 
 

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flask_backend.broker import Connection
+from flask_backend.broker.connection import Connection
 from flask_backend.config import URI_KEY, Address, Settings
 from flask_backend.errors import BrokerConnectionError
 from flask_backend.job import Job, JobState

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from flask_backend.errors import MessageDecodeError
+from flask_backend.inprocess.memory import Put
 from flask_backend.job import Job, JobKeeper
-from flask_backend.memory import Put
 from flask_backend.message import Message, cut, decode, decode_json, show_call
-from flask_backend.notes import Note
 from flask_backend.registry import Handlers
+from flask_backend.stories import Note
 
 _MAX_SHOWN = 200  # characters of a call in a failure's list
 

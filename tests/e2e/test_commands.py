@@ -21,12 +21,12 @@ from click.testing import CliRunner
 from support.waiting import wait_until
 from support.workload import QUEUE
 
-from flask_backend.broker import Connection
+from flask_backend.broker.connection import Connection
 from flask_backend.cli import main
 from flask_backend.config import Address, Settings
-from flask_backend.console import Console
-from flask_backend.notes import Note, here_and_now
-from flask_backend.settlement import bury
+from flask_backend.operations.console import Console
+from flask_backend.stories import Note, here_and_now
+from flask_backend.worker.settlement import bury
 
 PROGRAM = Path(sys.executable).parent / "flask-backend"
 OTHER = "com.example/images"

@@ -15,8 +15,9 @@ from support.supervised import title
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
 
-from flask_backend.cli import main, status
-from flask_backend.procfs import PROC_IS_THERE, read_memory
+from flask_backend.cli import main
+from flask_backend.cli.commands import status
+from flask_backend.system.procfs import PROC_IS_THERE, read_memory
 
 pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
 

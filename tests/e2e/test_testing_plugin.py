@@ -82,7 +82,7 @@ from pathlib import Path
 import pytest
 from shop import confirm
 
-from flask_backend.broker import Connection
+from flask_backend.broker.connection import Connection
 from flask_backend.config import Address, Settings
 from flask_backend.testing import processes
 

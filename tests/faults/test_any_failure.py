@@ -11,7 +11,7 @@ from support.waiting import wait_until
 from support.workload import QUEUE
 
 from flask_backend.message import MAX_DEPTH
-from flask_backend.notes import Note
+from flask_backend.stories import Note
 
 APP = f"""
 from support.hostile import MAKERS, Meta, fails, with_class
@@ -153,12 +153,12 @@ def test_odd_policies_and_decisions_end_no_worker(start, broker):
 
 
 CRASHES = {
-    "telling": "import flask_backend.worker as w; w.settle_failure = fails",
-    "decoding": "import flask_backend.worker as w; w.read_call = fails",
-    "burying": "import flask_backend.worker as w; w.bury_undecodable = fails",
-    "a command": "from flask_backend.broker import Connection as C; C.counters = lambda self, _: self._guard(fails)",
-    "letting go": "from flask_backend.keeper import Keeper; Keeper.let_go = fails",
-    "the end": "from flask_backend.broker import Connection as C; C.finish = fails",
+    "telling": "import flask_backend.worker.worker as w; w.settle_failure = fails",
+    "decoding": "import flask_backend.worker.worker as w; w.read_call = fails",
+    "burying": "import flask_backend.worker.worker as w; w.bury_undecodable = fails",
+    "a command": "import flask_backend.broker.connection as b; b.Connection.counters = lambda c, _: c._guard(fails)",
+    "letting go": "from flask_backend.worker.heartbeat import Keeper; Keeper.let_go = fails",
+    "the end": "from flask_backend.broker.connection import Connection as C; C.finish = fails",
 }
 
 

@@ -329,7 +329,7 @@ import os
 import socket
 import time
 
-from flask_backend import worker
+from flask_backend.worker import worker
 from flask_backend.supervisor import deadlines
 from support.workload import app
 

@@ -14,14 +14,14 @@ import pytest
 from support.reserving import reserved
 from support.waiting import wait_until
 
-from flask_backend.broker import Connection
+from flask_backend.broker.connection import Connection
 from flask_backend.config import Address, Settings
-from flask_backend.console import UNTIL_RESUMED_S, Console, Rates, measure_rates
 from flask_backend.errors import BrokerConnectionError, QueueNameError
-from flask_backend.failures import Pattern, group
 from flask_backend.names import failures_tube
-from flask_backend.notes import Note, here_and_now
-from flask_backend.settlement import bury
+from flask_backend.operations.console import UNTIL_RESUMED_S, Console, Rates, measure_rates
+from flask_backend.operations.failures import Pattern, group
+from flask_backend.stories import Note, here_and_now
+from flask_backend.worker.settlement import bury
 
 TUBE = failures_tube("q")
 

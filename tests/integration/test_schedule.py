@@ -33,9 +33,9 @@ from flask_backend import (
     RegistrationError,
     TaskArgumentsError,
 )
+from flask_backend.broker.producer import Producer
 from flask_backend.config import Address, Settings
 from flask_backend.options import Options
-from flask_backend.producer import Producer
 
 QUEUE = "com.example/default"
 

@@ -12,11 +12,11 @@ import pytest
 from support.proxy import Proxy
 from support.waiting import wait_until
 
-from flask_backend.broker import Connection
+from flask_backend.broker.connection import Connection
+from flask_backend.broker.wire import OutOfStepError, Replies, Reply, Wire
 from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, JobNotFoundError
 from flask_backend.options import PutOptions
-from flask_backend.wire import OutOfStepError, Replies, Reply, Wire
 
 JOBS = 30
 QUEUES = ["q", "other", "another"]

@@ -12,10 +12,10 @@ from support.beanstalkd import Beanstalkd
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
 
+from flask_backend.broker.producer import Producer
 from flask_backend.config import Address, Settings
-from flask_backend.notes import Note
 from flask_backend.options import Options
-from flask_backend.producer import Producer
+from flask_backend.stories import Note
 
 
 @pytest.fixture

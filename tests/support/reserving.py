@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flask_backend.broker import Connection
-from flask_backend.wire import ReservedJob
+from flask_backend.broker.connection import Connection
+from flask_backend.broker.wire import ReservedJob
 
 
 def reserved(connection: Connection) -> ReservedJob | None:

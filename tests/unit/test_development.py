@@ -13,7 +13,7 @@ from flask_backend.development.inquiry import users_files
 from flask_backend.development.loop import is_here, show_files
 from flask_backend.development.programs import Command, Program
 from flask_backend.development.transcript import Lines, Transcript
-from flask_backend.streams import Outlet
+from flask_backend.system.streams import Outlet
 
 
 class TestLines:

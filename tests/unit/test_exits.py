@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from flask_backend.exits import ExitCode
+from flask_backend.system.exits import ExitCode
 
 BUFFERED = os.environ | {"PYTHONUNBUFFERED": ""}
 PROGRAM = """
 import atexit, threading, time
-from flask_backend.exits import leave
+from flask_backend.system.exits import leave
 
 class Heap:
     def __del__(self):
@@ -34,7 +34,7 @@ def test_leaving_does_all_that_an_exit_does_but_take_the_objects_apart():
 
 
 def test_leaving_ends_the_process_though_nobody_reads_what_it_has_said():
-    code = "import sys; from flask_backend.exits import leave; print('x'); leave(0)"
+    code = "import sys; from flask_backend.system.exits import leave; print('x'); leave(0)"
     read_end, write_end = os.pipe()
     os.close(read_end)
     result = subprocess.run([sys.executable, "-c", code], stdout=write_end, stderr=subprocess.PIPE, env=BUFFERED)
@@ -68,7 +68,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_a_process_ends_after_an_error_as_the_interpreter_ends_a_program(end):
     begin = "import atexit, sys\natexit.register(print, 'at exit')\nprint('printed')\n"
     ours = (
-        f"{begin}from flask_backend.exits import leave_after\nerror = None\n"
+        f"{begin}from flask_backend.system.exits import leave_after\nerror = None\n"
         f"try:\n    {end}\nexcept BaseException as caught:\n    error = caught\nleave_after(error)"
     )
     result, wanted = run(ours), run(begin + end)
@@ -86,7 +86,7 @@ def test_a_process_ends_after_an_error_as_the_interpreter_ends_a_program(end):
 def test_what_delays_the_end_is_named_and_then_cut(hang, named):
     begun = time.monotonic()
     result = run(
-        "import atexit, threading, time\nfrom flask_backend.exits import leave\nprint('printed')\n"
+        "import atexit, threading, time\nfrom flask_backend.system.exits import leave\nprint('printed')\n"
         f"{hang}\nleave(4, 1.0)"
     )
     assert result.returncode == ExitCode.GAVE_BACK
@@ -97,7 +97,7 @@ def test_what_delays_the_end_is_named_and_then_cut(hang, named):
 
 def test_a_clean_up_of_threads_that_fails_costs_neither_the_exit_handlers_nor_the_status():
     result = run(
-        "import atexit, threading\nfrom flask_backend.exits import leave\natexit.register(print, 'at exit')\n"
+        "import atexit, threading\nfrom flask_backend.system.exits import leave\natexit.register(print, 'at exit')\n"
         "threading._register_atexit(lambda: 1 / 0)\nleave(4)"
     )
     assert result.returncode == ExitCode.GAVE_BACK

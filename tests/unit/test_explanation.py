@@ -8,9 +8,9 @@ import pytest
 
 from flask_backend import Retry
 from flask_backend.cli.explanation import Facts, explain, gone
-from flask_backend.console import JobRecord, Queue
-from flask_backend.fitting import Fault, Misfit
-from flask_backend.notes import Note
+from flask_backend.operations.compatibility import Fault, Misfit
+from flask_backend.operations.console import JobRecord, Queue
+from flask_backend.stories import Note
 
 NOW = 1_767_225_600.0
 JOB = JobRecord(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.fitting import Fault, find_misfit
+from flask_backend.operations.compatibility import Fault, find_misfit
 from flask_backend.registry import Handler, Handlers
 
 

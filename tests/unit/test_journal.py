@@ -11,9 +11,9 @@ from contextlib import suppress
 import pytest
 from flask import Flask
 
-from flask_backend import journal
-from flask_backend.journal import JournalHandler
 from flask_backend.logs import configure
+from flask_backend.system import journal
+from flask_backend.system.journal import JournalHandler
 
 
 def parse(data: bytes) -> dict[str, str]:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from flask_backend.launch import Launch
+from flask_backend.system.launch import Launch
 
 ROOT = Path(__file__).parents[2]
 
 TELL = """
 import json, os, sys
-from flask_backend.launch import executed_file, launched
+from flask_backend.system.launch import executed_file, launched
 launch = launched()
 os.chdir("/")
 os.environ["ADDED"] = os.environ["KEPT"] = "changed"

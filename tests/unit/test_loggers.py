@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from flask_backend import loggers
-from flask_backend.loggers import Delivery, get_logger
+from flask_backend.system import loggers
+from flask_backend.system.loggers import Delivery, get_logger
 
 NAME = "flask_backend.test"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flask_backend.machine import available_cpus, available_memory
+from flask_backend.system.machine import available_cpus, available_memory
 
 HERE = len(os.sched_getaffinity(0))
 

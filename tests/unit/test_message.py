@@ -13,16 +13,7 @@ from hypothesis import strategies as st
 
 from flask_backend import message
 from flask_backend.errors import MessageDecodeError, MessageEncodeError
-from flask_backend.message import (
-    MAX_DEPTH,
-    Message,
-    decode,
-    decode_json,
-    encode,
-    encode_json,
-    new_headers,
-    show_value,
-)
+from flask_backend.message import MAX_DEPTH, Message, decode, decode_json, encode, encode_json, new_headers, show_value
 
 odd_keys = st.text('0123456789truefalsn-.:"{,', max_size=5) | st.integers() | st.booleans() | st.none()
 odd_keys |= st.floats(allow_nan=False, allow_infinity=False)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flask_backend import Bury
 from flask_backend.errors import MessageDecodeError
-from flask_backend.notes import Note, here_and_now, tell_exception
+from flask_backend.stories import Note, here_and_now, tell_exception
 
 
 def a_note(**told) -> Note:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_backend import OptionError
+from flask_backend.durations import MAX_SECONDS
 from flask_backend.options import DEFAULT_PRIORITY, Options, PutOptions
-from flask_backend.seconds import MAX_SECONDS
 
 
 def test_without_options_a_job_is_put_as_always():

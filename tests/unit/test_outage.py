@@ -7,14 +7,15 @@ import random
 import pytest
 from flask import Flask
 
-from flask_backend import Backend, worker
+from flask_backend import Backend
 from flask_backend.errors import BrokerConnectionError
-from flask_backend.host import Foreground
 from flask_backend.supervisor.children import Child
 from flask_backend.supervisor.deadlines import SILENT_S, Deadlines
 from flask_backend.supervisor.plan import Slot
 from flask_backend.supervisor.states import ChildEvent
-from flask_backend.worker import RECONNECT_MAX_S, RESERVE_S, Limits, Worker
+from flask_backend.worker import worker
+from flask_backend.worker.host import Foreground
+from flask_backend.worker.worker import RECONNECT_MAX_S, RESERVE_S, Limits, Worker
 
 QUEUE = "q"
 HOUR_S = 3600.0

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from flask_backend.procfs import PAGE_BYTES, PROC_IS_THERE, read_memory, read_stat, titles, uptime_s
+from flask_backend.system.procfs import PAGE_BYTES, PROC_IS_THERE, read_memory, read_stat, titles, uptime_s
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ROLLUP = """\

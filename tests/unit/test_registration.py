@@ -11,9 +11,9 @@ import pytest
 from flask import Flask
 
 from flask_backend import Backend, QueueNameError, RegistrationError, TaskArgumentsError, testing
-from flask_backend.cli.calling import find_handler
-from flask_backend.fitting import Fault, find_misfit
+from flask_backend.cli.commands.call import find_handler
 from flask_backend.functions import signature_of
+from flask_backend.operations.compatibility import Fault, find_misfit
 from flask_backend.registry import Handler, Handlers
 
 QUEUE = "com.example/default"

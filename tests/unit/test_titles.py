@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from setproctitle import getproctitle, setproctitle
 
-from flask_backend.titles import WorkerTitle, is_master, read_worker, show_master, show_worker
+from flask_backend.system.titles import WorkerTitle, is_master, read_worker, show_master, show_worker
 
 
 @pytest.fixture(autouse=True)

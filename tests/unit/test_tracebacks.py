@@ -16,7 +16,7 @@ from support.hostile import MAKERS, Evil, fails, with_class
 from flask_backend import tracebacks
 from flask_backend.decisions import Bury
 from flask_backend.logs import JsonFormatter, TextFormatter
-from flask_backend.notes import Note, here_and_now, tell_exception
+from flask_backend.stories import Note, here_and_now, tell_exception
 from flask_backend.tracebacks import log_failure, message_of, name_of, traceback_of
 from flask_backend.visible import visible_lines
 

@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from flask_backend.host import UNBOUNDED_NS
 from flask_backend.supervisor.children import Child
 from flask_backend.supervisor.deadlines import SILENT_S, SUSPENDED_S, TELL_AGAIN_S, Deadlines
 from flask_backend.supervisor.plan import Slot
 from flask_backend.supervisor.scoreboard import Scoreboard
 from flask_backend.supervisor.states import ChildEvent
+from flask_backend.worker.host import UNBOUNDED_NS
 
 NOW = time.monotonic()
 

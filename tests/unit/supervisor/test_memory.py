@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from flask_backend.procfs import PAGE_BYTES
 from flask_backend.supervisor.memory import READ_AGAIN_S, MemoryPolicy, Reading, Usage
+from flask_backend.system.procfs import PAGE_BYTES
 
 MB = 1 << 20
 POLICY = MemoryPolicy(soft_bytes=100 * MB, hard_bytes=None)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.exits import ExitCode
 from flask_backend.supervisor.plan import Plan, Pool, Slot
 from flask_backend.supervisor.pools import PoolRecord
+from flask_backend.system.exits import ExitCode
 
 FIRST, SECOND = Slot("q", 0), Slot("q", 1)
 

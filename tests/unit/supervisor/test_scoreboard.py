@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from flask_backend.ending import Ending
+from flask_backend.outcome import Ending
 from flask_backend.supervisor.scoreboard import BUCKETS, Row, Scoreboard, map_words
 
 

@@ -1,0 +1,172 @@
+"""Puts jobs, one or many, on the connection of the calling thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flask_backend.bulk import Outcome
+from flask_backend.config import Settings
+from flask_backend.errors import (
+    BackendError,
+    BrokerConnectionError,
+    BrokerError,
+    JobNotFoundError,
+    JobTooBigError,
+    MessageDecodeError,
+)
+from flask_backend.message import decode
+from flask_backend.options import Options
+
+from .connection import PIPELINE_JOBS, Connection, PendingPuts
+
+T = TypeVar("T")
+
+# The bodies of some items, by index, or why there is none.
+Chunk = dict[int, bytes | BackendError]
+
+# So many bytes are collected before they are sent, which bounds our own memory.
+_PIPELINE_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A chunk that is on its way."""
+
+    chunk: Chunk
+    connection: Connection
+    pending: PendingPuts | None = None
+    failure: BrokerConnectionError | None = None
+
+
+class Producer:
+    """Puts jobs, from any thread and after any fork: each thread has its own connection, opened when needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._local = threading.local()
+
+    def put(self, queue: str, body: bytes, options: Options) -> int:
+        """Put one job, see :meth:`Connection.put`.
+
+        A connection that broke since the last put is replaced first. One that breaks in the middle is an error for
+        the caller to see: the server may have the job, and a second put could run it twice.
+        """
+        return self.connection().put(queue, body, options.resolve(self.settings.ttr_s))
+
+    def put_many(self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options) -> Outcome:
+        """Put a job for each item, in order and in large steps; return what became of each.
+
+        ``encode`` makes the body from an item and its index. An item that is at fault itself is refused and the others
+        go on; what is the server's fault ends it. An error of ``items`` itself is raised, with a note.
+        """
+        outcome = Outcome()
+        source = enumerate(items)
+        sent: _Sent | None = None
+        try:
+            while outcome.failure is None:
+                chunk = _next_chunk(source, encode)  # while the server is at the one before
+                sent, last = None, sent
+                if last is not None:
+                    self._settle(last, outcome)
+                if not chunk or outcome.failure is not None:
+                    break
+                sent = self._send(queue, chunk, options, outcome)
+        except BaseException as error:
+            if sent is not None:
+                self._settle(sent, outcome)
+            error.add_note(f"of the items before it: {outcome}")
+            raise
+        return outcome
+
+    def _send(self, queue: str, chunk: Chunk, options: Options, outcome: Outcome) -> _Sent | None:
+        """Send what could be encoded of a chunk; None if there is no server to send it to."""
+        bodies = [body for body in chunk.values() if isinstance(body, bytes)]
+        try:
+            connection = self.connection()
+        except BrokerConnectionError as error:
+            outcome.failure, outcome.unsent_from = error, min(chunk)
+            return None
+        sent = _Sent(chunk, connection)
+        if bodies:
+            try:
+                sent.pending = connection.send_puts(queue, bodies, options.resolve(self.settings.ttr_s))
+            except BrokerConnectionError as error:
+                sent.failure = error
+        return sent
+
+    def _settle(self, sent: _Sent, outcome: Outcome) -> None:
+        """Note what became of a chunk that was sent."""
+        end = max(sent.chunk) + 1
+        results: list[int | BrokerError] = []
+        try:
+            if sent.failure is not None:
+                raise sent.failure
+            if sent.pending is not None:
+                sent.connection.receive_results(sent.pending, results)
+        except BrokerConnectionError as error:
+            outcome.failure, outcome.unsent_from = error, end
+        answers = iter(results)
+        for index, body in sent.chunk.items():
+            match body if isinstance(body, BackendError) else next(answers, None):
+                case int(job_id):
+                    outcome.accepted.add(index, job_id)
+                case None:
+                    outcome.unknown.add(index)
+                case refusal:
+                    outcome.refuse(index, refusal)
+                    if isinstance(refusal, BrokerError) and not isinstance(refusal, JobTooBigError):
+                        outcome.failure, outcome.unsent_from = refusal, end
+
+    def state(self, queue: str, job_id: int, uid: str | None) -> str | None:
+        """Return the state of a job, as the server names it; None if it is gone.
+
+        Ids may start again at 1 when the server does, so a job of another queue, or of another ``uid``, is another job.
+        """
+        stats, found = self.connection().ask([b"stats-job %d\r\n" % job_id, b"peek %d\r\n" % job_id])
+        if stats.status != "OK" or stats.stats["tube"] != queue or not (uid is None or _has_uid(found.data, uid)):
+            return None
+        return str(stats.stats["state"])
+
+    def cancel(self, queue: str, job_id: int, uid: str | None) -> bool:
+        """Delete a job that no worker holds; return whether it was there to be deleted."""
+        if self.state(queue, job_id, uid) in (None, "reserved"):
+            return False
+        try:
+            self.connection().delete(job_id)
+        except JobNotFoundError:  # a worker was faster
+            return False
+        return True
+
+    def connection(self) -> Connection:
+        """Return this thread's connection, opened anew if need be."""
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None or not connection.is_usable:
+            if connection is not None:
+                connection.close()
+            connection = self._local.connection = Connection(self.settings)
+        return connection
+
+
+def _has_uid(body: bytes, uid: str) -> bool:
+    try:
+        return decode(body).headers.get("id") == uid
+    except MessageDecodeError:
+        return False
+
+
+def _next_chunk(source: Iterator[tuple[int, T]], encode: Callable[[int, T], bytes]) -> Chunk:
+    """Encode items until there are enough to send."""
+    chunk: Chunk = {}
+    size = 0
+    for index, item in source:
+        try:
+            body = chunk[index] = encode(index, item)
+            size += len(body)
+        except BackendError as error:
+            chunk[index] = error
+        if len(chunk) == PIPELINE_JOBS or size >= _PIPELINE_BYTES:
+            break
+    return chunk

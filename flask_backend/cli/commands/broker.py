@@ -1,0 +1,84 @@
+"""The command that runs the embedded broker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from flask_backend.cli.output import echo
+from flask_backend.cli.parameters import parse_size
+
+
+@click.command()
+@click.option(
+    "--listen",
+    default="127.0.0.1",
+    envvar="BACKEND_BROKER_LISTEN",
+    show_envvar=True,
+    show_default=True,
+    metavar="HOST",
+    help="The address to listen on. Whoever can connect can do everything: the protocol has no passwords.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=11300,
+    envvar="BACKEND_BROKER_PORT",
+    show_envvar=True,
+    show_default=True,
+    help="0 takes any that is free, and says which.",
+)
+@click.option(
+    "--file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="BACKEND_BROKER_FILE",
+    show_envvar=True,
+    help="Keep the jobs in this SQLite database: they survive the broker. Default: in memory only.",
+)
+@click.option(
+    "--max-job-size",
+    type=parse_size,
+    default="65535",
+    envvar="BACKEND_BROKER_MAX_JOB_SIZE",
+    show_envvar=True,
+    show_default=True,
+    metavar="SIZE",
+    help="The largest job to take, in bytes, or as 1M.",
+)
+def broker(listen: str, port: int, file: Path | None, max_job_size: int) -> None:
+    """Run a broker of our own: for development, tests and small installs on one machine.
+
+    It speaks the protocol of Beanstalkd, which is what runs in production. TERM and INT stop it; with --file nothing
+    that was acknowledged is lost, even if it is killed. USR1 has it take no more jobs.
+    """
+    import asyncio
+
+    from flask_backend.embedded import MAX_JOB_SIZE, Journal, Listen, serve
+
+    if max_job_size > MAX_JOB_SIZE:
+        raise click.BadParameter(
+            f"expected at most {MAX_JOB_SIZE} bytes, got {max_job_size}", param_hint="--max-job-size"
+        )
+    place = f"in {file}" if file else "in memory"
+
+    def announce(address: str) -> None:
+        echo(
+            f"broker at {address}, jobs {place}; for development and small installs; production runs beanstalkd",
+            err=True,
+        )
+
+    journal = Journal(file) if file else None
+    try:
+        asyncio.run(serve(Listen(listen, port, max_job_size), journal, announce))
+    except OSError as error:
+        # asyncio words the system's errors anew, at length; those of a look-up have negative numbers.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise click.ClickException(
+            f"cannot listen on {listen}, port {port}: {reason}; "
+            "stop what listens there, or choose another --port or --listen"
+        ) from error
+    finally:
+        if journal:
+            journal.close()

@@ -1,0 +1,170 @@
+"""The command that schedules a call, or sends a message to a receiver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from flask_backend.cli.apps import check_queue, load_app
+from flask_backend.cli.output import confirm, echo, echo_json, json_option, show_seconds, yes_option
+from flask_backend.errors import TaskArgumentsError
+from flask_backend.message import cut, show_call
+from flask_backend.visible import visible
+
+if TYPE_CHECKING:
+    from flask_backend.extension import Backend
+    from flask_backend.registry import Handler, Handlers
+
+_MAX_SHOWN = 1000  # characters of the call that is asked about
+_SHOWN_NAMES = 10
+
+
+@click.command()
+@click.argument("endpoint")
+@click.argument("arguments", metavar="[ARGS]", required=False)
+@click.option("--queue", "-q", help="The queue, if several have the endpoint.")
+@click.option(
+    "--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Have it run so much later, rounded up to seconds."
+)
+@click.option(
+    "--priority", type=click.IntRange(0, 2**32 - 1), metavar="N", help="From 0, which comes first. Default: 65536."
+)
+@click.option(
+    "--ttr",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="How long its worker may be silent before another one gets the job. Default: BACKEND_TTR.",
+)
+@yes_option
+@json_option
+@click.pass_context
+def call(  # noqa: PLR0913  # one parameter for each option
+    ctx: click.Context,
+    endpoint: str,
+    arguments: str | None,
+    queue: str | None,
+    delay: float | None,
+    priority: int | None,
+    ttr: float | None,
+    *,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Schedule a call of the task ENDPOINT, and print the job's id.
+
+    ARGS is a JSON array, or an object for arguments by name:
+
+    \b
+      flask-backend call hello '["world"]'
+      flask-backend call hello '{"target": "world"}' --delay 60
+
+    For a receiver, named as its function, ARGS is the message, any JSON.
+    """  # noqa: D301  # \b is click's mark of lines to be kept
+    from flask_backend.options import Options
+    from flask_backend.task import Task
+
+    loaded = load_app(ctx)
+    if queue is not None:
+        check_queue(loaded, queue)
+    handlers, handler = find_handler(loaded.backend, endpoint, queue)
+    options = Options(delay, priority, ttr).over(handler.defaults)
+    where = _where(handlers, options.resolve(1).delay_s)
+    if handler is handlers.receiver:
+        message = _read_message(arguments)
+        confirm(f"Send {_shown(json.dumps(message, ensure_ascii=False))} to {where}?", yes=yes)
+        with loaded.app.app_context():
+            job = loaded.backend.send(handlers.queue, message, delay=delay, priority=priority, ttr=ttr)
+    else:
+        args, kwargs = _read_arguments(arguments)
+        _check_arguments(handler, args, kwargs)
+        confirm(f"Schedule {_shown(show_call(endpoint, args, kwargs))} on {where}?", yes=yes)
+        task = Task(loaded.backend, handlers.queue, endpoint, handler.function, options)
+        with loaded.app.app_context():
+            job = task(*args, **kwargs)
+    if as_json:
+        address = str(loaded.backend.settings_of(loaded.app).address)
+        echo_json({"broker": address, "job": job.id, "queue": job.queue, "uid": job.uid})
+    else:
+        echo(job.id)
+
+
+def find_handler(backend: Backend, endpoint: str, queue: str | None) -> tuple[Handlers, Handler]:
+    """Return the task or the receiver of that name; it may be in several queues only if ``queue`` says which."""
+    wanted = [handlers for handlers in backend.queues.values() if queue in (None, handlers.queue)]
+    found = [(each, handler) for each in wanted if (handler := _handler(each, endpoint)) is not None]
+    match found:
+        case [(handlers, handler)]:
+            return handlers, handler
+        case []:
+            raise click.BadParameter(_unknown(endpoint, wanted), param_hint="'ENDPOINT'")
+        case _:
+            named = " or ".join(f"--queue {handlers.queue}" for handlers, _ in found)
+            raise click.UsageError(f"several queues have {endpoint!r}: say {named}")
+
+
+def _handler(handlers: Handlers, endpoint: str) -> Handler | None:
+    if handlers.receiver is not None:
+        return handlers.receiver if handlers.receiver.name == endpoint else None
+    return handlers.tasks.get(endpoint)
+
+
+def _unknown(endpoint: str, wanted: list[Handlers]) -> str:
+    import difflib
+
+    names = sorted({name for handlers in wanted for name in handlers.names})
+    close_first = difflib.get_close_matches(endpoint, names, n=len(names) or 1, cutoff=0)
+    shown = "\n".join(f"  {name}" for name in close_first[:_SHOWN_NAMES]) or "  none"
+    more = f"\n  and {len(names) - _SHOWN_NAMES} more: see `flask-backend check`" if len(names) > _SHOWN_NAMES else ""
+    return f"there is no task or receiver {endpoint!r}. There are, close ones first:\n{shown}{more}"
+
+
+def _read_arguments(text: str | None) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    value = _read_json("[]" if text is None else text)
+    if isinstance(value, list):
+        return cast("Sequence[Any]", value), {}
+    if isinstance(value, dict):
+        return [], cast("Mapping[str, Any]", value)
+    shown = visible(cut(text or "", 60))
+    raise _bad_arguments(f"{shown} is no array and no object: write one argument as '[{shown}]'")
+
+
+def _read_message(text: str | None) -> Any:
+    if text is None:
+        raise _bad_arguments("a receiver takes a message: say it as JSON")
+    return _read_json(text)
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _bad_arguments(
+            f'{cut(text, 60)!r} is no JSON ({error}): write \'["world"]\' or \'{{"target": "world"}}\', in quotes of '
+            "the shell"
+        ) from error
+
+
+def _check_arguments(handler: Handler, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that do not fit before anything is asked."""
+    from flask_backend.functions import signature_of
+    from flask_backend.task import bind
+
+    try:
+        bind(handler.name, signature_of(handler.function), args, kwargs)
+    except TaskArgumentsError as error:
+        raise _bad_arguments(str(error)) from error
+
+
+def _bad_arguments(message: str) -> click.BadParameter:
+    return click.BadParameter(message, param_hint="'ARGS'")
+
+
+def _where(handlers: Handlers, delay_s: int) -> str:
+    return handlers.queue + (f" in {show_seconds(delay_s)}" if delay_s else "")
+
+
+def _shown(text: str) -> str:
+    return visible(cut(text, _MAX_SHOWN))

@@ -1,0 +1,112 @@
+"""Checking the app without running anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from flask_backend.cli import ends_with_command
+from flask_backend.cli.apps import LoadedApp, load_app_of_workers
+from flask_backend.cli.output import echo, echo_json, json_option
+from flask_backend.cli.scanning import scan_option
+from flask_backend.functions import shown_name
+from flask_backend.system.exits import ExitCode, leave_at_once
+
+from .workers import warn_of_threads
+
+
+@click.command()
+@click.option(
+    "--waiting",
+    is_flag=True,
+    help="Look at the jobs that wait in the app's queues, too, and say which of them this version could not run.",
+)
+@scan_option
+@json_option
+@click.pass_context
+def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> None:
+    """Load the app, run nothing, and say what was found.
+
+    That includes the file descriptors that `supervise` needs here for as many workers as its environment variables say.
+
+    With --waiting the calls of all ready, delayed and buried jobs are held against the app's tasks; no job is reserved
+    for that.
+
+    Exit codes: 3 if the app cannot be loaded; with --waiting 1 if there is a job that it could not run, a buried one
+    too.
+    """
+    if not waiting and ctx.get_parameter_source("bound") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--scan is for --waiting: say both")
+    loaded = load_app_of_workers(ctx)
+    descriptors = _check_descriptors(ctx, loaded)
+    if as_json and not waiting:
+        echo_json(_as_dict(loaded))
+    if not as_json:
+        _echo(loaded)
+    if not as_json and not waiting and descriptors:
+        echo(descriptors)
+    status = _check_waiting(loaded, bound, as_json=as_json) if waiting else ExitCode.OK
+    if ends_with_command(ctx):
+        warn_of_threads()
+        leave_at_once(status)
+    ctx.exit(status)
+
+
+def _check_descriptors(ctx: click.Context, loaded: LoadedApp) -> str | None:
+    """Return what `supervise` would need; None if it would serve nothing, or if its own variables are wrong."""
+    from flask_backend.supervisor import Descriptors
+
+    from .workers import check_descriptors, plan_pools, supervise
+
+    try:
+        options = supervise.make_context("supervise", [], parent=ctx).params
+    except click.UsageError:
+        return None
+    if not loaded.backend.queues:
+        return None
+    pools = plan_pools(loaded, options["queues"], options["workers"])
+    return check_descriptors(Descriptors.count(), pools)
+
+
+def _check_waiting(loaded: LoadedApp, bound: int, *, as_json: bool) -> ExitCode:
+    from flask_backend.cli.waiting import as_dict, look, show
+
+    jobs, search = look(loaded, bound)
+    if as_json:
+        echo_json({**_as_dict(loaded), "waiting": as_dict(jobs, search)})
+    else:
+        show(jobs, search)
+    search.warn_if_incomplete()
+    return ExitCode.FAILED if jobs.groups else ExitCode.OK
+
+
+def _as_dict(loaded: LoadedApp) -> dict[str, Any]:
+    return {
+        "app": loaded.app.name,
+        "broker": str(loaded.backend.settings_of(loaded.app).address),
+        "queues": [
+            {
+                "queue": handlers.queue,
+                "tasks": sorted(handlers.tasks),
+                "receiver": handlers.receiver.name if handlers.receiver else None,
+                "before_first_task": [shown_name(hook) for hook in handlers.hooks],
+            }
+            for handlers in loaded.backend.queues.values()
+        ],
+    }
+
+
+def _echo(loaded: LoadedApp) -> None:
+    echo(f"app:    {loaded.app.name}\nbroker: {loaded.backend.settings_of(loaded.app).address}")
+    for handlers in loaded.backend.queues.values():
+        echo(f"queue:  {handlers.queue}")
+        for name in sorted(handlers.tasks):
+            echo(f"  task {name}")
+        if handlers.receiver:
+            echo(f"  receiver {handlers.receiver.name}")
+        for hook in handlers.hooks:
+            echo(f"  before first task {shown_name(hook)}")
+    if not loaded.backend.queues:
+        echo("no tasks and no receivers")

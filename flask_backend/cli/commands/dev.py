@@ -1,0 +1,153 @@
+"""The command for development."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import click
+
+from flask_backend.cli.apps import PatchedError, check_folder, load_app_of_workers
+from flask_backend.cli.parameters import drain_timeout_option
+from flask_backend.system.streams import streams
+
+
+@click.command()
+@click.option(
+    "--host",
+    "-h",
+    default="127.0.0.1",
+    envvar="FLASK_RUN_HOST",
+    show_envvar=True,
+    show_default=True,
+    help="The address of the web server.",
+)
+@click.option(
+    "--port",
+    "-p",
+    type=click.IntRange(0, 65535),
+    default=5000,
+    envvar="FLASK_RUN_PORT",
+    show_envvar=True,
+    show_default=True,
+    help="The port of the web server; 0 takes any that is free, and says which.",
+)
+@click.option(
+    "--web/--no-web",
+    default=True,
+    envvar="BACKEND_DEV_WEB",
+    show_envvar=True,
+    help="Run Flask's development server, or none since the app's web server runs elsewhere.  [default: web]",
+)
+@click.option(
+    "--workers",
+    "-w",
+    type=click.IntRange(min=0),
+    default=1,
+    envvar="BACKEND_WORKERS",
+    show_envvar=True,
+    show_default=True,
+    help="Workers for each queue; 0 for none, as beside `worker --no-fork` with a breakpoint.",
+)
+@click.option(
+    "--file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="BACKEND_BROKER_FILE",
+    show_envvar=True,
+    help="Have the embedded broker, if it is needed, keep the jobs in this database. Default: in memory only.",
+)
+@click.option(
+    "--watch",
+    type=click.Path(exists=True),
+    multiple=True,
+    envvar="BACKEND_DEV_WATCH",
+    show_envvar=True,
+    help="A further file, or a folder with all that is in it, whose change reloads the app. May be repeated.",
+)
+@drain_timeout_option
+@click.pass_context
+def dev(  # noqa: PLR0913  # one parameter for each option
+    ctx: click.Context,
+    host: str,
+    port: int,
+    file: Path | None,
+    workers: int,
+    watch: tuple[str, ...],
+    drain_timeout: float,
+    *,
+    web: bool,
+) -> None:
+    """Run all that an app needs while it is developed, in one terminal.
+
+    That is Flask's development server, a supervisor for every queue of the app, and a broker, if none answers where
+    the app expects one on this machine. All reload when a Python file changes that is below this folder, or that the
+    app imports; a change that does not load is shown, and the old code goes on. Ctrl-C stops all: running tasks may
+    finish. A second one kills.
+
+    Further options of `supervise` are to be had by their environment variables.
+    """
+    from flask_backend.development import NAMES, Development, Plan, Transcript, asked
+
+    if (fd := asked()) is not None:
+        answer_about_app(ctx, fd)
+        return
+    check_folder()
+    os.environ.setdefault("FLASK_DEBUG", "1")  # for the workers too: they are to behave as the web server does
+    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    with listen(host, port) if web else nullcontext() as listener:
+        plan = Plan(
+            app_arguments=name_app(ctx),
+            workers=workers,
+            drain_timeout_s=drain_timeout,
+            broker_file=file,
+            folder=str(Path.cwd()),
+            extra=[str(Path(path).absolute()) for path in watch],
+            listener=listener,
+        )
+        status = Development(plan, Transcript(streams.stdout, NAMES, is_coloured=is_coloured)).run()
+    streams.report_losses()
+    sys.exit(status)
+
+
+def name_app(ctx: click.Context) -> list[str]:
+    """Return the arguments by which another command finds the same app."""
+    info = ctx.obj  # Flask's, of `flask backend` and of Flask-Script
+    if info and info.create_app:
+        raise click.UsageError("dev starts programs that load the app by its name: use `flask-backend --app NAME dev`")
+    app = info.app_import_path if info else ctx.find_root().params.get("app")
+    return ["--app", app] if app else []
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the web server's place: it gets the socket, and another one after each change."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = str(error.strerror or error).partition(" (while")[0]  # the address follows, which we say ourselves
+        raise click.ClickException(
+            f"cannot listen on {host}, port {port}: {reason}; "
+            "stop what listens there, or choose another --port or --host, or --no-web"
+        ) from error
+
+
+def answer_about_app(ctx: click.Context, fd: int) -> None:
+    """Load the app and tell what it needs to the process that wants to know."""
+    from flask_backend.broker.connection import Connection
+    from flask_backend.development import App, answer
+    from flask_backend.errors import BrokerConnectionError
+
+    try:
+        loaded = load_app_of_workers(ctx)
+    except BaseException as error:  # whatever it is, it comes from the app; its files are to be watched
+        answer(fd, None, error, is_refused=isinstance(error, PatchedError))
+        raise
+    settings = loaded.backend.settings_of(loaded.app)
+    try:
+        Connection(settings).close()
+        answers = True
+    except BrokerConnectionError:
+        answers = False
+    answer(fd, App(str(settings.address), answers, list(loaded.backend.queues)))

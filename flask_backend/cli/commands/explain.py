@@ -1,0 +1,106 @@
+"""The command that says why a job has not run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from flask_backend.cli.apps import AppLoadError, LoadedApp, load_app
+from flask_backend.cli.bodies import wrapped
+from flask_backend.cli.brokers import broker_option, find_settings, names_an_app
+from flask_backend.cli.output import echo, echo_json, json_option, terminal_width
+from flask_backend.cli.parameters import parse_job_id
+from flask_backend.errors import MessageDecodeError
+
+from .jobs import find_story
+
+if TYPE_CHECKING:
+    from flask_backend.cli.explanation import Facts
+    from flask_backend.config import Settings
+    from flask_backend.operations.console import Console
+    from flask_backend.registry import Handlers
+    from flask_backend.retry import Retry
+
+
+@click.command()
+@click.argument("job_id", metavar="ID", type=parse_job_id)
+@json_option
+@broker_option
+@click.pass_context
+def explain(ctx: click.Context, job_id: int, broker_uri: str | None, *, as_json: bool) -> None:
+    """Say why a job has not run.
+
+    If there is an app, named or in app.py or wsgi.py, it is loaded to know whether it has the job's task, and how
+    often that is tried.
+    """
+    from flask_backend.cli.explanation import explain as explain_facts
+    from flask_backend.cli.explanation import gone
+    from flask_backend.operations.console import Console
+
+    loaded = _load_app_if_any(ctx, broker_uri)
+    with Console(_settings(ctx, loaded, broker_uri)) as console:
+        facts = _gather(console, loaded, job_id)
+        address = console.address
+    reason = explain_facts(facts) if facts else gone(job_id)
+    if as_json:
+        record = facts.record if facts else None
+        where = {
+            "broker": address,
+            "job": job_id,
+            "queue": record.queue if record else None,
+            "state": record.state if record else None,
+        }
+        echo_json({**where, "reason": reason.code, "text": reason.text, **reason.numbers})
+    else:
+        echo(wrapped(reason.text, terminal_width()))
+
+
+def _load_app_if_any(ctx: click.Context, broker_uri: str | None) -> LoadedApp | None:
+    """Load the app if there is one; without it less can be told, unless only the app knows where the broker is."""
+    if not names_an_app(ctx):
+        return None
+    try:
+        return load_app(ctx)
+    except AppLoadError as error:
+        if broker_uri is None:
+            raise AppLoadError(
+                f"{error.message}\n\nSay where Beanstalkd is with --broker to do without the app."
+            ) from error
+        echo(f"Warning: going on without the app: {error.message}", err=True)
+        return None
+
+
+def _settings(ctx: click.Context, loaded: LoadedApp | None, broker_uri: str | None) -> Settings:
+    if loaded is None or broker_uri is not None:
+        return find_settings(ctx, broker_uri)
+    return loaded.backend.settings_of(loaded.app)
+
+
+def _gather(console: Console, loaded: LoadedApp | None, job_id: int) -> Facts | None:
+    """Find out all that explains a job; None if it is gone."""
+    from flask_backend.cli.explanation import Facts
+
+    record, body = console.job(job_id), console.body(job_id)
+    queue = console.queue(record.queue) if record else None
+    if record is None or queue is None or body is None:
+        return None
+    facts = Facts(record, queue, time.time(), story=find_story(console, record))
+    handlers = loaded.backend.queues.get(record.queue) if loaded else None
+    if loaded is None or handlers is None:
+        return facts
+    return _judge(facts, handlers, body, loaded.backend.settings_of(loaded.app).retry)
+
+
+def _judge(facts: Facts, handlers: Handlers, body: bytes, default: Retry) -> Facts:
+    """Add what the app knows."""
+    from flask_backend.operations.compatibility import find_misfit
+    from flask_backend.worker.execution import read_call
+
+    try:
+        retry = read_call(handlers, body).retry or default
+    except MessageDecodeError:  # it is never tried
+        retry = None
+    return dataclasses.replace(facts, misfit=find_misfit(handlers, body), retry=retry)

@@ -1,0 +1,208 @@
+"""The commands for queues: how they stand, and holding them up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flask_backend.cli.brokers import broker_option, open_console
+from flask_backend.cli.output import (
+    Column,
+    confirm,
+    count_of,
+    echo,
+    echo_json,
+    echo_table,
+    json_option,
+    show_seconds,
+    yes_option,
+)
+from flask_backend.system.exits import ExitCode
+from flask_backend.visible import listed
+
+if TYPE_CHECKING:
+    from flask_backend.operations.console import Console, Queue, Rates
+
+_TENFOLD = 10  # from here on a rate has no decimals
+
+
+@click.command()
+@click.option(
+    "--check",
+    "is_check",
+    is_flag=True,
+    help="Only check, for monitoring: exit code 1 if jobs are ready in a queue that nobody watches.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to look, for the jobs put (in/s) and deleted (out/s) per second; 0 leaves them out.",
+)
+@json_option
+@broker_option
+@click.pass_context
+def queues(ctx: click.Context, interval: float, broker_uri: str | None, *, is_check: bool, as_json: bool) -> None:
+    """Show all queues, their jobs and workers.
+
+    Jobs are counted by state. "oldest" is the age of the job that comes next. Workers are the connections that watch a
+    queue; idle ones wait for a job of it. Red: jobs are ready and nobody watches it. Yellow: it is paused.
+    """
+    with open_console(ctx, broker_uri) as console:
+        found, rates = _look(console, 0 if is_check else interval)
+        ages = {name: job.age_s for name, job in console.next_ready_of(q.name for q in found if q.ready).items()}
+    if as_json:
+        echo_json([as_dict(console.address, queue, ages.get(queue.name), rates.get(queue.name)) for queue in found])
+    elif not is_check and found:
+        _echo_queues(found, ages, rates)
+    elif not found:
+        echo(f"no queues at {console.address}: nobody watches one, and there are no jobs", err=True)
+    unwatched = [queue for queue in found if queue.is_unwatched]
+    if unwatched:
+        echo(f"nobody watches {listed([f'{queue.name} ({queue.ready} ready)' for queue in unwatched])}", err=True)
+    if is_check and unwatched:
+        ctx.exit(ExitCode.FAILED)
+
+
+def _look(console: Console, interval_s: float) -> tuple[list[Queue], dict[str, Rates]]:
+    from flask_backend.operations.console import measure_rates
+
+    before, began = console.queues(), time.monotonic()
+    if not interval_s:
+        return before, {}
+    time.sleep(interval_s)
+    after, ended = console.queues(), time.monotonic()
+    return after, measure_rates(before, after, ended - began)
+
+
+def as_dict(address: str, queue: Queue, oldest_s: int | None = None, rates: Rates | None = None) -> dict[str, Any]:
+    told = asdict(queue)
+    return {
+        "broker": address,
+        "queue": told.pop("name"),
+        **told,
+        "oldest_s": oldest_s,
+        "put_per_s": round(rates.put, 3) if rates else None,
+        "deleted_per_s": round(rates.deleted, 3) if rates else None,
+    }
+
+
+def _echo_queues(found: Sequence[Queue], ages: Mapping[str, int], rates: Mapping[str, Rates]) -> None:
+    with_pauses = any(queue.is_paused for queue in found)
+    columns = [Column("queue")]
+    columns += [Column("paused")] if with_pauses else []
+    columns += [Column(title, is_number=True) for title in ("ready", "reserved", "delayed", "buried", "oldest")]
+    columns += [Column(title, is_number=True) for title in ("in/s", "out/s")] if rates else []
+    columns += [Column("workers", is_number=True)]
+    rows: list[list[str]] = []
+    for queue in found:
+        row = [queue.name]
+        row += [_show_pause(queue)] if with_pauses else []
+        row += [str(number) for number in (queue.ready, queue.reserved, queue.delayed, queue.buried)]
+        row += [show_seconds(ages[queue.name]) if queue.name in ages else "-"]
+        if rates:
+            row += [_show_rate(rates[queue.name].put), _show_rate(rates[queue.name].deleted)]
+        rows.append([*row, _show_workers(queue)])
+    echo_table(columns, rows, [_style(queue) for queue in found])
+
+
+def _show_pause(queue: Queue) -> str:
+    if queue.is_paused_until_resumed:
+        return "until resumed"
+    return show_seconds(queue.pause_left_s) if queue.is_paused else "-"
+
+
+def _show_rate(rate: float) -> str:
+    return f"{rate:.1f}" if 0 < rate < _TENFOLD else f"{rate:.0f}"
+
+
+def _show_workers(queue: Queue) -> str:
+    return f"{queue.watching}, {queue.waiting} idle" if queue.watching else "none"
+
+
+def _style(queue: Queue) -> dict[str, Any]:
+    if queue.is_unwatched:
+        return {"fg": "red"}
+    return {"fg": "yellow"} if queue.is_paused else {}
+
+
+@click.command()
+@click.argument("queue")
+@click.option(
+    "--for",
+    "seconds",
+    type=click.IntRange(1, 2**32 - 1),
+    metavar="SECONDS",
+    help="How long.  [default: until it is resumed]",
+)
+@yes_option
+@json_option
+@broker_option
+@click.pass_context
+def pause(  # noqa: PLR0913  # one parameter for each option
+    ctx: click.Context, queue: str, seconds: int | None, broker_uri: str | None, *, yes: bool, as_json: bool
+) -> None:
+    """Have no job of QUEUE taken.
+
+    Jobs can still be put, and those that run go on. The server forgets a pause when it restarts, and when the queue is
+    empty and nobody uses it any more.
+    """
+    from flask_backend.operations.console import UNTIL_RESUMED_S
+
+    with open_console(ctx, broker_uri) as console:
+        known = _find_queue(console, queue)
+        how_long = f" for {show_seconds(seconds)}" if seconds else ""
+        confirm(f"Pause {_describe(known)}{how_long}?", yes=yes)
+        paused = _set_pause(console, queue, seconds or UNTIL_RESUMED_S)
+        if as_json:
+            echo_json(as_dict(console.address, paused))
+        else:
+            echo(f"paused {queue}{how_long or ' until it is resumed'}")
+
+
+@click.command()
+@click.argument("queue")
+@yes_option
+@json_option
+@broker_option
+@click.pass_context
+def resume(ctx: click.Context, queue: str, broker_uri: str | None, *, yes: bool, as_json: bool) -> None:
+    """End the pause of QUEUE."""
+    with open_console(ctx, broker_uri) as console:
+        known = _find_queue(console, queue)
+        if known.is_paused:
+            confirm(f"Resume {_describe(known)}?", yes=yes)
+            known = _set_pause(console, queue, 0)
+            done = f"resumed {queue}"
+        else:
+            done = f"{queue} is not paused"
+        if as_json:
+            echo_json(as_dict(console.address, known))
+        else:
+            echo(done)
+
+
+def _find_queue(console: Console, name: str) -> Queue:
+    found = console.queue(name)
+    if found is None:
+        raise click.ClickException(no_such_queue(console, name))
+    return found
+
+
+def no_such_queue(console: Console, name: str) -> str:
+    return f"there is no queue {name} at {console.address}: nobody uses it, and it has no jobs"
+
+
+def _set_pause(console: Console, queue: str, seconds: int) -> Queue:
+    console.pause(queue, seconds)
+    return _find_queue(console, queue)
+
+
+def _describe(queue: Queue) -> str:
+    return f"{queue.name} ({queue.ready:,} ready, {count_of(queue.watching, 'worker')})"

@@ -1,0 +1,1 @@
+"""Without a server and without workers: ``memory://`` and ``sync://``."""

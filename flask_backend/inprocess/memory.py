@@ -1,0 +1,201 @@
+"""A broker in the memory of this process, for tests: ``memory://``.
+
+The store of the embedded broker decides what becomes of jobs, so that it is what Beanstalkd would do. But time stands
+still here until a test moves it, and all that was put is remembered.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from flask_backend.broker.connection import Connection, JobCounters
+from flask_backend.broker.producer import Producer
+from flask_backend.broker.wire import Reply, ReservedJob
+from flask_backend.config import Settings
+from flask_backend.embedded.commands import Commands
+from flask_backend.embedded.protocol import Command, parse
+from flask_backend.embedded.store import Job, State, Store
+from flask_backend.errors import BrokerError, JobNotFoundError, JobTooBigError
+from flask_backend.options import PutOptions
+from flask_backend.worker.event_loop import EventLoop
+
+MAX_JOB_SIZE = 65535  # bytes: what Beanstalkd takes unless it is told otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A job as it was put, ``at`` seconds since the epoch."""
+
+    id: int
+    queue: str
+    body: bytes
+    options: PutOptions
+    at: float
+
+
+class MemoryBroker:
+    """Does for one process what a :class:`Connection` to a server does, from any thread.
+
+    ``now`` is its time in seconds, ``puts`` has all that was ever put, and ``begun`` the queues whose hooks have run.
+    Asynchronous hooks and tasks share ``event_loop``, as those of a worker do.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.puts: dict[int, Put] = {}
+        self.begun: set[str] = set()
+        self.event_loop = EventLoop()
+        self._store = Store()
+        self._commands = Commands(self._store, MAX_JOB_SIZE, self.now)
+        self._client = self._store.connect()
+        self._lock = threading.RLock()
+
+    def move_time(self, seconds: float) -> None:
+        with self._lock:
+            self.now += seconds
+            for job in self._client.held:
+                self._store.touch(self._client, job.id, self.now)  # as a worker does while its task runs
+
+    def is_due(self, job_id: int) -> bool:
+        """Whether the delay of a job is over."""
+        job = self._store.jobs.get(job_id)
+        return job is not None and job.state is State.DELAYED and job.at <= self.now
+
+    def bodies(self, tube: str) -> list[bytes]:
+        """Return the bodies of all jobs in a tube, the oldest first."""
+        with self._lock:
+            return [job.body for job in self._store.jobs.values() if job.tube.name == tube]
+
+    # -- as a connection of producers ------------------------------------------------------------------------
+
+    def put(self, queue: str, body: bytes, options: PutOptions) -> int:
+        if len(body) > MAX_JOB_SIZE:
+            raise JobTooBigError(
+                f"the job has {len(body)} bytes, but Beanstalkd takes at most {MAX_JOB_SIZE} unless it is told "
+                "otherwise; pass a reference to the data, for example a row's id or a file's name"
+            )
+        with self._lock:
+            store, client = self._store, self._client
+            store.use(client, queue)
+            job = store.put(client, options.priority, options.delay_s, options.ttr_s, body, self.now)
+            self.puts[job.id] = Put(job.id, queue, body, options, time.time())
+            return job.id
+
+    def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> list[int | BrokerError]:
+        results: list[int | BrokerError] = []
+        for body in bodies:
+            try:
+                results.append(self.put(queue, body, options))
+            except JobTooBigError as error:
+                results.append(error)
+        return results
+
+    def receive_results(self, pending: list[int | BrokerError], results: list[int | BrokerError]) -> None:
+        results += pending
+
+    def ask(self, commands: Sequence[bytes]) -> list[Reply]:
+        return [self._ask(command) for command in commands]
+
+    def delete(self, job_id: int) -> None:
+        with self._lock:
+            _check(job_id, found=self._store.delete(self._client, job_id))
+
+    # -- as a connection of workers --------------------------------------------------------------------------
+
+    def reserve(self, queues: Collection[str]) -> tuple[str, ReservedJob] | None:
+        """Return the next job that is due, with its queue: by the time from which it is due, then by priority."""
+        with self._lock:
+            store = self._store
+            self._watch_only(queues)
+            while queues:
+                job = store.reserve(self._client, 0, self.now)
+                if isinstance(job, Job):
+                    return job.tube.name, ReservedJob(job.id, job.body)
+                # The store's time follows step by step, since it forgets since when a job is ready.
+                at = store.next_at()
+                if at is None or at > self.now:
+                    return None
+                store.advance(at)
+        return None
+
+    def reserve_job(self, job_id: int) -> ReservedJob:
+        with self._lock:
+            job = self._store.reserve_job(self._client, job_id, self.now)
+            if job is None:
+                raise _gone(job_id)
+            return ReservedJob(job.id, job.body)
+
+    def release(self, job_id: int, priority: int, delay_s: int) -> None:
+        with self._lock:
+            _check(job_id, found=self._store.release(self._client, job_id, priority, delay_s, self.now))
+
+    def bury(self, job_id: int, priority: int) -> None:
+        with self._lock:
+            _check(job_id, found=self._store.bury(self._client, job_id, priority, self.now))
+
+    def touch(self, job_id: int) -> None:
+        with self._lock:
+            _check(job_id, found=self._store.touch(self._client, job_id, self.now))
+
+    def counters(self, job_id: int) -> JobCounters:
+        reply = self._ask(b"stats-job %d\r\n" % job_id)
+        if reply.status != "OK":
+            raise _gone(job_id)
+        return JobCounters.from_stats(reply.stats)
+
+    def give_back(self) -> None:
+        """Have all jobs that are held ready again, uncounted, as when a worker's connection ends."""
+        with self._lock:
+            self._store.disconnect(self._client, self.now)
+            self._client = self._store.connect()
+
+    # -- inner workings --------------------------------------------------------------------------------------
+
+    def _ask(self, text: bytes) -> Reply:
+        command = parse(text.rstrip())
+        assert isinstance(command, Command)  # noqa: S101  # our own
+        with self._lock:
+            reply = self._commands.run(self._client, command, self.now) or b""
+        line, _, data = reply.partition(b"\r\n")
+        status, *words = line.decode("ascii").split()
+        return Reply(status, tuple(words), data[:-2])
+
+    def _watch_only(self, queues: Collection[str]) -> None:
+        for queue in queues:
+            self._store.watch(self._client, queue)
+        for tube in [tube.name for tube in self._client.watched if tube.name not in queues]:
+            self._store.ignore(self._client, tube)
+
+
+def _check(job_id: int, *, found: bool) -> None:
+    if not found:
+        raise _gone(job_id)
+
+
+def _gone(job_id: int) -> JobNotFoundError:
+    return JobNotFoundError(f"job {job_id} is gone, or no longer held")
+
+
+class MemoryProducer(Producer):
+    """Puts jobs in memory: what a producer does, with the one difference of what it is connected to."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.broker = MemoryBroker()
+
+    def connection(self) -> Connection:
+        return cast("Connection", self.broker)  # which has all that is asked of one where no worker's process runs
+
+    def state(self, queue: str, job_id: int, uid: str | None) -> str | None:
+        """Return the state of a job. One whose delay is over is ready: the store may not have heard of that yet."""
+        state = super().state(queue, job_id, uid)
+        return "ready" if state == "delayed" and self.broker.is_due(job_id) else state
+
+    def clear(self) -> None:
+        """Begin anew: no jobs, no memory of any, and the time back at its beginning."""
+        self.broker.event_loop.close()
+        self.broker = MemoryBroker()

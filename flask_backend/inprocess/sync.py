@@ -1,0 +1,141 @@
+"""Running jobs in the caller's own thread: ``sync://`` does it at once, a test's ``drain()`` when it is told to."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flask import Flask
+
+from flask_backend.broker.connection import JobCounters
+from flask_backend.broker.wire import ReservedJob
+from flask_backend.bulk import Outcome
+from flask_backend.config import Settings
+from flask_backend.current import CurrentJob, job_being_run
+from flask_backend.functions import may_be_async
+from flask_backend.message import scheduled_at
+from flask_backend.options import Options
+from flask_backend.registry import Handlers
+from flask_backend.retry import Retry
+from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use
+from flask_backend.worker.execution import Call, Runner, read_call
+
+from .memory import MemoryBroker, MemoryProducer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Grip:
+    """What a running task can do with its own job."""
+
+    broker: MemoryBroker
+    job_id: int
+
+    def counters(self) -> JobCounters:
+        return self.broker.counters(self.job_id)
+
+    def counters_within(self, wait_s: float) -> JobCounters:  # noqa: ARG002  # there is nothing to wait for
+        return self.counters()
+
+    def touch(self) -> None:
+        self.broker.touch(self.job_id)
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessWorker:
+    """Runs the jobs of one queue as its worker does, but without time limits.
+
+    What is in the caller's context is not there for a task, as in a worker: no request, no app context, no ``g``.
+    Where the caller is itself in an event loop, asynchronous functions run in a thread of their own.
+    """
+
+    app: Flask
+    handlers: Handlers
+    broker: MemoryBroker
+    settings: Settings
+
+    def begin(self) -> None:
+        """Run the queue's hooks, once."""
+        if self.handlers.queue not in self.broker.begun:
+            self._run(self.handlers.hooks, Runner.run_hooks)
+            self.broker.begun.add(self.handlers.queue)
+
+    def try_call(self, job: ReservedJob, call: Call) -> BaseException | None:
+        """Run a call; return what it raised."""
+        try:
+            self.run(job, call)
+        except BaseException as error:  # anything may come out of a task, as in a worker
+            return error
+        return None
+
+    def run(self, job: ReservedJob, call: Call) -> None:
+        headers = dict(call.headers)
+        if (at := scheduled_at(headers)) is not None:  # and it seems as long ago as the time was moved since
+            headers["at"] = at - self.broker.counters(job.id).age_s
+        current = CurrentJob(
+            id=job.id,
+            queue=self.handlers.queue,
+            endpoint=call.label,
+            headers=headers,
+            retry=self.retry_of(call),
+            hold=Grip(self.broker, job.id),
+        )
+
+        def run(runner: Runner) -> None:
+            job_being_run.set(current)
+            runner.run(call)
+
+        self._run([call.handler.function], run)
+
+    def retry_of(self, call: Call) -> Retry:
+        return call.retry or self.settings.retry
+
+    def _run(self, functions: Iterable[Callable[..., object]], run: Callable[[Runner], None]) -> None:
+        def run_as_worker() -> None:
+            loop_in_use.set(self.broker.event_loop)
+            run(Runner(self.app, self.handlers, self.broker.event_loop, self.settings.base_url))
+
+        if any(map(may_be_async, functions)):
+            apart_from_running_loop(Context().run, run_as_worker)
+        else:
+            Context().run(run_as_worker)
+
+
+class SyncProducer(MemoryProducer):
+    """Runs each job as soon as it is put, whatever its delay. What the task raises is raised in the caller.
+
+    Its message goes through JSON, as on the wire. What is sent to other systems stays: nobody here runs it.
+    """
+
+    def __init__(self, settings: Settings, find_handlers: Callable[[str], Handlers | None], app: Flask) -> None:
+        super().__init__(settings)
+        self._find_handlers = find_handlers
+        self._app = weakref.ref(app)  # the backend has its producers for as long as their apps live
+
+    def put(self, queue: str, body: bytes, options: Options) -> int:
+        job_id = super().put(queue, body, options)
+        self._run(queue, [job_id])
+        return job_id
+
+    def put_many(self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options) -> Outcome:
+        outcome = super().put_many(queue, items, encode, options)
+        accepted = outcome.accepted
+        self._run(queue, [job_id for index in accepted if (job_id := accepted.find(index)) is not None])
+        return outcome
+
+    def _run(self, queue: str, job_ids: list[int]) -> None:
+        app, handlers, broker = self._app(), self._find_handlers(queue), self.broker
+        if app is None or handlers is None:
+            return
+        worker = InProcessWorker(app, handlers, broker, self.settings)
+        for job_id in job_ids:
+            job = broker.reserve_job(job_id)
+            try:
+                worker.begin()
+                worker.run(job, read_call(handlers, job.body))
+            finally:
+                broker.delete(job_id)

@@ -1,0 +1,1 @@
+"""What a person can see and do: queues, jobs, and the stories of failures."""

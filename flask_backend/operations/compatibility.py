@@ -1,0 +1,68 @@
+"""Whether a waiting job fits this version of the app: it has the endpoint, which takes the arguments. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from flask_backend.errors import MessageDecodeError, TaskArgumentsError
+from flask_backend.functions import signature_of
+from flask_backend.message import Message, decode, decode_json
+from flask_backend.registry import Handlers
+from flask_backend.task import bind
+from flask_backend.tracebacks import MAX_MESSAGE
+from flask_backend.visible import MAX_NAME, visible
+
+# The arguments of a call without names that are shown one by one.
+_SHOWN_ARGS = 5
+
+
+class Fault(StrEnum):
+    """What keeps a job from running."""
+
+    UNKNOWN_ENDPOINT = "unknown-endpoint"
+    BAD_ARGUMENTS = "bad-arguments"
+    BAD_BODY = "bad-body"
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Why a job cannot run as things are. ``needs`` is its call without values, the same for all calls of that shape.
+
+    ``needs`` is None if the body is no call.
+    """
+
+    fault: Fault
+    why: str
+    needs: str | None = None
+
+
+def find_misfit(handlers: Handlers, body: bytes) -> Misfit | None:
+    """Return what keeps a job from running in this version of the app; None if nothing does.
+
+    A receiver takes whatever is JSON.
+    """
+    try:
+        if handlers.receiver is not None:
+            decode_json(body)
+            return None
+        message = decode(body)
+    except MessageDecodeError as error:
+        return Misfit(Fault.BAD_BODY, str(error))
+    task = handlers.tasks.get(message.endpoint)
+    if task is None:
+        name = visible(message.endpoint, MAX_NAME)
+        why = f"queue {handlers.queue!r} has no task '{name}' in this version of the app"
+        return Misfit(Fault.UNKNOWN_ENDPOINT, why, f"{name}(...)")
+    try:
+        bind(task.name, signature_of(task.function), message.args, message.kwargs)
+    except TaskArgumentsError as error:
+        return Misfit(Fault.BAD_ARGUMENTS, visible(str(error), MAX_MESSAGE), visible(_shape(message), MAX_MESSAGE))
+    return None
+
+
+def _shape(message: Message) -> str:
+    unnamed = ["..."] * len(message.args)
+    if len(unnamed) > _SHOWN_ARGS:
+        unnamed = [*unnamed[:_SHOWN_ARGS], f"{len(message.args) - _SHOWN_ARGS} more"]
+    return f"{message.endpoint}({', '.join([*unnamed, *(f'{name}=...' for name in message.kwargs)])})"

@@ -1,0 +1,41 @@
+"""Process titles, as `ps` and `top` show them, and what they tell."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from setproctitle import setproctitle
+
+from flask_backend.visible import MAX_NAME, visible
+
+_MASTER = "flask-backend: master ["
+_WORKER = re.compile(r"flask-backend: worker (\S+) \[(.*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTitle:
+    queue: str
+    activity: str
+
+
+def show_master(queues: int, workers: int) -> None:
+    setproctitle(f"{_MASTER}{_count(queues, 'queue')}, {_count(workers, 'worker')}]")
+
+
+def show_worker(queue: str, activity: str) -> None:
+    setproctitle(f"flask-backend: worker {queue} [{visible(activity, MAX_NAME) or 'idle'}]")
+
+
+def is_master(title: str) -> bool:
+    return title.startswith(_MASTER)
+
+
+def read_worker(title: str) -> WorkerTitle | None:
+    """Return what the title of a worker tells; None if it is another process's."""
+    found = _WORKER.fullmatch(title)
+    return WorkerTitle(found[1], found[2]) if found else None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,125 @@
+"""From the body of a job to a finished call."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+from urllib.parse import SplitResult
+
+from flask import Flask
+
+from flask_backend.config import BASE_URL_KEY
+from flask_backend.errors import UnknownEndpointError
+from flask_backend.functions import may_be_async
+from flask_backend.message import decode, decode_json, show_call
+from flask_backend.registry import Handler, Handlers
+from flask_backend.retry import Retry
+from flask_backend.visible import MAX_NAME, listed, visible
+
+from .event_loop import EventLoop
+from .results import finish
+
+
+@dataclass(slots=True)
+class Call:
+    """What a job asks for. Not frozen: one is made for every job, which would take twice the time."""
+
+    handler: Handler
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    headers: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def label(self) -> str:
+        """Its name in logs and process titles."""
+        return self.handler.name
+
+    @property
+    def retry(self) -> Retry | None:
+        return self.handler.retry
+
+    def __str__(self) -> str:
+        return show_call(self.label, self.args, self.kwargs)
+
+
+def read_call(handlers: Handlers, body: bytes) -> Call:
+    """Find what to call; raise :exc:`MessageDecodeError` for what can never succeed.
+
+    The call of a task that this version of the app lacks raises :exc:`UnknownEndpointError` when it is run, and so is
+    tried again: a newer version may have it.
+    """
+    if handlers.receiver is not None:
+        return Call(handlers.receiver, [decode_json(body)])
+    message = decode(body)
+    handler = handlers.tasks.get(message.endpoint) or _lacking(handlers, message.endpoint)
+    return Call(handler, message.args, message.kwargs, message.headers)
+
+
+def _lacking(handlers: Handlers, endpoint: str) -> Handler:
+    """Return what stands for a missing task, under a name that is safe to show: any producer may have chosen it."""
+    name = visible(endpoint, MAX_NAME)
+
+    def fail(*_args: Any, **_kwargs: Any) -> NoReturn:
+        raise UnknownEndpointError(
+            f"queue {handlers.queue!r} has no task '{name}' in this version of the app; "
+            f"it has {listed(sorted(handlers.tasks))}"
+        )
+
+    return Handler(name, fail)
+
+
+class Runner:
+    """Calls the functions of one queue, each in an app context of its own; asynchronous ones in the event loop.
+
+    An app that overrides ``ensure_sync`` or ``async_to_sync`` has its own way to run ``async`` functions.
+    """
+
+    def __init__(self, app: Flask, handlers: Handlers, event_loop: EventLoop, base_url: SplitResult | None) -> None:
+        self._app = app
+        self._url_adapter = base_url and app.url_map.bind(
+            base_url.netloc, script_name=base_url.path or "/", url_scheme=base_url.scheme
+        )
+        self.hooks = handlers.hooks
+        has_own_way = _is_overridden(app.ensure_sync, Flask.ensure_sync)
+        has_own_loop = _is_overridden(app.async_to_sync, Flask.async_to_sync)
+        self._ensure_sync = app.ensure_sync if has_own_way or has_own_loop else None
+        self._wait_for = app.async_to_sync(_wait_for) if has_own_loop else event_loop.run
+
+    def run(self, call: Call) -> None:
+        function = call.handler.function
+        context = self._app.app_context()
+        if self._url_adapter is not None:
+            context.url_adapter = self._url_adapter
+        with context:
+            try:
+                sync = function if self._ensure_sync is None else self._ensure_sync(function)
+                result = sync(*call.args, **call.kwargs)
+                if result is not None:
+                    finish(call.label, function, result, self._wait_for)
+            except RuntimeError as error:
+                if type(error) is RuntimeError and "without 'SERVER_NAME'" in str(error):
+                    error.add_note(f"In tasks, receivers and hooks url_for needs the setting {BASE_URL_KEY}.")
+                raise
+
+    def run_hooks(self) -> None:
+        for hook in self.hooks:
+            self.run_hook(hook)
+
+    def run_hook(self, hook: Callable[[], object]) -> None:
+        self.run(Call(Handler(getattr(hook, "__name__", repr(hook)), hook)))
+
+
+async def _wait_for(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _is_overridden(method: Callable[..., Any], original: Callable[..., Any]) -> bool:
+    return getattr(method, "__func__", None) is not original
+
+
+def prepare(handlers: Handlers) -> None:
+    """Import what the queue's functions will need: in place of each worker, before it is forked."""
+    functions = [handler.function for handler in (handlers.receiver, *handlers.tasks.values()) if handler]
+    if any(map(may_be_async, (*functions, *handlers.hooks))):
+        EventLoop.prepare()

@@ -1,0 +1,115 @@
+"""What becomes of a job that took its worker along: settled on the dead worker's own connection.
+
+Runs in a short-lived process of its own, which has inherited the connection. As long as it is open the server keeps the
+job reserved, so that no other worker can take it before it is settled.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+
+from flask_backend.broker.connection import Connection, HeldJob
+from flask_backend.config import Settings
+from flask_backend.errors import BrokerConnectionError, BrokerError, MessageDecodeError
+from flask_backend.message import scheduled_at
+from flask_backend.outcome import Ending
+from flask_backend.registry import Handlers
+from flask_backend.retry import MAX_CRASHES, Buried, Released, after_crash
+from flask_backend.stories import Note, here_and_now
+from flask_backend.supervisor import Death
+from flask_backend.system.loggers import get_logger
+from flask_backend.tracebacks import log_failure, told
+
+from .execution import Call, read_call
+from .settlement import bury, task_logger
+
+logger = get_logger("flask_backend.worker")
+
+# The delay of a job whose policy does not give one.
+PLAIN_DELAY_S = 60
+
+
+def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Ending | None:
+    """Release or bury the job that a dead worker held; return None if there was nothing to settle.
+
+    ``crashes`` is how often the job has taken a worker along, this time included. Any doubt about what is on the
+    connection ends in its being closed, which gives the job back as it was.
+    """
+    if death.activity is None:
+        return None
+    job_id = death.activity.job_id
+    connection: Connection | None = None
+    try:
+        connection = Connection.adopt(fd, settings)
+        job = connection.find_held(job_id)
+        if job is None:
+            logger.debug("job %d was settled before its worker died", job_id)
+            return None
+        try:
+            return _settle(connection, settings, handlers, job, death, crashes)
+        except BrokerError:
+            raise
+        except Exception as error:  # of the task's own policy, or for want of memory
+            log_failure(logger, logging.ERROR, "job %d is settled without its policy", job_id, error=error)
+            return _settle_plainly(connection, job, crashes)
+    except BrokerConnectionError as error:
+        logger.debug("job %d goes back as it was: %s", job_id, error)
+    except BrokerError as error:
+        logger.warning("job %d could not be settled after its worker's death: %s", job_id, error)
+    finally:
+        if connection is not None:
+            connection.close()
+    return None
+
+
+def _settle(  # noqa: PLR0913
+    connection: Connection, settings: Settings, handlers: Handlers, job: HeldJob, death: Death, crashes: int
+) -> Ending:
+    call = _read(handlers, connection.peek(job.id))
+    label = call.label if call else None
+    retry = (call.retry if call else None) or settings.retry
+    attempts = job.counters.attempts
+    facts = {"job_id": job.id, "queue": handlers.queue, "attempt": attempts.number, "task": label}
+    match after_crash(retry, attempts, crashes, random.random):
+        case Released(delay_s):
+            connection.release(job.id, job.counters.priority, delay_s)
+            message = "job %d has taken its worker along (%s), next try in %d s"
+            log_failure(task_logger, logging.WARNING, message, job.id, death, delay_s, extra=facts)
+            return Ending.RETRIED
+        case Buried(reason):
+            note = Note(
+                job=job.id,
+                queue=handlers.queue,
+                reason=reason,
+                endpoint=label,
+                call=told(lambda: str(call), f"{label}(…)") if call else None,
+                message=str(death),
+                attempts=attempts.number,
+                allowed=retry.allowed(attempts),
+                scheduled_at=scheduled_at(call.headers) if call else None,
+                ran_s=death.activity.running_s if death.activity else None,
+                death=death.as_dict(),
+                **here_and_now(),
+            )
+            bury(connection, note, job.counters.priority)
+            message = "job %d is buried: %s (%s)"
+            log_failure(task_logger, logging.ERROR, message, job.id, reason, death, extra=facts)
+            return Ending.BURIED
+
+
+def _settle_plainly(connection: Connection, job: HeldJob, crashes: int) -> Ending:
+    """Release or bury a job without anything that could fail: it must not go back uncounted, to the next worker."""
+    if crashes >= MAX_CRASHES:
+        connection.bury(job.id, job.counters.priority)
+        return Ending.BURIED
+    connection.release(job.id, job.counters.priority, PLAIN_DELAY_S)
+    return Ending.RETRIED
+
+
+def _read(handlers: Handlers, body: bytes) -> Call | None:
+    """Return what the job asks for; None if that cannot be read here, where it may have ended a worker."""
+    try:
+        return read_call(handlers, body)
+    except (MessageDecodeError, MemoryError):
+        return None

@@ -1,0 +1,175 @@
+"""How a job is settled that did not succeed: released, deleted or buried with its story beside it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from flask_backend.broker.connection import Connection
+from flask_backend.broker.wire import ReservedJob
+from flask_backend.decisions import Bury, RetryLater, TaskDecision
+from flask_backend.errors import (
+    BrokerConnectionError,
+    BrokerError,
+    JobNotFoundError,
+    JobTooBigError,
+    MessageDecodeError,
+)
+from flask_backend.message import scheduled_at
+from flask_backend.names import failures_tube
+from flask_backend.options import PutOptions
+from flask_backend.outcome import Ending
+from flask_backend.retry import Attempts, Buried, Discarded, Released, Retry, after_failure, reason_of
+from flask_backend.stories import MAX_WHOLE, NOTE_TTR_S, Note, here_and_now, tell_exception
+from flask_backend.system.loggers import get_logger
+from flask_backend.tracebacks import log_failure, name_of, told
+
+from .execution import Call
+
+# Kept apart, so that error trackers can tell a task's failure from ours.
+task_logger = get_logger("flask_backend.task")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A job's call that has ended, in ``ran_s`` seconds, and the policy for it."""
+
+    queue: str
+    job: ReservedJob
+    call: Call
+    retry: Retry
+    ran_s: float
+
+
+def settle_failure(connection: Connection, attempt: Attempt, error: BaseException) -> Ending | None:
+    """Release, bury or delete a job, as its retry policy or the task itself decides; tell it in any case.
+
+    Returns None if the job was no longer held.
+    """
+    job, retry = attempt.job, attempt.retry
+    which, then, level = "an attempt unknown", "the broker gives it to another worker", logging.ERROR
+    kind = type(error)  # not isinstance, which asks the exception too
+    facts: dict[str, Any] = {"task": attempt.call.label, "job_id": job.id, "queue": attempt.queue, "attempt": None}
+    try:
+        counters = connection.counters(job.id)
+        facts["attempt"] = counters.attempts.number
+        which = _number(counters.attempts, retry)
+        match after_failure(retry, counters.attempts, error, random.random):
+            case Released(delay_s):
+                connection.release(job.id, counters.priority, delay_s)
+                then = f"next try in {delay_s} s"
+                level = logging.INFO if issubclass(kind, RetryLater) else logging.ERROR
+                return Ending.RETRIED
+            case Buried(reason):
+                bury(connection, _tell(attempt, counters.attempts, reason, error), counters.priority)
+                is_wish = issubclass(kind, Bury)
+                then, level = ("buried", logging.WARNING) if is_wish else (f"buried: {reason}", logging.ERROR)
+                return Ending.BURIED
+            case Discarded(reason):
+                connection.delete(job.id)
+                then, level = "deleted", logging.WARNING
+                return Ending.DONE
+    except JobNotFoundError:
+        then = "it was no longer held here"
+        return None
+    finally:  # without a broker too, the failure is told
+        is_decided = issubclass(kind, TaskDecision)
+        log_failure(
+            task_logger,
+            level,
+            "task %s of %s %s (job %d, %s), %s",
+            attempt.call.label,
+            attempt.queue,
+            _what(error) if is_decided else "failed",
+            job.id,
+            which,
+            then,
+            error=None if is_decided else error,
+            extra=facts,
+        )
+
+
+def bury_undecodable(connection: Connection, queue: str, job: ReservedJob, error: MessageDecodeError) -> Ending:
+    """Bury a job that no version of the app could run."""
+    log_failure(
+        task_logger,
+        logging.ERROR,
+        "job %d of %s can never run and is buried as it is: %s",
+        job.id,
+        queue,
+        error,
+        extra={"job_id": job.id, "queue": queue},
+    )
+    counters = connection.counters(job.id)
+    note = Note(
+        job=job.id,
+        queue=queue,
+        reason=f"it can never run: {error}",
+        attempts=counters.attempts.number,
+        **here_and_now(),
+    )
+    bury(connection, note, counters.priority)
+    return Ending.BURIED
+
+
+def bury(connection: Connection, note: Note, priority: int) -> None:
+    """Bury the job that the note is about, which ``connection`` holds.
+
+    The note comes first: if we die in between it is one too many, and not one too few. A broker that takes no note,
+    since its memory is short, keeps nobody from burying.
+    """
+    try:
+        _keep(connection, note)
+    except BrokerConnectionError:
+        raise
+    except BrokerError as error:
+        message = "no story is kept of the buried job %d of %s: %s"
+        log_failure(task_logger, logging.WARNING, message, note.job, note.queue, error)
+    connection.bury(note.job, priority)
+
+
+def _keep(connection: Connection, note: Note) -> None:
+    tube = failures_tube(note.queue)
+    [reply] = connection.ask([b"stats-tube %b\r\n" % tube.encode()])
+    # Reserved while somebody looks at them.
+    if reply.status == "OK" and sum(int(reply.stats[f"current-jobs-{each}"]) for each in _KEPT) >= MAX_WHOLE:
+        note = note.shortened()
+    options = PutOptions(note.priority, 0, NOTE_TTR_S)
+    try:
+        connection.put(tube, note.encode(), options)
+    except JobTooBigError:
+        connection.put(tube, note.shortened().encode(), options)
+
+
+_KEPT = ("ready", "reserved")
+
+
+def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Note:
+    label = attempt.call.label
+    return Note(
+        job=attempt.job.id,
+        queue=attempt.queue,
+        reason=reason,
+        endpoint=label,
+        call=told(lambda: str(attempt.call), f"{label}(…)"),  # its arguments may be changed by the task
+        attempts=attempts.number,
+        allowed=attempt.retry.allowed(attempts),
+        scheduled_at=scheduled_at(attempt.call.headers),
+        ran_s=round(attempt.ran_s, 3),
+        **here_and_now(),
+        **tell_exception(error),
+    )
+
+
+def _number(attempts: Attempts, retry: Retry) -> str:
+    allowed = retry.allowed(attempts)
+    return f"attempt {attempts.number}" + (f" of {allowed}" if allowed else "")
+
+
+def _what(decision: BaseException) -> str:
+    """Word what a task has decided itself."""
+    is_later = issubclass(type(decision), RetryLater)
+    asked = "asks to be tried again later" if is_later else f"decided {name_of(decision).rpartition('.')[2]}"
+    return f"{asked}: {reason}" if (reason := reason_of(decision)) else asked

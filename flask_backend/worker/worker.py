@@ -1,0 +1,518 @@
+"""The reserve loop: reserve, execute, settle, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+from flask import Flask
+
+from flask_backend.broker.connection import Connection
+from flask_backend.broker.wire import ReservedJob
+from flask_backend.config import Settings
+from flask_backend.current import CurrentJob, job_being_run
+from flask_backend.errors import BrokerConnectionError, BrokerError, JobNotFoundError, MessageDecodeError, TaskTimeout
+from flask_backend.message import decode
+from flask_backend.outcome import Ending
+from flask_backend.registry import Handlers
+from flask_backend.system.exits import ExitCode, disown, leave_after
+from flask_backend.system.loggers import get_logger
+from flask_backend.system.patched import find_patch
+from flask_backend.system.streams import flush
+from flask_backend.tracebacks import log_failure
+
+from .event_loop import EventLoop, loop_in_use
+from .execution import Call, Runner, read_call
+from .heartbeat import RECLAIM_EVERY_S, Keeper, Lease
+from .host import UNBOUNDED_NS, Host
+from .settlement import Attempt, bury_undecodable, settle_failure
+from .signal_guard import INTERRUPT, SignalGuard
+from .stopping import StopSignals
+
+logger = get_logger("flask_backend.worker")
+
+# A reserve is finite so that a waiter whose host vanished swallows no jobs for long, and a frozen server is noticed.
+RESERVE_S = 20
+# How long to wait before the next try to reach the broker: doubling, with jitter.
+RECONNECT_MIN_S = 0.1
+RECONNECT_MAX_S = 5.0
+# After a restart on its binlog the broker has the jobs that were in flight ready again, at the head of their queue.
+# Each worker gives the others this much time to take back their own, before it reserves.
+RECLAIM_PATIENCE_S = 3.0
+# A worker that is due for recycling waits this long for its turn, then works on until the turn comes.
+RECYCLE_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a task may take, how many jobs a worker reserves at a time, and when it ends by itself.
+
+    That is after ``max_tasks`` jobs, ``kill_grace_s`` after a task's limit, and ``drain_timeout_s`` after it was told
+    to drain. A supervised worker leaves the last two to its supervisor, as long as that lives: ``lifeline`` is a
+    descriptor that becomes readable when it is gone.
+    """
+
+    drain_timeout_s: float
+    time_limit_s: float | None = None  # of tasks that have none of their own
+    kill_grace_s: float = 5.0
+    max_tasks: int | None = None
+    prefetch: int = 1
+    lifeline: int | None = None
+
+
+class Worker:
+    """One worker of one queue, in a process of its own."""
+
+    def __init__(self, app: Flask, settings: Settings, handlers: Handlers, host: Host, limits: Limits) -> None:
+        self._settings = settings
+        self._handlers = handlers
+        self._queue = handlers.queue
+        self._host = host
+        self._limits = limits
+        self._pid = os.getpid()
+        self._stop = StopSignals(self._on_signal, self._leave, self._on_hangup)
+        self._guard = SignalGuard()
+        self._keeper = Keeper(
+            host,
+            interrupt=self._interrupt,
+            leave=self._leave,
+            connect=self._connect,
+            take_over=self._take_over,
+            leaves_when_stuck=limits.lifeline is None,
+        )
+        self._interruptible_from: float | None = None  # while a task runs that may be interrupted: from when on
+        self._event_loop = EventLoop()
+        self._runner = Runner(app, self._handlers, self._event_loop, self._settings.base_url)
+        # A broker that does not answer has this time for a reserve to be sent, and again for its reply.
+        self._silent_ns = int(2 * self._settings.timeout_s * 1e9)
+        self._connection: Connection | None = None
+        self._poll: select.poll | None = None  # for that connection
+        self._is_holding = False
+        self._undeleted: list[ReservedJob] = []  # finished when their connection broke
+        self._jobs_done = 0
+        self._is_due = False  # for recycling, and has said so
+        self._loggers: set[str] = set()  # the tasks that have logged a line when they ran last
+
+    def run(self) -> int:
+        """Work until drained; return the process's exit code."""
+        self._stop.install()
+        # Else what earlier tasks have printed would be printed by each process that a task forks, too.
+        os.register_at_fork(before=flush, after_in_child=disown)
+        signal.signal(INTERRUPT, self._on_interrupt)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        self._host.accept_signals()
+        self._guard.begin()
+        if self._limits.lifeline is not None:
+            self._keeper.watch(self._limits.lifeline, self._orphaned)
+        self._keeper.start()
+        loop_in_use.set(self._event_loop)
+        try:
+            waited = self._run_hooks()
+        except BaseException as error:  # whatever a hook raises, SystemExit too, means that this worker cannot work
+            self._leave_if_forked(error)
+            log_failure(logger, logging.ERROR, "a before_first_task hook of %s failed", self._queue, error=error)
+            self._event_loop.close()
+            return ExitCode.CONFIG
+        self._leave_if_forked(None)
+        if reason := find_patch():
+            logger.error("a before_first_task hook of %s: %s", self._queue, reason)
+            self._event_loop.close()
+            return ExitCode.CONFIG
+        self._guard.look_after_hooks()
+        self._hear_missed_drain()
+        if not waited:
+            self._host.ready()
+        self._serve()
+        self._close()
+        self._host.leaving()
+        self._event_loop.close(self._limits.drain_timeout_s / 2)  # the rest is for threads and exit handlers
+        return ExitCode.OK
+
+    def _run_hooks(self) -> bool:
+        """Run the hooks, each again while the broker is away that it needs; return whether that was so.
+
+        A worker that waits for its broker counts as ready: else an outage would end it at its boot deadline.
+        """
+        backoff = Backoff()
+        for hook in self._runner.hooks:
+            while not self._stop.requested:
+                try:
+                    self._runner.run_hook(hook)
+                    break
+                except BrokerConnectionError as error:
+                    self._leave_if_forked(error)
+                    if not backoff.is_away:
+                        told = "%s: a before_first_task hook needs the broker: %s; trying again"
+                        logger.warning(told, self._queue, error)
+                        self._host.ready()
+                    self._host.live(UNBOUNDED_NS)
+                    self._stop.wait(backoff.next(RECONNECT_MAX_S, 0))
+                    self._host.live()
+        return backoff.is_away
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        backoff = Backoff()
+        while not self._stop.requested:
+            try:
+                # How long this takes is up to the resolver and the network: a worker that waits is not stuck.
+                self._host.live(UNBOUNDED_NS)
+                connection = self._connected()
+                if backoff.is_away:
+                    logger.info("%s: back at Beanstalkd at %s", self._queue, self._settings.address)
+                    if connection.has_old_jobs(self._queue, backoff.end()):
+                        self._stop.wait(RECLAIM_PATIENCE_S)
+                self._work_off(connection)
+            except BrokerError as error:
+                self._host.live()
+                if self._connection is not None:
+                    self._disconnect(self._connection)  # which gives back the job, if it holds one
+                if not backoff.is_away:  # said once for each outage
+                    logger.warning("%s: %s; trying again", self._queue, error)
+                most_s = RECLAIM_EVERY_S if self._undeleted else RECONNECT_MAX_S
+                self._stop.wait(backoff.next(most_s, self._jobs_done))
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._connection.fileno() < 0:
+            self._use(connection := self._connect())
+            return connection
+        return self._connection
+
+    def _connect(self) -> Connection:
+        return Connection(self._settings, watch=self._queue)
+
+    def _use(self, connection: Connection) -> None:
+        self._connection = connection
+        self._poll = self._stop.poll_with(connection)
+        self._host.lend(connection.fileno())
+        self._delete_late(connection)
+
+    def _take_over(self, lease: Lease, connection: Connection) -> bool:
+        """Go on with ``connection`` if it can reserve the running task's job again; return whether it could.
+
+        Runs in a thread of the keeper, which keeps the task from the connection meanwhile.
+        """
+        if not (_has_own_id(lease.job) and connection.reserve_again(lease.job)):
+            return False
+        self._disconnect(lease.connection)
+        lease.connection = connection
+        self._use(connection)
+        return True
+
+    def _disconnect(self, connection: Connection) -> None:
+        connection.close()
+        self._undeleted += connection.take_undeleted()
+        self._connection = None
+
+    def _close(self) -> None:
+        """Close the connection, after a last try to delete the jobs that finished when it broke."""
+        if self._undeleted:
+            try:
+                self._connected()
+            except BrokerError as error:
+                for job in self._undeleted:
+                    logger.warning("job %d is finished but cannot be deleted, and will run twice: %s", job.id, error)
+        if self._connection is not None:
+            self._connection.close()
+
+    def _work_off(self, connection: Connection) -> None:
+        """Do jobs until a stop is requested; those that are here by then and were not begun go back untouched.
+
+        The next job is asked for as the last one is deleted, in one write; after a failure, when that is settled.
+        """
+        while not self._stop.requested:
+            self._host.live(self._silent_ns)
+            if self._wanted() == 0:
+                self._ask_to_be_recycled(connection)
+                continue
+            if not connection.is_reserving:
+                connection.reserve(RESERVE_S, self._wanted())
+            held = self._receive(connection)
+            while held and not self._stop.requested:
+                self._work(held.popleft(), is_last=not held)
+            connection = self._connection or connection  # another one, if it broke and its job was taken back
+        connection.give_back()
+
+    def _wanted(self) -> int:
+        """Return how many jobs to reserve: none once there were as many as there should be, until that was said."""
+        if self._limits.max_tasks is None or self._is_due:
+            return self._limits.prefetch
+        return min(self._limits.prefetch, self._limits.max_tasks - self._jobs_done)
+
+    def _ask_to_be_recycled(self, connection: Connection) -> None:
+        connection.receive_all()
+        self._is_due = True
+        self._host.recycle_due()
+        self._stop.wait(RECYCLE_PATIENCE_S)
+
+    def _receive(self, connection: Connection) -> deque[Lease]:
+        """Wait for the replies that are on their way; return the jobs that have come with them.
+
+        The wait is for the socket and the signals together, since a signal does not end a blocking read.
+        """
+        soon = False
+        while connection.is_awaiting:
+            is_owed = bool(connection.undeleted)  # an answer that comes at once, and one to the reserve may follow it
+            soon |= is_owed
+            patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
+            if self._stop.wait(patience_s, self._poll, soon=soon):
+                connection.receive()
+                self._tell_late(connection)
+            elif self._stop.requested:
+                break
+            else:
+                raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
+        now = time.monotonic()
+        held = deque[Lease]()
+        for job in connection.take_jobs():
+            held.append(Lease(self._keeper, connection, job, now, held))
+        return held
+
+    def _tell_late(self, connection: Connection) -> None:
+        for job in connection.take_late():
+            label = read_call(self._handlers, job.body).label
+            logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
+
+    def _work(self, lease: Lease, *, is_last: bool) -> None:
+        """Do one job of those that were reserved together, and settle it."""
+        if lease.is_lost:
+            return  # it has waited behind a task that took long, and another worker has it by now
+        self._is_holding = True
+        self._jobs_done += 1
+        self._host.begin(lease.job.id)
+        try:
+            self._end(self._execute(lease, is_last=is_last))
+        except BrokerError:  # the job is back at the broker, or will be; any other exception is a death at this job
+            if self._is_holding:
+                self._end(None)
+            raise
+        finally:
+            self._guard.look_after(lease.label)
+            self._hear_missed_drain()
+
+    def _end(self, ending: Ending | None) -> None:
+        self._is_holding = False
+        self._host.end(ending)
+
+    def _execute(self, lease: Lease, *, is_last: bool) -> Ending | None:
+        try:
+            call = read_call(self._handlers, lease.job.body)
+        except MessageDecodeError as error:
+            return bury_undecodable(lease.connection, self._queue, lease.job, error)
+        retry = call.handler.retry or self._settings.retry
+        current = CurrentJob(lease.job.id, self._queue, call.label, call.headers, retry, lease)
+        self._prepare(lease, call)
+        token = job_being_run.set(current)
+        self._host.run(lease.label, lease.kill_at)
+        self._keeper.hold(lease)
+        try:
+            failure = self._run(call, lease.limit_at)
+        except TaskTimeout as error:  # it came while another error was on its way out
+            failure = error
+        self._leave_if_forked(failure)
+        self._keeper.let_go()
+        try:
+            if failure is None:
+                return self._settle_success(lease, is_last=is_last)
+            ran_s = time.monotonic() - lease.started
+            return settle_failure(lease.connection, Attempt(self._queue, lease.job, call, retry, ran_s), failure)
+        finally:
+            failure = None  # its traceback refers to this frame: a cycle would keep all that the task held
+            job_being_run.reset(token)
+            if current.has_logged is not (call.label in self._loggers):
+                self._loggers ^= {call.label}
+
+    def _prepare(self, lease: Lease, call: Call) -> None:
+        lease.label = call.label
+        lease.started = time.monotonic()
+        time_limit_s = call.handler.time_limit_s or self._limits.time_limit_s
+        if time_limit_s is not None:
+            lease.limit_at = lease.started + time_limit_s
+            lease.kill_at = lease.limit_at + self._limits.kill_grace_s
+        if call.label in self._loggers:
+            lease.asked_ahead = lease.connection.ask_ahead(lease.job.id)  # it will be wanted for the lines of the log
+
+    def _run(self, call: Call, limit_at: float | None) -> BaseException | None:
+        """Run the task; return what it raised."""
+        is_done = False
+        try:
+            self._interruptible_from = limit_at
+            self._runner.run(call)
+            is_done = True
+            self._interruptible_from = None
+        except BaseException as error:  # anything may come out of a task, SystemExit too; it ends in a settled job
+            self._interruptible_from = None
+            return None if is_done else error  # a time limit that was reached just after the end is none
+        return None
+
+    def _interrupt(self) -> None:
+        """Have the time limit raised inside the task. Runs in the keeper's thread."""
+        signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+        self._event_loop.wake()
+
+    def _on_interrupt(self, _number: int, frame: FrameType | None) -> None:
+        if self._event_loop.is_running and not self._event_loop.runs_code_of_task(frame):
+            # Raised here it would hit asyncio, or a background task. A coroutine is cancelled where it awaits.
+            if (error := self._reached_limit()) is not None:
+                self._event_loop.cancel(error)
+        elif (logs := _caller_of_logging(frame)) is not None:
+            _call_back_in(logs, self._raise_timeout)
+        else:
+            self._raise_timeout()
+
+    def _raise_timeout(self) -> None:
+        if (error := self._reached_limit()) is not None:
+            self._event_loop.expect(error)
+            raise error
+
+    def _reached_limit(self) -> TaskTimeout | None:
+        """Return the error of the task's time limit, once; None if the task that was meant has ended meanwhile."""
+        if self._interruptible_from is None or time.monotonic() < self._interruptible_from:
+            return None
+        self._interruptible_from = None
+        return TaskTimeout("the task has reached its time limit")
+
+    # -- settling --------------------------------------------------------------------------------------------
+
+    def _settle_success(self, lease: Lease, *, is_last: bool) -> Ending:
+        """Have the job deleted and the next ones reserved; the replies are read when those are wanted."""
+        count = self._wanted() if is_last and not self._stop.requested else 0
+        try:
+            lease.connection.finish(lease.job, RESERVE_S, count)
+        except BrokerError:
+            self._end(Ending.DONE)  # its deletion is tried again on the next connection
+            raise
+        return Ending.DONE
+
+    def _delete_late(self, connection: Connection) -> None:
+        """Delete the jobs whose tasks had finished when their connection broke.
+
+        Ids may start again at 1 when the server does, so only a body with an id of its own identifies a job.
+        """
+        while self._undeleted:
+            job = self._undeleted[0]
+            problem = "its message has no id of its own" if not _has_own_id(job) else None
+            try:
+                if problem is None and connection.peek(job.id) == job.body:
+                    problem = "another worker has it by now"
+                    connection.delete(job.id)
+                    problem = None
+            except JobNotFoundError:
+                pass  # it is deleted, or gone with the server
+            del self._undeleted[0]
+            if problem:
+                logger.warning("job %d finished as the connection broke, and may run twice: %s", job.id, problem)
+
+    # -- the ways out ----------------------------------------------------------------------------------------
+
+    def _on_signal(self) -> None:
+        """Drain. Only a worker that nobody supervises watches the time itself, and takes a second signal as leave."""
+        if self._limits.lifeline is None:
+            if self._stop.requested:
+                self._leave()
+            self._keeper.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+        self._drain()
+
+    def _on_hangup(self) -> None:
+        """Drain, once, if the terminal is this worker's own; its supervisor decides otherwise."""
+        if self._limits.lifeline is None and not self._stop.requested:
+            self._on_signal()
+
+    def _hear_missed_drain(self) -> None:
+        """Drain if a hook or a task has had the signal for that."""
+        if self._host.was_told_to_drain():
+            self._drain()
+
+    def _drain(self) -> None:
+        self._host.heard_drain()
+        self._stop.request()
+
+    def _orphaned(self) -> None:
+        """Drain, since the supervisor is gone. Runs in the keeper's thread."""
+        logger.warning("the supervisor is gone: draining")
+        self._keeper.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+        self._drain()
+
+    def _leave(self) -> None:
+        """End now: the connection closes with the process, and Beanstalkd gives the job to another worker."""
+        if os.getpgrp() == self._pid and self._limits.lifeline is not None:
+            os.killpg(self._pid, signal.SIGKILL)  # with whatever the task has started
+        os._exit(ExitCode.GAVE_BACK if self._is_holding else ExitCode.OK)
+
+    def _leave_if_forked(self, error: BaseException | None) -> None:
+        """End a process that a task or a hook has forked and that came back: it must not become a second worker."""
+        if os.getpid() != self._pid:
+            leave_after(error)
+
+
+def _has_own_id(job: ReservedJob) -> bool:
+    try:
+        return bool(decode(job.body).headers.get("id"))
+    except MessageDecodeError:
+        return False
+
+
+def _caller_of_logging(frame: FrameType | None) -> FrameType | None:
+    """Return what logs a line at this moment, if a line is logged: handlers swallow whatever is raised in them."""
+    caller: FrameType | None = None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "logging":
+            caller = frame.f_back
+        frame = frame.f_back
+    return caller
+
+
+def _call_back_in(frame: FrameType, callback: Callable[[], None]) -> None:
+    """Call ``callback`` in ``frame``, as soon as what it has called returns to it: what is raised is raised there."""
+    previous = sys.gettrace()
+
+    def trace(where: FrameType, _event: str, _argument: object) -> None:
+        if where is frame:
+            sys.settrace(previous)
+            callback()
+
+    frame.f_trace = trace
+    sys.settrace(trace)
+
+
+class Backoff:
+    """Delays that double, with jitter, for the outages of the broker.
+
+    They go on doubling if the next outage comes within ``RECONNECT_MAX_S`` and without a job done in between: a server
+    that accepts each connection and breaks it causes as few tries and lines of the log as one that is away.
+    """
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self._tries = 0
+        self._jobs_done = 0
+        self._began = 0.0
+        self._ended = 0.0
+
+    def end(self) -> float:
+        """Note that the broker is back; return how long the outage has lasted, in seconds."""
+        self.is_away = False
+        self._ended = time.monotonic()
+        return self._ended - self._began
+
+    def next(self, most_s: float, jobs_done: int) -> float:
+        """Return the seconds to wait before the next try, ``most_s`` at most."""
+        now = time.monotonic()
+        if not self.is_away:
+            self.is_away, self._began = True, now
+            if jobs_done != self._jobs_done or now - self._ended > RECONNECT_MAX_S:
+                self._tries, self._jobs_done = 0, jobs_done
+        delay_s = min(most_s, RECONNECT_MIN_S * 2.0 ** min(self._tries, 16))
+        self._tries += 1
+        return delay_s * random.uniform(0.5, 1.0)
