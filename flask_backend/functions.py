@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType, WrapperDescriptorType
 from typing import Any, cast
 
-from .errors import RegistrationError
+from .errors import RegistrationError, TaskArgumentsError
 from .message import show_value
 
 
@@ -32,6 +32,16 @@ _ANY_ARGUMENTS = inspect.Signature(
         inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
     ]
 )
+
+
+def bind(
+    endpoint: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """Give each argument of a call its parameter; raise :exc:`TaskArgumentsError` if they do not fit."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TaskArgumentsError(f"{endpoint}{signature} cannot be called with these arguments: {error}") from None
 
 
 def name_of(function: object) -> str | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from .durations import Delay
-from .errors import MessageEncodeError, TaskArgumentsError
-from .functions import signature_of
+from .errors import MessageEncodeError
+from .functions import bind, signature_of
 from .job import Job, Jobs
 from .message import Message, encode, encode_json, new_headers, show_value
 from .options import Options
@@ -19,16 +19,6 @@ from .worker.event_loop import run_here
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
-
-
-def bind(
-    endpoint: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> inspect.BoundArguments:
-    """Give each argument of a call its parameter; raise :exc:`TaskArgumentsError` if they do not fit."""
-    try:
-        return signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TaskArgumentsError(f"{endpoint}{signature} cannot be called with these arguments: {error}") from None
 
 
 def _by_name(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from selectors import EVENT_READ, DefaultSelector
 from types import FrameType
 
 from flask_backend.config import Address
-from flask_backend.supervisor.process import Exit
+from flask_backend.deaths import Exit
 from flask_backend.system.exits import ExitCode
 
 from .inquiry import App, Inquiry

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from selectors import EVENT_READ, BaseSelector
 
-from flask_backend.supervisor.process import Exit
+from flask_backend.deaths import Exit
 
 from .transcript import Lines
 

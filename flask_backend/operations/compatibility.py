@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from flask_backend.errors import MessageDecodeError, TaskArgumentsError
-from flask_backend.functions import signature_of
+from flask_backend.functions import bind, signature_of
 from flask_backend.message import Message, decode, decode_json
 from flask_backend.registry import Handlers
-from flask_backend.task import bind
 from flask_backend.tracebacks import MAX_MESSAGE
 from flask_backend.visible import MAX_NAME, visible
 

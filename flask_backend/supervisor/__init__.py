@@ -3,7 +3,6 @@
 It knows neither Flask nor Beanstalkd: what a child does is a callable handed in.
 """
 
-from .death import Death
 from .descriptors import Descriptors, TooFewDescriptorsError
 from .loop import Options, Supervisor, Work
 from .notify import Notifier
@@ -17,7 +16,6 @@ __all__ = [
     "SETTLED",
     "SETTLED_FOR_GOOD",
     "ChildContext",
-    "Death",
     "Descriptors",
     "Handover",
     "HandoverError",

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flask_backend.deaths import Death, Exit, ExitKind
 from flask_backend.system.exits import ExitCode
 from flask_backend.system.loggers import get_logger
 from flask_backend.system.stacks import dump_stacks
@@ -18,7 +19,7 @@ from flask_backend.system.titles import show_master
 from . import process
 from .children import Child, Children
 from .deadlines import Deadlines
-from .death import Death
+from .death import death_of
 from .descriptors import Descriptors
 from .enforcement import Enforcement
 from .inbox import Inbox, Report, ReportKind
@@ -28,7 +29,6 @@ from .notify import Notifier
 from .plan import MAX_CHILDREN, Plan, Pool, Slot
 from .pools import PoolRecord
 from .reload import Handover, Reload
-from .restart import ExitKind
 from .scoreboard import Scoreboard
 from .settling import Settle, Settling
 from .states import SUPERVISOR_TRANSITIONS, ChildEvent, ChildState, SupervisorEvent, SupervisorState, next_state
@@ -242,10 +242,10 @@ class Supervisor:
     def _is_ours(self, pid: int) -> bool:
         return pid in self._children or pid in self._settling or self._reload.is_checked_by(pid)
 
-    def _handle_exit(self, child: Child, exit_: process.Exit) -> None:
+    def _handle_exit(self, child: Child, exit_: Exit) -> None:
         """Take a dead child off the books, have its job settled, and its slot filled again."""
         now = time.monotonic()
-        death = Death.of(child, exit_, now, child.private_bytes)
+        death = death_of(child, exit_, now)
         self._children.remove(child.pid)
         if child.is_old:
             self._reload.bid_farewell(child.pid)

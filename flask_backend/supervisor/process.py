@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from flask_backend.deaths import Exit
 from flask_backend.system.exits import ExitCode, disown, leave_at_once
 from flask_backend.system.loggers import get_logger
 from flask_backend.system.procfs import PROC_IS_THERE, read_memory, read_stat
@@ -38,24 +39,6 @@ logger = get_logger("flask_backend.supervisor")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _OOM_MAX = 1000  # proc(5); each 10 count as a hundredth of the machine's memory
 _OOM_MORE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a process ended: by its own exit status or by a signal; and what it used, see getrusage(2)."""
-
-    pid: int
-    status: int | None
-    signal: int | None
-    user_s: float = 0.0
-    system_s: float = 0.0
-    max_rss_bytes: int = 0
-
-    def __str__(self) -> str:
-        if self.signal is None:
-            return f"exited with status {self.status}"
-        hint = ", perhaps out of memory" if self.signal == signal.SIGKILL else ""
-        return f"was killed by signal {self.signal} ({signal.strsignal(self.signal)}{hint})"
 
 
 class Lifeline:

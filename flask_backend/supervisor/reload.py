@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flask_backend.deaths import Exit
 from flask_backend.system.exits import ExitCode
 from flask_backend.system.launch import executed_file, launched
 from flask_backend.system.loggers import get_logger
@@ -155,7 +156,7 @@ class Reload:
         if self._checker and now >= self._checker.deadline:
             process.kill(self._checker.pid)
 
-    def end_check(self, exit_: process.Exit) -> bool:
+    def end_check(self, exit_: Exit) -> bool:
         """Take the dead checker off the books; say whether the new code has passed."""
         refusal = self._end_checker()
         if self._is_asked_again:

@@ -6,21 +6,13 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, auto
+
+from flask_backend.deaths import ExitKind
 
 # A pool without an abnormal exit for so long starts with a clean record.
 FORGIVEN_AFTER_S = 60.0
 MIN_DELAY_S = 0.1
 MAX_DELAY_S = 30.0
-
-
-class ExitKind(Enum):
-    """How a child's end is to be understood."""
-
-    PLANNED = auto()  # drained: recycled, or one too many
-    CANNOT_WORK = auto()  # died before it was ready, or gave up by itself without a job
-    DIED_IDLE = auto()  # killed: the system's doing, or an operator's
-    DIED_BUSY = auto()  # perhaps the doing of its job
 
 
 # So many are replaced at once before delays begin. A child that cannot work will not be better for haste, and a job

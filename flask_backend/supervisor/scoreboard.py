@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from flask_backend.deaths import Activity
 from flask_backend.outcome import Ending
 
 # What a child is doing now ...
@@ -35,15 +36,6 @@ _FIXED_WORDS = 16  # 128 bytes, two cache lines
 # bucket n; the last bucket, from 17.5 min on, has no upper end.
 BUCKETS = 22
 _LABEL_WORDS = 2 + BUCKETS
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """What a child was doing when it was asked, or died."""
-
-    job_id: int
-    label: str
-    running_s: float
 
 
 @dataclass(frozen=True, slots=True)

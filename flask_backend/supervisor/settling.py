@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flask_backend.deaths import Activity, Death, Exit
 from flask_backend.system.exits import ExitCode
 from flask_backend.system.loggers import get_logger
 
 from . import process
 from .crashes import CrashCounts
-from .death import Death
-from .scoreboard import Activity, Row
+from .scoreboard import Row
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -72,7 +72,7 @@ class Settling:
             return
         self._settlers[pid] = _Settler(death.pool, activity.job_id, now + DEADLINE_S)
 
-    def end(self, exit_: process.Exit) -> str | None:
+    def end(self, exit_: Exit) -> str | None:
         """Take a dead settler off the books; return the pool whose job it has settled, if it has."""
         settler = self._settlers.pop(exit_.pid)
         if exit_.status == SETTLED_FOR_GOOD:

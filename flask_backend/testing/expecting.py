@@ -11,9 +11,10 @@ from typing import Any
 
 from flask_backend.durations import whole_seconds
 from flask_backend.errors import TaskArgumentsError
+from flask_backend.functions import bind
 from flask_backend.message import decode, decode_json, encode_json, show_call
 from flask_backend.options import Options
-from flask_backend.task import Task, bind
+from flask_backend.task import Task
 
 from .records import Scheduled
 

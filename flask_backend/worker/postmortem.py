@@ -11,13 +11,13 @@ import random
 
 from flask_backend.broker.connection import Connection, HeldJob
 from flask_backend.config import Settings
+from flask_backend.deaths import Death
 from flask_backend.errors import BrokerConnectionError, BrokerError, MessageDecodeError
 from flask_backend.message import scheduled_at
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
 from flask_backend.retry import MAX_CRASHES, Buried, Released, after_crash
 from flask_backend.stories import Note, here_and_now
-from flask_backend.supervisor import Death
 from flask_backend.system.loggers import get_logger
 from flask_backend.tracebacks import log_failure, told
 

@@ -11,16 +11,13 @@ from support.reserving import reserved
 
 from flask_backend.broker.connection import Connection
 from flask_backend.config import Address, Settings
+from flask_backend.deaths import Activity, Death, Exit, ExitKind
 from flask_backend.errors import BrokerConnectionError
 from flask_backend.message import MAX_DEPTH
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handler, Handlers
 from flask_backend.retry import MAX_CRASHES, Retry
 from flask_backend.stories import Note
-from flask_backend.supervisor import Death
-from flask_backend.supervisor.process import Exit
-from flask_backend.supervisor.restart import ExitKind
-from flask_backend.supervisor.scoreboard import Activity
 from flask_backend.worker.postmortem import settle
 
 BODY = b'{"endpoint": "hello", "args": ["world"]}'

@@ -12,8 +12,8 @@ PACKAGE = Path(flask_backend.__file__).parent
 NAME = PACKAGE.name
 
 # The values, which all rooms may use; they use each other only.
-VALUES = {"bulk", "config", "decisions", "durations", "errors", "functions", "message", "names", "options", "outcome"}
-VALUES |= {"retry", "stories", "tracebacks", "visible"}
+VALUES = {"bulk", "config", "deaths", "decisions", "durations", "errors", "functions", "message", "names", "options"}
+VALUES |= {"outcome", "retry", "stories", "tracebacks", "visible"}
 # Which rooms each of the others imports, beside the values: docs/architecture.md draws these arrows.
 ARROWS = {
     "values": set(),
@@ -23,14 +23,14 @@ ARROWS = {
     "current": {"broker"},
     "embedded": set(),
     "supervisor": {"system"},
-    "worker": {"current", "broker", "registry", "supervisor", "system"},
+    "worker": {"current", "broker", "registry", "system"},
     "inprocess": {"worker", "current", "broker", "embedded", "registry"},
     "job": set(),
     "task": {"job", "worker"},
     "extension": {"task", "job", "inprocess", "broker", "registry", "system"},
-    "operations": {"broker", "registry", "task"},
+    "operations": {"broker", "registry"},
     "logs": {"current", "system"},
-    "development": {"supervisor", "system"},
+    "development": {"system"},
     "testing": {"extension", "task", "job", "inprocess", "worker", "broker", "registry"},
     "cli": {"extension", "task", "operations", "worker", "supervisor", "broker", "registry", "system"}
     | {"development", "embedded", "logs"},
@@ -109,6 +109,8 @@ def test_the_supervisor_knows_neither_flask_nor_beanstalkd():
     for path in (PACKAGE / "supervisor").rglob("*.py"):
         assert "import flask\n" not in path.read_text()
         assert "from flask " not in path.read_text()
+    used = set().union(*(imports for name, imports in INNER.items() if _room(name) == "supervisor"))
+    assert {each for each in used if _room(each) == "values"} == {f"{NAME}.deaths", f"{NAME}.outcome"}
 
 
 def test_only_the_broker_imports_greenstalk():

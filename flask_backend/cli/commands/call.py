@@ -149,8 +149,7 @@ def _read_json(text: str) -> Any:
 
 def _check_arguments(handler: Handler, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments that do not fit before anything is asked."""
-    from flask_backend.functions import signature_of
-    from flask_backend.task import bind
+    from flask_backend.functions import bind, signature_of
 
     try:
         bind(handler.name, signature_of(handler.function), args, kwargs)

@@ -37,8 +37,9 @@ from flask_backend.system.streams import WORKER_PATIENCE_S, streams
 logger = get_logger("flask_backend.supervisor")
 
 if TYPE_CHECKING:
+    from flask_backend.deaths import Death
     from flask_backend.logs import LogFormat
-    from flask_backend.supervisor import ChildContext, Death, Descriptors, Pool, Work
+    from flask_backend.supervisor import ChildContext, Descriptors, Pool, Work
     from flask_backend.worker.worker import Limits
 
 # More gain nothing, and all of them wait if the first one takes long.

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from flask_backend.deaths import Exit
 from flask_backend.supervisor import Notifier, Options, Pool, Supervisor, Work, loop, process
 from flask_backend.supervisor.inbox import ReportKind
 from flask_backend.supervisor.states import ChildState
@@ -58,7 +59,7 @@ def leave(supervisor, child):
 
 
 def end(supervisor, child, *, status=None, number=None):
-    supervisor._handle_exit(child, process.Exit(child.pid, status, number))
+    supervisor._handle_exit(child, Exit(child.pid, status, number))
 
 
 def test_a_recycling_whose_slot_is_not_wanted_any_more_keeps_no_other_child_from_its_own(supervisor, system):

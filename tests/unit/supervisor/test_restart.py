@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.supervisor.restart import AT_ONCE, FORGIVEN_AFTER_S, MAX_DELAY_S, Breaker, ExitKind, RestartPolicy
+from flask_backend.deaths import ExitKind
+from flask_backend.supervisor.restart import AT_ONCE, FORGIVEN_AFTER_S, MAX_DELAY_S, Breaker, RestartPolicy
 
 ABNORMAL = [kind for kind in ExitKind if kind is not ExitKind.PLANNED]
 

@@ -1,0 +1,90 @@
+"""How a process ended, and what is known of a child that died: facts that the supervisor finds and others act on."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: by its own exit status or by a signal; and what it used, see getrusage(2)."""
+
+    pid: int
+    status: int | None
+    signal: int | None
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exited with status {self.status}"
+        hint = ", perhaps out of memory" if self.signal == signal.SIGKILL else ""
+        return f"was killed by signal {self.signal} ({signal.strsignal(self.signal)}{hint})"
+
+
+class ExitKind(Enum):
+    """How a child's end is to be understood."""
+
+    PLANNED = auto()  # drained: recycled, or one too many
+    CANNOT_WORK = auto()  # died before it was ready, or gave up by itself without a job
+    DIED_IDLE = auto()  # killed: the system's doing, or an operator's
+    DIED_BUSY = auto()  # perhaps the doing of its job
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What a child was doing when it was asked, or died."""
+
+    job_id: int
+    label: str
+    running_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a child ended, and what it was doing."""
+
+    pool: str
+    kind: ExitKind
+    exit: Exit
+    lived_s: float
+    was_ready: bool
+    has_left: bool
+    activity: Activity | None
+    private_bytes: int | None
+
+    def __str__(self) -> str:
+        exit_ = self.exit
+        if self.activity:
+            job = f"at job {self.activity.job_id} ({self.activity.label}) after {self.activity.running_s:.1f} s"
+        else:
+            job = "as it ended" if self.has_left else "while idle" if self.was_ready else "before it was ready"
+        memory = f"peak {exit_.max_rss_bytes >> 20} MiB"
+        if self.private_bytes is not None:
+            memory += f", last seen with {self.private_bytes >> 20} MiB private"
+        return (
+            f"worker {exit_.pid} of {self.pool} {exit_} {job} "
+            f"(lived {self.lived_s:.1f} s, CPU {exit_.user_s:.1f} s + {exit_.system_s:.1f} s, {memory})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same for programs: the extra fields of the log record."""
+        return {
+            "queue": self.pool,
+            "worker_pid": self.exit.pid,
+            "exit_kind": self.kind.name.lower(),
+            "exit_status": self.exit.status,
+            "exit_signal": self.exit.signal,
+            "lived_s": round(self.lived_s, 3),
+            "job_id": self.activity.job_id if self.activity else None,
+            "task": self.activity.label if self.activity else None,
+            "running_s": round(self.activity.running_s, 3) if self.activity else None,
+            "user_s": self.exit.user_s,
+            "system_s": self.exit.system_s,
+            "max_rss_bytes": self.exit.max_rss_bytes,
+            "private_bytes": self.private_bytes,
+        }
