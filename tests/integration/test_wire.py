@@ -56,7 +56,7 @@ class Driver:
         self.held: dict[int, object] = {}
         self.connection = Connection(settings, watch="q")
         self.steps = [
-            *(self.reserve, self.finish, self.finish_and_reserve, self.receive, self.receive_all, self.ask_ahead),
+            *(self.reserve, self.finish, self.finish_and_reserve, self.receive, self.receive_all, self.prefetch_stats),
             *(self.counters, self.counters_within, self.touch, self.release, self.bury, self.peek, self.put),
             *(self.put_many, self.delete_what_is_not_there, self.ask),
         ]
@@ -71,11 +71,11 @@ class Driver:
 
     def finish(self):
         if job := self._let_go():
-            self.connection.finish(job)
+            self.connection.delete_and_reserve(job)
 
     def finish_and_reserve(self):
         if job := self._let_go():
-            self.connection.finish(job, 0, self.rng.randint(1, 4))
+            self.connection.delete_and_reserve(job, 0, self.rng.randint(1, 4))
 
     def receive(self):
         if self.connection.is_awaiting:
@@ -91,10 +91,10 @@ class Driver:
         self.connection.receive_all()
         self._take()
 
-    def ask_ahead(self):
+    def prefetch_stats(self):
         if self.held:
             job_id = self.rng.choice(list(self.held))
-            asked = self.connection.ask_ahead(job_id)
+            asked = self.connection.prefetch_stats(job_id)
             if self.rng.random() < 0.5:
                 self._check(job_id, self.connection.counters_within(job_id, 1, asked))
 
@@ -103,7 +103,7 @@ class Driver:
             assert self.known[job.id][0] == job.body
             assert job.id not in self.deleted
             self.held[job.id] = job
-        assert self.connection.take_late() == []
+        assert self.connection.pop_expired() == []
 
     def _let_go(self):
         self._take()
@@ -207,7 +207,9 @@ def drive(broker, seed: int) -> tuple[int, int]:
 def assert_all_is_as_it_was(broker, known):
     """What the server has is what was put, and nobody holds anything any more. Leaves nothing there."""
     with broker.client("q") as client:
-        wait_until(lambda: client.stats()["current-jobs-reserved"] == 0, "nothing is held")
+        # Only then the server has read all that the closed connections sent, puts too.
+        wait_until(lambda: client.stats()["current-connections"] == 1, "only this connection is left")
+        assert client.stats()["current-jobs-reserved"] == 0
         for job_id, (body, priority) in known.items():
             with suppress(greenstalk.NotFoundError):
                 assert client.peek(job_id).body == body
