@@ -15,7 +15,7 @@ from .message import scheduled_at
 from .retry import Retry
 
 
-class Hold(Protocol):
+class JobLease(Protocol):
     """What a job that is being run needs of who holds it."""
 
     def counters(self) -> JobCounters: ...
@@ -30,7 +30,7 @@ class CurrentJob:
     ``headers`` are those of the task's message, with its own ``id``, empty if it has none.
     """
 
-    __slots__ = ("_counters", "_hold", "_retry", "endpoint", "has_logged", "headers", "id", "queue")
+    __slots__ = ("_counters", "_lease", "_retry", "endpoint", "has_logged", "headers", "id", "queue")
 
     def __init__(  # noqa: PLR0913  # a record, made for every job
         self,
@@ -39,7 +39,7 @@ class CurrentJob:
         endpoint: str,
         headers: Mapping[str, Any],
         retry: Retry,
-        hold: Hold,
+        lease: JobLease,
     ) -> None:
         self.id = id
         self.queue = queue
@@ -47,7 +47,7 @@ class CurrentJob:
         self.headers = headers
         self.has_logged = False  # a line that tells of this job
         self._retry = retry
-        self._hold = hold
+        self._lease = lease
         self._counters: JobCounters | None = None
 
     @property
@@ -69,7 +69,7 @@ class CurrentJob:
         """The seconds since it was scheduled, by the clocks of that machine and this one. Raises as ``attempt``."""
         if (at := scheduled_at(self.headers)) is not None:
             return max(0.0, time.time() - at)
-        return self._hold.counters().age_s
+        return self._lease.counters().age_s
 
     def touch(self) -> None:
         """Have the job's time to run start again. Workers do so by themselves; this one tells whether it is still held.
@@ -77,21 +77,21 @@ class CurrentJob:
         Raises :exc:`JobNotFoundError` if it is not, since the broker gave it to another worker, and
         :exc:`BrokerConnectionError`.
         """
-        self._hold.touch()
+        self._lease.touch()
 
     def attempt_for_logs(self) -> int | None:
         """Return the attempt, or None if that cannot be known now: a log line must neither wait nor fail."""
         self.has_logged = True
         if self._counters is None:
             try:
-                self._counters = self._hold.counters_within(0.1)
+                self._counters = self._lease.counters_within(0.1)
             except BrokerError:
                 return None
         return self._counters.attempts.number if self._counters else None
 
     def _known(self) -> JobCounters:
         if self._counters is None:
-            self._counters = self._hold.counters()
+            self._counters = self._lease.counters()
         return self._counters
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ class JobState(StrEnum):
     DONE = "done"
 
 
-class JobKeeper(Protocol):
+class JobControl(Protocol):
     """What a job needs of its producer."""
 
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None: ...
@@ -39,7 +39,7 @@ class Job:
     queue: str
     id: int
     uid: str | None = field(default=None, compare=False)
-    _keeper: JobKeeper | None = field(default=None, compare=False, repr=False)
+    _control: JobControl | None = field(default=None, compare=False, repr=False)
 
     def state(self) -> JobState:
         """Ask the server where the job is now.
@@ -57,10 +57,10 @@ class Job:
         """
         return self._asked().cancel(self.queue, self.id, self.uid)
 
-    def _asked(self) -> JobKeeper:
-        if self._keeper is None:
+    def _asked(self) -> JobControl:
+        if self._control is None:
             raise TypeError(f"{self!r} was not scheduled by this process: it knows no server to ask")
-        return self._keeper
+        return self._control
 
     def __reduce__(self) -> tuple[object, ...]:
         return Job, (self.queue, self.id, self.uid)
@@ -97,7 +97,7 @@ class Batch:
 
     queue: str
     outcome: Outcome
-    keeper: JobKeeper
+    control: JobControl
     uid_prefix: str | None
 
     def job(self, index: int) -> Job | None:
@@ -105,7 +105,7 @@ class Batch:
         if job_id is None:
             return None
         uid = None if self.uid_prefix is None else batch_uid(self.uid_prefix, index)
-        return Job(self.queue, job_id, uid, self.keeper)
+        return Job(self.queue, job_id, uid, self.control)
 
 
 def batch_uid(prefix: str, index: int) -> str:

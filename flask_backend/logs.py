@@ -1,7 +1,7 @@
 """Where log lines go and how they look, for processes that our commands start.
 
 ``flask_backend.task`` is the logger that tells what becomes of tasks: failures with their traceback, retries, burials,
-jobs that took their worker along. Its name stays, so that error trackers and filters can rely on it.
+jobs that crashed their worker. Its name stays, so that error trackers and filters can rely on it.
 """
 
 from __future__ import annotations

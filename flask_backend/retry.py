@@ -14,7 +14,7 @@ from .errors import ConfigError
 from .tracebacks import MAX_MESSAGE, name_of, told
 from .visible import visible
 
-# A job that has taken so many workers along takes no more.
+# A job that has crashed this many workers is buried.
 MAX_CRASHES = 3
 
 Kinds = type[BaseException] | tuple[type[BaseException], ...]
@@ -128,21 +128,21 @@ DEFAULT_RETRY = Retry()
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class ReleaseJob:
     """Tried again after ``delay_s`` whole seconds."""
 
     delay_s: int
 
 
 @dataclass(frozen=True, slots=True)
-class Buried:
+class BuryJob:
     """Left for a person."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Discarded:
+class DiscardJob:
     """Deleted, as the task wished."""
 
     reason: str
@@ -150,22 +150,22 @@ class Discarded:
 
 def after_failure(
     retry: Retry, attempts: Attempts, error: BaseException, random: Callable[[], float]
-) -> Released | Buried | Discarded:
+) -> ReleaseJob | BuryJob | DiscardJob:
     """Decide what becomes of a job whose task has raised ``error``."""
     kind = type(error)  # not isinstance, which asks the exception too: its __class__ may be a property that raises
     delay_s: int | None = None
     if issubclass(kind, Discard):
-        return Discarded(reason_of(error))
+        return DiscardJob(reason_of(error))
     if issubclass(kind, Bury):
-        return Buried(reason_of(error))
+        return BuryJob(reason_of(error))
     if issubclass(kind, RetryLater):
         delay_s = _delay_of(error)
     elif not issubclass(kind, TaskDecision) and (is_covered := retry.covers(error)) is not True:
         name = name_of(error).rpartition(".")[2]
-        return Buried(f"{name} is not retried" if is_covered is False else f"{name} fails the test of its policy")
+        return BuryJob(f"{name} is not retried" if is_covered is False else f"{name} fails the test of its policy")
     if not retry.allows_another(attempts):
-        return Buried(f"failed {_times(attempts.number)}")
-    return Released(retry.backoff_s(attempts, random) if delay_s is None else delay_s)
+        return BuryJob(f"failed {_times(attempts.number)}")
+    return ReleaseJob(retry.backoff_s(attempts, random) if delay_s is None else delay_s)
 
 
 def reason_of(decision: BaseException) -> str:
@@ -186,13 +186,13 @@ def _delay_of(decision: BaseException) -> int | None:
     return delay_s if type(delay_s) is int and 1 <= delay_s <= MAX_SECONDS else None
 
 
-def after_crash(retry: Retry, attempts: Attempts, crashes: int, random: Callable[[], float]) -> Released | Buried:
-    """Decide for a job that took its worker along, ``crashes`` times by now; otherwise it is a failure as any."""
+def after_crash(retry: Retry, attempts: Attempts, crashes: int, random: Callable[[], float]) -> ReleaseJob | BuryJob:
+    """Decide for a job that has crashed its worker ``crashes`` times; otherwise as for any failure."""
     if crashes >= MAX_CRASHES:
-        return Buried(f"it has taken its worker along {_times(crashes)}")
+        return BuryJob(f"it has crashed its worker {_times(crashes)}")
     if not retry.allows_another(attempts):
-        return Buried(f"failed {_times(attempts.number)}")
-    return Released(retry.backoff_s(attempts, random))
+        return BuryJob(f"failed {_times(attempts.number)}")
+    return ReleaseJob(retry.backoff_s(attempts, random))
 
 
 def _times(count: int) -> str:

@@ -35,7 +35,7 @@ _MAX_TRACEBACK = 6000
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class Story:
     """Why a job is buried. Times are in seconds since the epoch.
 
     ``call`` is the endpoint with its arguments, cut to a thousand characters. ``allowed`` is the number of attempts
@@ -77,7 +77,7 @@ class Note:
         """The priority of the note as a job: the newest first."""
         return max(0, 2**32 - 1 - int(self.buried_at))
 
-    def shortened(self) -> Note:
+    def shortened(self) -> Story:
         return replace(self, traceback=None, call=None)
 
     def encode(self) -> bytes:
@@ -89,7 +89,7 @@ class Note:
         return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
 
     @classmethod
-    def decode(cls, body: bytes) -> Note:
+    def decode(cls, body: bytes) -> Story:
         """Read a note; raise :exc:`MessageDecodeError` for what is none: anybody may put anything there.
 
         What a later version has added is left out.

@@ -57,7 +57,7 @@ class Scheduler(Protocol):
     def put_many(self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options) -> Jobs: ...
 
 
-class Call(Generic[P]):
+class BoundTask(Generic[P]):
     """A task with options of how to schedule it: call it, as the task itself, or :meth:`map` it."""
 
     def __init__(self, task: Task[P, Any], options: Options) -> None:
@@ -119,14 +119,16 @@ class Task(Generic[P, R_co]):
         """
         return run_here(self.endpoint, self.function, args, kwargs)
 
-    def options(self, *, delay: Delay | None = None, priority: int | None = None, ttr: float | None = None) -> Call[P]:
+    def options(
+        self, *, delay: Delay | None = None, priority: int | None = None, ttr: float | None = None
+    ) -> BoundTask[P]:
         """Return the task with options of how to schedule it, to be called: ``hello.options(delay=60)("world")``.
 
         ``delay`` is seconds, a ``timedelta`` or an aware ``datetime``; ``priority`` is from 0, the first, to
         4294967295, 65536 without it; ``ttr`` is the seconds that its worker may be silent, ``BACKEND_TTR`` without it.
         What is not said is as the task's decorator says. Raises :exc:`OptionError` for what cannot work.
         """
-        return Call(self, Options(delay, priority, ttr).over(self._defaults))
+        return BoundTask(self, Options(delay, priority, ttr).over(self._defaults))
 
     def map(self, /, *iterables: Iterable[Any]) -> Jobs:
         """Schedule one call for each item, as the built-in ``map`` would make them: ``hello.map(["a", "b"])``.

@@ -34,10 +34,10 @@ from .wire import (
     Puts,
     Replies,
     Reply,
+    ReplyReceiver,
     Reservations,
     ReservedJob,
     Stats,
-    Taker,
     Wire,
     is_reply,
     show_stranger,
@@ -51,7 +51,7 @@ logger = get_logger("flask_backend.broker")
 # Unread replies fill the buffers of both sides: this many commands at most are on the way in a pipeline.
 PIPELINE_JOBS = 500
 
-_GONE = "the job is gone, or no longer held by this connection"
+_JOB_GONE = "the job is gone, or no longer held by this connection"
 
 # What poll(2) reports of a socket whose other end is closed; the first one, which comes at once, only on Linux.
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
@@ -67,7 +67,7 @@ _REFUSALS: dict[type[greenstalk.Error], str] = {
 _LOOKED_AT_BYTES = 100
 
 # A tube without jobs, since the protocol has every connection watch one.
-NOWHERE = "flask-backend.nowhere"
+IDLE_TUBE = "flask-backend.nowhere"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class JobCounters:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldJob:
+class ReservedState:
     """A job that was found to be held by a connection."""
 
     id: int
@@ -122,15 +122,15 @@ class Connection:
         self._wire = Wire(self._socket)
         self._deletions = Deletions()
         self._reservations = Reservations()
-        self._was_silent = False  # when it had so much time as a log line may wait
+        self._timed_out_last_time = False  # when it had so much time as a log line may wait
         _open_connections.add(self)
         self._client = self._call(greenstalk.Client, self._socket, encoding=None)
         if sock is None:
-            self._guard(self._watch_only, check_queue_name(watch) if watch is not None else NOWHERE)
+            self._guard(self._watch_only, check_queue_name(watch) if watch is not None else IDLE_TUBE)
 
     @classmethod
     def adopt(cls, fd: int, settings: Settings) -> Connection:
-        """Go on with the connection of a process that is dead. Call :meth:`find_held` first."""
+        """Go on with the connection of a process that is dead. Call :meth:`recover_reserved` first."""
         sock = socket.socket(fileno=fd)
         sock.settimeout(settings.timeout_s)
         connection = cls(settings, sock=sock)
@@ -195,7 +195,7 @@ class Connection:
         pending = PendingPuts(queue, bodies)
         head = b"put %d %d %d" % (options.priority, options.delay_s, options.ttr_s)
         commands = [b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies]
-        takers: list[Taker] = [pending.puts] * len(bodies)
+        takers: list[ReplyReceiver] = [pending.puts] * len(bodies)
         if queue != self._used:
             commands.insert(0, b"use %b\r\n" % check_queue_name(queue).encode())
             takers.insert(0, pending.use)
@@ -238,9 +238,10 @@ class Connection:
 
     # -- for workers -----------------------------------------------------------------------------------------
     #
-    # A worker's loop does not wait for one reply before it sends the next command: it sends with reserve(), finish()
-    # and ask_ahead(), then calls receive() whenever fileno() is readable, until nothing is_awaiting. Every other
-    # command waits for all these replies first, and so is not for the time while a reserve is on its way.
+    # A worker's loop does not wait for one reply before it sends the next command: it sends with reserve(),
+    # delete_and_reserve() and prefetch_stats(), then calls receive() whenever fileno() is readable, until nothing
+    # is_awaiting. Every other command first waits for all these replies, so do not call one while a reserve is in
+    # flight.
 
     @property
     def is_awaiting(self) -> bool:
@@ -253,11 +254,11 @@ class Connection:
         return self._reservations.pending > 0
 
     @property
-    def undeleted(self) -> Sequence[ReservedJob]:
+    def pending_deletes(self) -> Sequence[ReservedJob]:
         """The jobs of which it is open whether the server has deleted them."""
         return self._deletions.pending
 
-    def take_undeleted(self) -> list[ReservedJob]:
+    def pop_pending_deletes(self) -> list[ReservedJob]:
         """Return these jobs, once, after :meth:`close`."""
         jobs = list(self._deletions.pending)
         self._deletions.pending.clear()
@@ -279,7 +280,7 @@ class Connection:
         """
         self._guard(lambda: self._wire.send(_reserves(wait_s, count), *self._expect_jobs(count)))
 
-    def finish(self, job: ReservedJob, wait_s: int = 0, count: int = 0) -> None:
+    def delete_and_reserve(self, job: ReservedJob, wait_s: int = 0, count: int = 0) -> None:
         """Delete a job, and ask for ``count`` jobs as :meth:`reserve` does, all in one write."""
         try:
             self._deletions.pending.append(job)
@@ -291,7 +292,7 @@ class Connection:
         except BaseException as error:
             self._fail(error)
 
-    def ask_ahead(self, job_id: int) -> Replies:
+    def prefetch_stats(self, job_id: int) -> Replies:
         """Ask for the statistics of a job, for :meth:`counters_within` to have them soon."""
         replies = Replies()
         self._guard(self._wire.send, b"stats-job %d\r\n" % job_id, replies)
@@ -313,7 +314,7 @@ class Connection:
         jobs, self._reservations.jobs = self._reservations.jobs, []
         return jobs
 
-    def take_late(self) -> list[ReservedJob]:
+    def pop_expired(self) -> list[ReservedJob]:
         """Return the jobs, since the last call, that were not held any more when they were to be deleted."""
         late = self._deletions.late
         if late:
@@ -354,22 +355,22 @@ class Connection:
     def counters(self, job_id: int) -> JobCounters:
         [reply] = self.ask([b"stats-job %d\r\n" % job_id])
         if reply.status != "OK":
-            raise JobNotFoundError(_GONE)
+            raise JobNotFoundError(_JOB_GONE)
         return JobCounters.from_stats(reply.stats)
 
     def counters_within(self, job_id: int, wait_s: float, asked: Replies | None = None) -> JobCounters | None:
         """Return the counters, or None if the server does not answer in time; the connection stays usable.
 
-        ``asked`` is what :meth:`ask_ahead` has returned for the job.
+        ``asked`` is what :meth:`prefetch_stats` has returned for the job.
         """
         deadline = time.monotonic() + wait_s
-        if self._was_silent and not self._wire.is_readable(0):
+        if self._timed_out_last_time and not self._wire.is_readable(0):
             return None  # as before
         if asked is None:
-            asked = self.ask_ahead(job_id)
+            asked = self.prefetch_stats(job_id)
         while not asked:
-            self._was_silent = not self._wire.is_readable(max(0.0, deadline - time.monotonic()))
-            if self._was_silent:
+            self._timed_out_last_time = not self._wire.is_readable(max(0.0, deadline - time.monotonic()))
+            if self._timed_out_last_time:
                 return None
             self.receive()
         return JobCounters.from_stats(asked[0].stats) if asked[0].status == "OK" else None
@@ -393,25 +394,25 @@ class Connection:
 
     # -- for the heirs of a worker ---------------------------------------------------------------------------
 
-    def find_held(self, job_id: int) -> HeldJob | None:
+    def recover_reserved(self, job_id: int) -> ReservedState | None:
         """Find the job that the connection's dead owner held; None if it is gone, or no longer held.
 
         Replies to what the owner said last may come first: a touch, a delete. They are told from our own, which is
         the only one with the job's statistics; anything else raises :exc:`BrokerConnectionError`.
         """
-        return self._call(self._find_held, job_id)
+        return self._call(self._recover_reserved, job_id)
 
-    def _find_held(self, job_id: int) -> HeldJob | None:
+    def _recover_reserved(self, job_id: int) -> ReservedState | None:
         # The second command is there to be recognized: no worker sends it, and its reply is the last, whatever comes.
         self._socket.sendall(b"stats-job %d\r\nlist-tubes-watched\r\n" % job_id)
-        found: HeldJob | None = None
+        found: ReservedState | None = None
         while not (reply := self._wire.read()).data.startswith(b"---\n- "):
             found = None  # the last one counts: those before answer what the owner has asked
             if reply.status == "OK":
                 stats = reply.stats
                 if stats.get("id") == job_id and stats.get("state") == "reserved":
-                    found = HeldJob(job_id, JobCounters.from_stats(stats))
-            elif reply.status not in _STALE:
+                    found = ReservedState(job_id, JobCounters.from_stats(stats))
+            elif reply.status not in _STALE_REPLIES:
                 raise OutOfStepError(f"it answered {reply.status}")
         return found
 
@@ -438,7 +439,7 @@ class Connection:
     def _guard(self, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do something on the connection; close it unless that ends well, or with a plain reply of the server.
 
-        What is done for every job, :meth:`finish` and :meth:`receive`, does so itself.
+        What is done for every job, :meth:`delete_and_reserve` and :meth:`receive`, does so itself.
         """
         try:
             return action(*args, **kwargs)
@@ -451,7 +452,7 @@ class Connection:
             case greenstalk.BuriedError():
                 raise error
             case greenstalk.NotFoundError():
-                raise JobNotFoundError(_GONE) from error
+                raise JobNotFoundError(_JOB_GONE) from error
             case greenstalk.Error() if type(error) in _REFUSALS:
                 raise BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[type(error)]}") from error
             case BrokerError():
@@ -515,7 +516,7 @@ def _reserves(wait_s: int, count: int) -> bytes:
 
 
 # What a dead worker may have left unread: replies to its last command.
-_STALE = {"DELETED", "RELEASED", "BURIED", "TOUCHED", "NOT_FOUND", "TIMED_OUT", "USING", "INSERTED"}
+_STALE_REPLIES = {"DELETED", "RELEASED", "BURIED", "TOUCHED", "NOT_FOUND", "TIMED_OUT", "USING", "INSERTED"}
 
 
 def _open_socket(address: Address, timeout_s: float) -> socket.socket:

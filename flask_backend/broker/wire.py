@@ -60,7 +60,7 @@ class Reply:
         }
 
 
-class Taker(Protocol):
+class ReplyReceiver(Protocol):
     """Who awaits a reply."""
 
     def take(self, words: list[bytes], data: bytes) -> None:
@@ -163,7 +163,7 @@ class Wire:
         self._socket = sock
         self._fd = sock.fileno()
         self._received = bytearray()
-        self._awaited: deque[Taker] = deque()
+        self._awaited: deque[ReplyReceiver] = deque()
         self._poll = _poll(self._fd)
 
     @property
@@ -178,7 +178,7 @@ class Wire:
         """Wait for something to read, the stream's end too; say whether it is there."""
         return self._has_come_soon(min(wait_s, SPIN_S)) or bool(self._poll.poll(wait_s * 1000))
 
-    def send(self, commands: bytes, *takers: Taker) -> None:
+    def send(self, commands: bytes, *takers: ReplyReceiver) -> None:
         """Send commands, line breaks included, and note who gets the replies, one each."""
         self._awaited.extend(takers)
         # Not by the socket's own method, which asks the system first whether it may write.
@@ -214,7 +214,7 @@ class Wire:
         replies = Replies()
         self._awaited.append(replies)
         while True:
-            del self._received[: self._hand_out(self._received)]
+            del self._received[: self._dispatch(self._received)]
             if replies:
                 return replies[0]
             self._received += self._read_some()
@@ -223,8 +223,8 @@ class Wire:
         received = self._received
         if received:
             received += data
-            del received[: self._hand_out(received)]
-        elif (end := self._hand_out(data)) < len(data):
+            del received[: self._dispatch(received)]
+        elif (end := self._dispatch(data)) < len(data):
             received += data[end:]
         if received and not self._awaited:
             raise OutOfStepError("it sent more than was asked for")
@@ -232,7 +232,7 @@ class Wire:
     def _read_some(self) -> bytes:
         return _checked(self._socket.recv(_READ_BYTES))
 
-    def _hand_out(self, received: bytes | bytearray) -> int:
+    def _dispatch(self, received: bytes | bytearray) -> int:
         """Give each whole reply to whoever awaits it; return where the rest begins."""
         start = 0
         while self._awaited:

@@ -51,7 +51,7 @@ _WITHOUT_RESULTS = ("broker", "workers")
 END_S = 1.0
 
 
-class Commands(click.Group):
+class CommandGroup(click.Group):
     """A group that imports a command when it is wanted.
 
     Its commands end in a line, not in a traceback, when the broker or an argument is at fault.
@@ -131,7 +131,7 @@ def ends_with_command(ctx: click.Context) -> bool:
     """Whether the process ends when the command does: it was started for that, by our entry point or by Flask's."""
     root = ctx.find_root().command
     of_flask = sys.modules.get("flask.cli")
-    return (isinstance(root, Commands) and root.is_program) or (of_flask is not None and root is of_flask.cli)
+    return (isinstance(root, CommandGroup) and root.is_program) or (of_flask is not None and root is of_flask.cli)
 
 
 def _status_of(error: BaseException) -> int:
@@ -146,12 +146,12 @@ def _abort(_number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(ExitCode.FAILED)  # as click ends on Ctrl-C
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def commands() -> None:
     """Run the workers of Flask-Backend, see what their jobs come to, and act on them."""
 
 
-@click.group(cls=Commands, help=commands.help)
+@click.group(cls=CommandGroup, help=commands.help)
 @click.option(
     "--app",
     "-A",

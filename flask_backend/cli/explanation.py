@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from flask_backend.message import cut
 from flask_backend.operations.console import JobRecord, Queue
 from flask_backend.retry import Retry
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 from flask_backend.visible import visible
 
 from .output import count_of, show_seconds, show_time
 
 if TYPE_CHECKING:
-    from flask_backend.operations.compatibility import Misfit
+    from flask_backend.operations.compatibility import Incompatibility
 
 Numbers = Mapping[str, int | float | None]
 
@@ -46,8 +46,8 @@ class Facts:
     record: JobRecord
     queue: Queue
     now: float
-    story: Note | None = None
-    misfit: Misfit | None = None
+    story: Story | None = None
+    misfit: Incompatibility | None = None
     retry: Retry | None = None
 
     @property
@@ -173,7 +173,7 @@ def _in_turn(facts: Facts) -> Reason:
     return Reason("ready" if queue.waiting else "busy", text, numbers)
 
 
-def show_story(story: Note) -> str:
+def show_story(story: Story) -> str:
     """Return why a job is buried in part of a line, or in one that is cut."""
     return cut(visible(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_STORY)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask_backend.extension import Backend
 from flask_backend.message import cut
-from flask_backend.operations.compatibility import Fault, Misfit, find_misfit
+from flask_backend.operations.compatibility import Fault, Incompatibility, check_compatibility
 from flask_backend.operations.console import Console, JobRecord
 from flask_backend.visible import visible
 
@@ -21,11 +21,11 @@ _MAX_NEEDS = 200  # characters of a call without its values
 
 
 @dataclass(slots=True)
-class Group:
+class IncompatibleJobs:
     """Jobs of a queue that do not fit for the same reason: how many wait, how many are buried, and one of them."""
 
     queue: str
-    misfit: Misfit
+    misfit: Incompatibility
     example: int
     jobs: int = 0
     buried: int = 0
@@ -36,7 +36,7 @@ class Waiting:
 
     def __init__(self, backend: Backend) -> None:
         self._queues = backend.queues
-        self._groups: dict[tuple[str, Fault, str | None], Group] = {}
+        self._groups: dict[tuple[str, Fault, str | None], IncompatibleJobs] = {}
         self.jobs = 0
         self.buried = 0
 
@@ -44,15 +44,15 @@ class Waiting:
         is_buried = record.state == "buried"
         self.buried += is_buried
         self.jobs += not is_buried
-        misfit = find_misfit(self._queues[record.queue], body)
+        misfit = check_compatibility(self._queues[record.queue], body)
         if misfit is not None:
-            kind = (record.queue, misfit.fault, misfit.needs and cut(misfit.needs, _MAX_NEEDS))
-            group = self._groups.setdefault(kind, Group(record.queue, misfit, record.id))
+            kind = (record.queue, misfit.fault, misfit.signature and cut(misfit.signature, _MAX_NEEDS))
+            group = self._groups.setdefault(kind, IncompatibleJobs(record.queue, misfit, record.id))
             group.buried += is_buried
             group.jobs += not is_buried
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[IncompatibleJobs]:
         """What does not fit, the largest groups first."""
         return sorted(self._groups.values(), key=lambda group: group.jobs + group.buried, reverse=True)
 
@@ -72,7 +72,7 @@ def as_dict(waiting: Waiting, search: Search) -> dict[str, Any]:
         {
             "queue": group.queue,
             "reason": group.misfit.fault,
-            "needs": group.misfit.needs,
+            "needs": group.misfit.signature,
             "why": group.misfit.why,
             "jobs": group.jobs,
             "buried": group.buried,
@@ -98,13 +98,13 @@ def show(waiting: Waiting, search: Search) -> None:
 def _told_groups(waiting: Waiting) -> Iterator[str]:
     for group in waiting.groups:
         is_one = group.jobs + group.buried == 1
-        needs = visible(cut(group.misfit.needs or "", _MAX_NEEDS))
+        signature = visible(cut(group.misfit.signature or "", _MAX_NEEDS))
         why = f": {visible(group.misfit.why)}"
         match group.misfit.fault:
             case Fault.UNKNOWN_ENDPOINT:
-                what, why = f"{'calls' if is_one else 'call'} {needs}, which this version lacks", ""
+                what, why = f"{'calls' if is_one else 'call'} {signature}, which this version lacks", ""
             case Fault.BAD_ARGUMENTS:
-                what = f"{'needs' if is_one else 'need'} {needs}, which this version lacks"
+                what = f"{'needs' if is_one else 'need'} {signature}, which this version lacks"
             case Fault.BAD_BODY:
                 what = f"{'has' if is_one else 'have'} a body that no version can read"
         yield f"{_count(group.jobs, group.buried)} {what} (of {group.queue}), as job {group.example}{why}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .inquiry import App, answer, asked
 from .loop import NAMES, Development
-from .plan import Plan
+from .plan import DevelopmentPlan
 from .transcript import Transcript
 
-__all__ = ["NAMES", "App", "Development", "Plan", "Transcript", "answer", "asked"]
+__all__ = ["NAMES", "App", "Development", "DevelopmentPlan", "Transcript", "answer", "asked"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from selectors import BaseSelector
 from typing import IO, Any
 
-from .programs import Command, Program
+from .programs import CommandLine, Program
 
 VARIABLE = "FLASK_BACKEND_DEV_INQUIRY"
 
@@ -76,7 +76,7 @@ class Inquiry:
         self.lines.clear()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed when it is read
         fd = self._file.fileno()
-        self.program.start(Command(self._arguments, {VARIABLE: str(fd)}, [fd]))
+        self.program.start(CommandLine(self._arguments, {VARIABLE: str(fd)}, [fd]))
 
     def read_answer(self) -> Answer | None:
         """Return what the app has answered, once the program has ended; None if it was killed, or died of it."""

@@ -17,8 +17,8 @@ from flask_backend.deaths import Exit
 from flask_backend.system.exits import ExitCode
 
 from .inquiry import App, Inquiry
-from .plan import Plan
-from .programs import Command, Program
+from .plan import DevelopmentPlan
+from .programs import CommandLine, Program
 from .transcript import Transcript
 from .watching import Watch
 
@@ -35,7 +35,7 @@ _BROKER_MIN_S = 5.0
 class Development:
     """Runs the broker, the web server and the supervisor of one app, until told to stop."""
 
-    def __init__(self, plan: Plan, transcript: Transcript) -> None:
+    def __init__(self, plan: DevelopmentPlan, transcript: Transcript) -> None:
         self._plan = plan
         self._transcript = transcript
         self._selector = DefaultSelector()
@@ -45,7 +45,7 @@ class Development:
         self._workers = self._program("workers", plan.drain_timeout_s + _DRAIN_GRACE_S)
         self._broker = self._program("broker", _GRACE_S)
         self._programs = (self._web, self._workers, self._broker, self._inquiry.program)
-        self._commands: dict[Program, Command] = {}  # of the programs that there are to be
+        self._commands: dict[Program, CommandLine] = {}  # of the programs that there are to be
         if plan.workers:
             self._commands[self._workers] = plan.supervisor()
         if plan.listener:

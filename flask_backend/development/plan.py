@@ -9,11 +9,11 @@ from pathlib import Path
 
 from flask_backend.config import Address
 
-from .programs import Command
+from .programs import CommandLine
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DevelopmentPlan:
     """The options of ``dev``. ``app_arguments`` tell our commands, and Flask's, which app it is."""
 
     app_arguments: Sequence[str]
@@ -27,21 +27,21 @@ class Plan:
     def inquiry(self) -> Sequence[str]:
         return self._ours("dev")
 
-    def web(self, listener: socket.socket) -> Command:
+    def web(self, listener: socket.socket) -> CommandLine:
         """Tell how Flask's server is run: on a socket that outlives it, so that no request finds nobody there."""
         host, port = listener.getsockname()[:2]
         # What Werkzeug's own reloader tells the server that it runs.
         environment = {"WERKZEUG_RUN_MAIN": "true", "WERKZEUG_SERVER_FD": str(listener.fileno())}
         arguments = ("run", "--no-reload", "--host", host, "--port", str(port))
-        return Command(self._run("flask", *arguments), environment, [listener.fileno()])
+        return CommandLine(self._run("flask", *arguments), environment, [listener.fileno()])
 
-    def supervisor(self) -> Command:
+    def supervisor(self) -> CommandLine:
         timeout = ("--drain-timeout", str(self.drain_timeout_s))
-        return Command(self._ours("supervise", "--workers", str(self.workers), *timeout))
+        return CommandLine(self._ours("supervise", "--workers", str(self.workers), *timeout))
 
-    def broker(self, address: Address) -> Command:
+    def broker(self, address: Address) -> CommandLine:
         file = ("--file", str(self.broker_file)) if self.broker_file else ()
-        return Command(self._ours("broker", "--listen", address.host, "--port", str(address.port), *file))
+        return CommandLine(self._ours("broker", "--listen", address.host, "--port", str(address.port), *file))
 
     def _ours(self, *arguments: str) -> Sequence[str]:
         return self._run("flask_backend", *arguments)

@@ -23,7 +23,7 @@ _READ_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandLine:
     """What to run: an interpreter's arguments, what its environment has beside ours, and the descriptors it gets."""
 
     arguments: Sequence[str]
@@ -55,7 +55,7 @@ class Program:
     def is_running(self) -> bool:
         return self._process is not None
 
-    def start(self, command: Command) -> None:
+    def start(self, command: CommandLine) -> None:
         # Unbuffered: what it says is to be seen at once.
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **command.environment}
         self._output, theirs = os.pipe()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 
 from . import protocol
 from .protocol import Command
-from .store import Client, Job, NoJob, Store, Tube
+from .store import Client, NoJob, Store, StoredJob, Tube
 
 VERSION = "1.13"  # of the server whose commands these are: clients parse it
 OWN_NAME = "embedded broker of Flask-Backend"  # in the statistics too, but where clients only show it
@@ -24,7 +24,7 @@ _COUNTED = (
 )
 
 
-class Commands:
+class Dispatcher:
     """Runs the commands of all clients."""
 
     def __init__(
@@ -249,10 +249,10 @@ class Commands:
         )
 
 
-def reserved(answer: Job | NoJob) -> bytes:
+def reserved(answer: StoredJob | NoJob) -> bytes:
     """Return what a reserve came to."""
     match answer:
-        case Job():
+        case StoredJob():
             return protocol.with_job(b"RESERVED", answer.id, answer.body)
         case NoJob.TIMED_OUT:
             return protocol.TIMED_OUT
@@ -260,7 +260,7 @@ def reserved(answer: Job | NoJob) -> bytes:
             return protocol.DEADLINE_SOON
 
 
-def _found(job: Job | None) -> bytes:
+def _found(job: StoredJob | None) -> bytes:
     return protocol.with_job(b"FOUND", job.id, job.body) if job else protocol.NOT_FOUND
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flask_backend.errors import BackendError
 
-from .store import Job, State, Store, Tube
+from .store import State, Store, StoredJob, Tube
 
 _APPLICATION_ID = 0x666C6271  # tells our databases from others'
 _VERSION = 1
@@ -100,17 +100,17 @@ class Journal:
             [self._next_id] = self._db.execute("SELECT next_id FROM counter").fetchone()
             store.restore(self._jobs(), self._next_id)
 
-    def _jobs(self) -> Iterator[Job]:
+    def _jobs(self) -> Iterator[StoredJob]:
         shift_s = _wall_clock_shift_s()
         for row in self._db.execute(_SELECT):
             job_id, tube, body, state, priority, delay_s, ttr_s, created_at, at, *counters = row
-            job = Job(
+            job = StoredJob(
                 job_id, Tube(tube), body, priority, delay_s, ttr_s, created_at - shift_s, State(state), at - shift_s
             )
             job.reserves, job.timeouts, job.releases, job.buries, job.kicks = counters
             yield job
 
-    def write(self, changed: Mapping[int, Job | None], next_id: int) -> None:
+    def write(self, changed: Mapping[int, StoredJob | None], next_id: int) -> None:
         """Keep jobs as they are now, and forget those that are None. Raises :exc:`JournalError`."""
         shift_s = _wall_clock_shift_s()
         with self._explaining():
@@ -145,7 +145,7 @@ class Journal:
             raise JournalError(f"{self._path} {reason}") from error
 
 
-def _row(job: Job, shift_s: float) -> tuple[object, ...]:
+def _row(job: StoredJob, shift_s: float) -> tuple[object, ...]:
     state = State.READY if job.state is State.RESERVED else job.state
     counters = (job.reserves, job.timeouts, job.releases, job.buries, job.kicks)
     times = (job.created_at + shift_s, job.at + shift_s)

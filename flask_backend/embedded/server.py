@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, cast
 
-from .commands import Commands, reserved
+from .commands import Dispatcher, reserved
 from .journal import Journal, JournalError
 from .protocol import Command, Reader
 from .store import Client, Store
@@ -66,7 +66,7 @@ class _Server:
         self.store = Store()
         if journal:
             journal.load(self.store)
-        self.commands = Commands(self.store, max_job_size, time.monotonic(), journal.has_room if journal else None)
+        self.commands = Dispatcher(self.store, max_job_size, time.monotonic(), journal.has_room if journal else None)
         self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._connections: dict[Client, _Connection] = {}
         self._journal = journal

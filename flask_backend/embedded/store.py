@@ -34,7 +34,7 @@ class NoJob(Enum):
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class StoredJob:
     id: int
     tube: Tube
     body: bytes
@@ -60,7 +60,7 @@ class Job:
 class Client:
     used: Tube
     watched: dict[Tube, None]
-    held: dict[Job, None] = field(default_factory=dict[Job, None])
+    held: dict[StoredJob, None] = field(default_factory=dict[StoredJob, None])
     is_waiting: bool = False
     is_half_closed: bool = False  # it sends no more, so that it may be gone: it is not waited for
     is_producer: bool = False
@@ -70,9 +70,9 @@ class Client:
 @dataclass(slots=True, eq=False)
 class Tube:
     name: str
-    ready: Ordered[Job] = field(default_factory=Ordered[Job])
-    delayed: Ordered[Job] = field(default_factory=Ordered[Job])
-    buried: dict[Job, None] = field(default_factory=dict[Job, None])
+    ready: Ordered[StoredJob] = field(default_factory=Ordered[StoredJob])
+    delayed: Ordered[StoredJob] = field(default_factory=Ordered[StoredJob])
+    buried: dict[StoredJob, None] = field(default_factory=dict[StoredJob, None])
     waiting: dict[Client, None] = field(default_factory=dict[Client, None])
     urgent: int = 0
     reserved: int = 0
@@ -100,17 +100,17 @@ class Store:
 
     def __init__(self) -> None:
         self.tubes: dict[str, Tube] = {}
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, StoredJob] = {}
         self.clients: dict[Client, None] = {}
         self.next_id = 1
         self.total_jobs = 0
         self.timeouts = 0
-        self.answers: list[tuple[Client, Job | NoJob]] = []
-        self.changed: dict[int, Job | None] = {}
-        self._agenda: Ordered[Job | Client | Tube] = Ordered()
+        self.answers: list[tuple[Client, StoredJob | NoJob]] = []
+        self.changed: dict[int, StoredJob | None] = {}
+        self._agenda: Ordered[StoredJob | Client | Tube] = Ordered()
         self._tube(DEFAULT_TUBE)
 
-    def restore(self, jobs: Iterable[Job], next_id: int) -> None:
+    def restore(self, jobs: Iterable[StoredJob], next_id: int) -> None:
         """Take in the jobs of an earlier run, buried ones in the order in which they were buried."""
         for job in jobs:
             job.tube = self._tube(job.tube.name)
@@ -129,7 +129,7 @@ class Store:
         """Do all that is due."""
         while (first := self._agenda.first()) and first[0][0] <= now:
             match first[1]:
-                case Job() as job:
+                case StoredJob() as job:
                     if job.state is State.RESERVED:
                         job.timeouts += 1
                         self.timeouts += 1
@@ -198,8 +198,8 @@ class Store:
 
     def put(  # noqa: PLR0913  # a put has as many
         self, client: Client, priority: int, delay_s: int, ttr_s: int, body: bytes, now: float
-    ) -> Job:
-        job = Job(self.next_id, client.used, body, priority, delay_s, max(ttr_s, 1), created_at=now)
+    ) -> StoredJob:
+        job = StoredJob(self.next_id, client.used, body, priority, delay_s, max(ttr_s, 1), created_at=now)
         self.next_id += 1
         self.jobs[job.id] = job
         job.tube.total_jobs += 1
@@ -209,7 +209,7 @@ class Store:
         self.changed[job.id] = job
         return job
 
-    def reserve(self, client: Client, timeout_s: int | None, now: float) -> Job | NoJob | None:
+    def reserve(self, client: Client, timeout_s: int | None, now: float) -> StoredJob | NoJob | None:
         """Return the next job of the tubes that the client watches; None if the client has to wait, at most so long.
 
         The answer comes later then, with the ``answers``.
@@ -224,7 +224,7 @@ class Store:
         self._wait(client, timeout_s, now)
         return None
 
-    def reserve_job(self, client: Client, job_id: int, now: float) -> Job | None:
+    def reserve_job(self, client: Client, job_id: int, now: float) -> StoredJob | None:
         job = self.jobs.get(job_id)
         if job is None or job.state is State.RESERVED:
             return None
@@ -314,11 +314,11 @@ class Store:
             del self.tubes[tube.name]
             self._agenda.discard(tube)
 
-    def _held(self, client: Client, job_id: int) -> Job | None:
+    def _held(self, client: Client, job_id: int) -> StoredJob | None:
         job = self.jobs.get(job_id)
         return job if job and job.holder is client else None
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: StoredJob) -> None:
         """Take a job out of the state in which it is."""
         tube = job.tube
         match job.state:
@@ -337,7 +337,7 @@ class Store:
             case State.BURIED:
                 del tube.buried[job]
 
-    def _enter(self, job: Job, state: State, at: float = 0.0) -> None:
+    def _enter(self, job: StoredJob, state: State, at: float = 0.0) -> None:
         """Put a job that is in no state into one."""
         tube = job.tube
         job.state, job.at = state, at
@@ -354,7 +354,7 @@ class Store:
             case State.BURIED:
                 tube.buried[job] = None
 
-    def _enter_queue(self, job: Job, delay_s: int, now: float) -> None:
+    def _enter_queue(self, job: StoredJob, delay_s: int, now: float) -> None:
         """Make a job that is in no state ready, now or later."""
         if delay_s:
             self._enter(job, State.DELAYED, now + delay_s)
@@ -362,17 +362,17 @@ class Store:
             self._enter(job, State.READY)
             self._hand_out(job.tube, now)
 
-    def _make_ready(self, job: Job, now: float) -> None:
+    def _make_ready(self, job: StoredJob, now: float) -> None:
         self._leave(job)
         self._enter_queue(job, 0, now)
 
-    def _kick(self, jobs: Sequence[Job], now: float) -> None:
+    def _kick(self, jobs: Sequence[StoredJob], now: float) -> None:
         for job in jobs:
             job.kicks += 1
             self.changed[job.id] = job
             self._make_ready(job, now)
 
-    def _reserve(self, job: Job, client: Client, now: float) -> Job:
+    def _reserve(self, job: StoredJob, client: Client, now: float) -> StoredJob:
         self._leave(job)
         job.holder = client
         client.held[job] = None
@@ -380,7 +380,7 @@ class Store:
         self._enter(job, State.RESERVED, now + job.ttr_s)
         return job
 
-    def _next_job(self, client: Client) -> Job | None:
+    def _next_job(self, client: Client) -> StoredJob | None:
         """Return the most urgent ready job, of equals the oldest, of all tubes that the client watches."""
         firsts = [first for tube in client.watched if not tube.pause_s and (first := tube.ready.first())]
         return min(firsts, key=_key_of)[1] if firsts else None
@@ -412,7 +412,7 @@ class Store:
                 del tube.waiting[client]
             self._agenda.discard(client)
 
-    def _answer(self, client: Client, answer: Job | NoJob) -> None:
+    def _answer(self, client: Client, answer: StoredJob | NoJob) -> None:
         self._stop_waiting(client)
         self.answers.append((client, answer))
 
@@ -422,5 +422,5 @@ class Store:
         self._hand_out(tube, now)
 
 
-def _key_of(first: tuple[Key, Job]) -> Key:
+def _key_of(first: tuple[Key, StoredJob]) -> Key:
     return first[0]

@@ -16,9 +16,9 @@ from flask_backend.broker.connection import Connection, JobCounters
 from flask_backend.broker.producer import Producer
 from flask_backend.broker.wire import Reply, ReservedJob
 from flask_backend.config import Settings
-from flask_backend.embedded.commands import Commands
+from flask_backend.embedded.commands import Dispatcher
 from flask_backend.embedded.protocol import Command, parse
-from flask_backend.embedded.store import Job, State, Store
+from flask_backend.embedded.store import State, Store, StoredJob
 from flask_backend.errors import BrokerError, JobNotFoundError, JobTooBigError
 from flask_backend.options import PutOptions
 from flask_backend.worker.event_loop import EventLoop
@@ -50,7 +50,7 @@ class MemoryBroker:
         self.begun: set[str] = set()
         self.event_loop = EventLoop()
         self._store = Store()
-        self._commands = Commands(self._store, MAX_JOB_SIZE, self.now)
+        self._commands = Dispatcher(self._store, MAX_JOB_SIZE, self.now)
         self._client = self._store.connect()
         self._lock = threading.RLock()
 
@@ -113,7 +113,7 @@ class MemoryBroker:
             self._watch_only(queues)
             while queues:
                 job = store.reserve(self._client, 0, self.now)
-                if isinstance(job, Job):
+                if isinstance(job, StoredJob):
                     return job.tube.name, ReservedJob(job.id, job.body)
                 # The store's time follows step by step, since it forgets since when a job is ready.
                 at = store.next_at()

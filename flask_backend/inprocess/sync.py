@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Grip:
+class InProcessLease:
     """What a running task can do with its own job."""
 
     broker: MemoryBroker
@@ -82,7 +82,7 @@ class InProcessWorker:
             endpoint=call.label,
             headers=headers,
             retry=self.retry_of(call),
-            hold=Grip(self.broker, job.id),
+            lease=InProcessLease(self.broker, job.id),
         )
 
         def run(runner: Runner) -> None:

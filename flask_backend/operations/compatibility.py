@@ -25,18 +25,18 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
-    """Why a job cannot run as things are. ``needs`` is its call without values, the same for all calls of that shape.
+class Incompatibility:
+    """Why a job cannot run as things are.
 
-    ``needs`` is None if the body is no call.
+    ``signature`` is its call without values, the same for all calls of that shape; None if the body is not a call.
     """
 
     fault: Fault
     why: str
-    needs: str | None = None
+    signature: str | None = None
 
 
-def find_misfit(handlers: Handlers, body: bytes) -> Misfit | None:
+def check_compatibility(handlers: Handlers, body: bytes) -> Incompatibility | None:
     """Return what keeps a job from running in this version of the app; None if nothing does.
 
     A receiver takes whatever is JSON.
@@ -47,16 +47,18 @@ def find_misfit(handlers: Handlers, body: bytes) -> Misfit | None:
             return None
         message = decode(body)
     except MessageDecodeError as error:
-        return Misfit(Fault.BAD_BODY, str(error))
+        return Incompatibility(Fault.BAD_BODY, str(error))
     task = handlers.tasks.get(message.endpoint)
     if task is None:
         name = visible(message.endpoint, MAX_NAME)
         why = f"queue {handlers.queue!r} has no task '{name}' in this version of the app"
-        return Misfit(Fault.UNKNOWN_ENDPOINT, why, f"{name}(...)")
+        return Incompatibility(Fault.UNKNOWN_ENDPOINT, why, f"{name}(...)")
     try:
         bind(task.name, signature_of(task.function), message.args, message.kwargs)
     except TaskArgumentsError as error:
-        return Misfit(Fault.BAD_ARGUMENTS, visible(str(error), MAX_MESSAGE), visible(_shape(message), MAX_MESSAGE))
+        return Incompatibility(
+            Fault.BAD_ARGUMENTS, visible(str(error), MAX_MESSAGE), visible(_shape(message), MAX_MESSAGE)
+        )
     return None
 
 

@@ -11,7 +11,7 @@ from itertools import chain
 from types import TracebackType
 from typing import Self
 
-from flask_backend.broker.connection import NOWHERE, PIPELINE_JOBS, Connection
+from flask_backend.broker.connection import IDLE_TUBE, PIPELINE_JOBS, Connection
 from flask_backend.broker.wire import Reply, Stats
 from flask_backend.config import Settings
 from flask_backend.durations import MAX_SECONDS
@@ -19,7 +19,7 @@ from flask_backend.errors import BrokerConnectionError, MessageDecodeError, Queu
 from flask_backend.names import check_queue_name, check_worked_queue_name, failures_tube, is_failures_tube
 from flask_backend.options import DEFAULT_PRIORITY
 from flask_backend.retry import Attempts
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 
 # A pause that ends when a person says so: the protocol's longest, a hundred and thirty-six years.
 UNTIL_RESUMED_S = MAX_SECONDS
@@ -148,11 +148,11 @@ class JobRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredNote:
+class StoredStory:
     """A note, and the job that it is kept as."""
 
     id: int
-    note: Note
+    note: Story
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class Failures:
     """The buried jobs of a queue: the stories that are told of them, newest first, and how many have none."""
 
     queue: str
-    stories: Sequence[StoredNote]
+    stories: Sequence[StoredStory]
     untold: int
 
     @property
@@ -169,7 +169,7 @@ class Failures:
 
 
 @dataclass(frozen=True, slots=True)
-class Acted:
+class ActionResult:
     """What came of acting on given jobs: those with which it was done, and what each of the others is instead."""
 
     done: Sequence[int]
@@ -206,7 +206,7 @@ class Console:
     def _tubes(self) -> list[str]:
         [listed] = self._connection.ask([b"list-tubes\r\n"])
         names = (line[2:].strip('"') for line in listed.data.decode("ascii").splitlines() if line.startswith("- "))
-        return sorted(name for name in names if name not in (NOWHERE, _PROBE_TUBE))
+        return sorted(name for name in names if name not in (IDLE_TUBE, _PROBE_TUBE))
 
     def queue(self, name: str) -> Queue | None:
         """Return a queue; None if the server has none: nobody uses it, and it has no job."""
@@ -341,11 +341,11 @@ class Console:
         queues |= {queue.name for queue in self.queues() if queue.buried}
         return [failures for queue in sorted(queues) if (failures := self.failures(queue)).count]
 
-    def retry_jobs(self, ids: Iterable[int]) -> Acted:
+    def retry_jobs(self, ids: Iterable[int]) -> ActionResult:
         """Kick buried and delayed jobs, and delete the stories of those that were buried."""
         return self._act_on(ids, self.kick_each)
 
-    def delete_jobs(self, ids: Iterable[int]) -> Acted:
+    def delete_jobs(self, ids: Iterable[int]) -> ActionResult:
         """Delete jobs that nobody holds, with the stories of those that were buried."""
         return self._act_on(ids, self.delete_each)
 
@@ -361,7 +361,7 @@ class Console:
         known = self.queue(queue)
         return known.buried if known else 0
 
-    def _stories(self, queue: str, limit: int) -> tuple[list[StoredNote], int]:
+    def _stories(self, queue: str, limit: int) -> tuple[list[StoredStory], int]:
         """Return the stories, newest first, and how many notes were not read.
 
         The protocol shows only the first of many jobs without reserving: the notes are held for as long as it takes.
@@ -386,11 +386,11 @@ class Console:
             time.sleep(_LOOK_AGAIN_S * random.random())
         return [], 0
 
-    def _sort_out(self, queue: str, held: Iterable[Reply], reader: Connection) -> list[StoredNote]:
+    def _sort_out(self, queue: str, held: Iterable[Reply], reader: Connection) -> list[StoredStory]:
         """Return the notes that count, newest first; delete those that do not. All are held by ``reader``."""
         notes = sorted((note for reply in held if (note := _decode(queue, reply))), key=lambda note: -note.id)
         states = {job.id: job.state for job in self.jobs({each.note.job for each in notes}) if job.queue == queue}
-        stories: dict[int, StoredNote] = {}
+        stories: dict[int, StoredStory] = {}
         stale: list[int] = []
         for each in notes:
             state = states.get(each.note.job)
@@ -401,7 +401,7 @@ class Console:
         reader.ask([b"delete %d\r\n" % note_id for note_id in stale])
         return list(stories.values())
 
-    def _act_on(self, ids: Iterable[int], act: Callable[[Iterable[int]], list[int]]) -> Acted:
+    def _act_on(self, ids: Iterable[int], act: Callable[[Iterable[int]], list[int]]) -> ActionResult:
         wanted = list(dict.fromkeys(ids))
         jobs = [job for job in self.jobs(wanted) if not is_failures_tube(job.queue)]
         queues = {job.queue for job in jobs if job.state == "buried"}
@@ -410,7 +410,7 @@ class Console:
         self.delete_each(notes[job_id] for job_id in done if job_id in notes)
         left = set(wanted).difference(done)
         now = {job.id: job for job in self.jobs(left)}
-        return Acted(done, {job_id: _what_it_is(now.get(job_id)) for job_id in wanted if job_id in left})
+        return ActionResult(done, {job_id: _what_it_is(now.get(job_id)) for job_id in wanted if job_id in left})
 
     def _act_on_failures(self, failures: Failures, act: Callable[[Iterable[int]], list[int]]) -> list[int]:
         notes = {each.note.job: each.id for each in failures.stories}
@@ -449,13 +449,13 @@ def _reserve(reader: Connection, count: int) -> Iterator[Reply]:
             return
 
 
-def _decode(queue: str, reply: Reply) -> StoredNote | None:
+def _decode(queue: str, reply: Reply) -> StoredStory | None:
     """Read a note; None for what somebody else has put there, and what is not ours to delete."""
     try:
-        note = Note.decode(reply.data)
+        note = Story.decode(reply.data)
     except (MessageDecodeError, TypeError):
         return None
-    return StoredNote(int(reply.words[0]), note) if note.queue == queue else None
+    return StoredStory(int(reply.words[0]), note) if note.queue == queue else None
 
 
 def _what_it_is(job: JobRecord | None) -> str:

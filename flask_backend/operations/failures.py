@@ -6,33 +6,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 
-from .console import Failures, StoredNote
+from .console import Failures, StoredStory
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class FailureGroup:
     """The stories, newest first, of the jobs of a queue that were buried for the same: one endpoint, one kind."""
 
     queue: str
     endpoint: str | None
     kind: str
-    stories: Sequence[StoredNote]
+    stories: Sequence[StoredStory]
 
     @property
-    def newest(self) -> Note:
+    def newest(self) -> Story:
         return self.stories[0].note
 
 
-def group(found: Iterable[Failures]) -> list[Group]:
+def group(found: Iterable[Failures]) -> list[FailureGroup]:
     """Return the groups, the one with the newest story first."""
-    groups: dict[tuple[str, str | None, str], list[StoredNote]] = {}
+    groups: dict[tuple[str, str | None, str], list[StoredStory]] = {}
     for failures in found:
         for story in failures.stories:
             groups.setdefault((failures.queue, story.note.endpoint, story.note.kind), []).append(story)
     in_order = sorted(groups.items(), key=lambda item: item[1][0].note.buried_at, reverse=True)
-    return [Group(*key, stories) for key, stories in in_order]
+    return [FailureGroup(*key, stories) for key, stories in in_order]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Pattern:
 
     text: str
 
-    def covers(self, note: Note) -> bool:
+    def covers(self, note: Story) -> bool:
         endpoint = note.endpoint or ""
         if fnmatchcase(endpoint, self.text):  # without a slash, or with one of the endpoint's own
             return True

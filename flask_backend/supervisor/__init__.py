@@ -4,7 +4,7 @@ It knows neither Flask nor Beanstalkd: what a child does is a callable handed in
 """
 
 from .descriptors import Descriptors, TooFewDescriptorsError
-from .loop import Options, Supervisor, Work
+from .loop import Supervisor, SupervisorOptions, Work
 from .notify import Notifier
 from .plan import Pool
 from .process import ChildContext
@@ -20,9 +20,9 @@ __all__ = [
     "Handover",
     "HandoverError",
     "Notifier",
-    "Options",
     "Pool",
     "Supervisor",
+    "SupervisorOptions",
     "Terminal",
     "TooFewDescriptorsError",
     "Work",

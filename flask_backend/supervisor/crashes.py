@@ -1,4 +1,4 @@
-"""How often a job has taken its worker along. Pure.
+"""How often a job has crashed its worker. Pure.
 
 The broker cannot tell: its counters do not distinguish a release after a crash from one after a failure. So each
 supervisor counts for itself.

@@ -57,7 +57,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SupervisorOptions:
     """How children are treated. All times are in seconds."""
 
     drain_timeout_s: float  # the time that running jobs have when all are to stop
@@ -72,7 +72,12 @@ class Supervisor:
     """Keeps the children of all pools alive until told to stop; runs in the main thread of the only thread."""
 
     def __init__(
-        self, pools: list[Pool], work: Work, options: Options, notifier: Notifier, handover: Handover | None = None
+        self,
+        pools: list[Pool],
+        work: Work,
+        options: SupervisorOptions,
+        notifier: Notifier,
+        handover: Handover | None = None,
     ) -> None:
         """Plan the children; with a ``handover``, beside those of an earlier image of this process."""
         self._body = work.body
@@ -248,7 +253,7 @@ class Supervisor:
         death = death_of(child, exit_, now)
         self._children.remove(child.pid)
         if child.is_old:
-            self._reload.bid_farewell(child.pid)
+            self._reload.retire(child.pid)
         else:
             self._scoreboard.give_back(child.slot.pool, child.row)
         was_killed = child.state is ChildState.KILLED
@@ -284,7 +289,7 @@ class Supervisor:
         logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
         if self._children.is_served_by_old(slot.pool):
             return  # the old code goes on serving until the new one can
-        if hopeless := pool.find_hopeless(slot, self._plan.size_of(slot.pool), death.exit.status, now, progress):
+        if hopeless := pool.check_give_up(slot, self._plan.size_of(slot.pool), death.exit.status, now, progress):
             logger.critical("%s: giving up", hopeless.reason)
             self._exit_code = hopeless.code
             self._drain_all(f"the workers of {slot.pool} cannot work")

@@ -11,7 +11,7 @@ from .restart import Breaker, RestartPolicy
 
 
 @dataclass(frozen=True, slots=True)
-class Hopeless:
+class GiveUp:
     """Why a pool is to be given up, and the exit code that tells it."""
 
     reason: str
@@ -42,14 +42,14 @@ class PoolRecord:
         if self.recycling == slot:
             self.recycling = None
 
-    def find_hopeless(self, slot: Slot, size: int, status: int | None, now: float, progress: int) -> Hopeless | None:
+    def check_give_up(self, slot: Slot, size: int, status: int | None, now: float, progress: int) -> GiveUp | None:
         """Note an abnormal exit; say whether it was the one too many for a pool of this size."""
         if self.breaker.trips(now, progress):
             times = f"{self.breaker.limit} times within {self.breaker.window_s:g} s"
             reason = f"the workers of {slot.pool} have died {times} and done nothing in between"
-            return Hopeless(reason, ExitCode.GAVE_UP)
+            return GiveUp(reason, ExitCode.GAVE_UP)
         if not self.was_ever_ready and status == ExitCode.CONFIG:
             self.failed_first.add(slot)
             if all(Slot(slot.pool, index) in self.failed_first for index in range(size)):
-                return Hopeless(f"no worker of {slot.pool} can start, for the reason above", ExitCode.CONFIG)
+                return GiveUp(f"no worker of {slot.pool} can start, for the reason above", ExitCode.CONFIG)
         return None

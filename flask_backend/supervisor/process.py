@@ -195,7 +195,7 @@ def unblock_signals() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class Image:
     """What to execute, and in which folder; None for the one of now."""
 
     command: list[str]
@@ -209,7 +209,7 @@ class Program:
         os.execve(self.command[0], self.command, self.environment)  # noqa: S606  # no shell is wanted
 
 
-def start_program(program: Program, links: Links) -> tuple[int, int]:
+def start_program(program: Image, links: Links) -> tuple[int, int]:
     """Start a program in a process group of its own.
 
     Returns its pid, and a descriptor that has the reason to be read when the process has ended, if the system has
@@ -233,7 +233,7 @@ def start_program(program: Program, links: Links) -> tuple[int, int]:
     return pid, refusal_r
 
 
-def _be_program(program: Program, links: Links, refusal_w: int) -> NoReturn:
+def _be_program(program: Image, links: Links, refusal_w: int) -> NoReturn:
     try:
         os.setpgid(0, 0)
         links.close_in_child()
@@ -245,7 +245,7 @@ def _be_program(program: Program, links: Links, refusal_w: int) -> NoReturn:
         os._exit(ExitCode.FAILED)
 
 
-def execute(program: Program) -> NoReturn:
+def execute(program: Image) -> NoReturn:
     """Go on as another program; if the system refuses, raise :exc:`OSError` in the folder of before."""
     here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
     try:

@@ -29,10 +29,10 @@ from .terminal import Terminal
 
 logger = get_logger("flask_backend.supervisor")
 
-VARIABLE = "FLASK_BACKEND_HANDOVER"
-CHECK_VARIABLE = "FLASK_BACKEND_CHECK"
+HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
+CHECK_ENV = "FLASK_BACKEND_CHECK"
 # To be raised when a Handover changes: an image with another number cannot take over, which the check finds out.
-FORMAT = "2"
+FORMAT = "3"
 
 
 class HandoverError(Exception):
@@ -65,7 +65,7 @@ class Handover:
     notify_address: str
     soft_limit: int
     had_terminal: bool
-    past: dict[str, Totals]
+    totals_of_exited: dict[str, Totals]
 
     def descriptors(self) -> set[int]:
         loans = {child.loan for child in self.children if child.loan is not None}
@@ -74,7 +74,7 @@ class Handover:
     @classmethod
     def take(cls) -> Handover | None:
         """Return what the image before has left, if this process has been reloaded. Signals are blocked until then."""
-        number = os.environ.pop(VARIABLE, None)
+        number = os.environ.pop(HANDOVER_ENV, None)
         if number is None:
             return None
         with os.fdopen(int(number), "rb") as file:
@@ -86,12 +86,12 @@ class Handover:
             notify_address=left["notify_address"],
             soft_limit=left["soft_limit"],
             had_terminal=left["had_terminal"],
-            past={
+            totals_of_exited={
                 pool: {
                     label: LabelStats(stats["done"], stats["failed"], tuple(stats["buckets"]))
                     for label, stats in totals.items()
                 }
-                for pool, totals in left["past"].items()
+                for pool, totals in left["totals_of_exited"].items()
             },
         )
         for fd in handover.descriptors():
@@ -136,7 +136,7 @@ class Reload:
             return
         logger.info("HUP: checking the app")
         try:
-            pid, refusal = process.start_program(self._program({CHECK_VARIABLE: FORMAT}), self._links)
+            pid, refusal = process.start_program(self._image({CHECK_ENV: FORMAT}), self._links)
         except OSError as error:
             self._fail(str(error))
             return
@@ -190,8 +190,8 @@ class Reload:
             self._fail(str(error))
             self._notifier.send("READY=1")
 
-    def _program(self, variables: dict[str, str]) -> process.Program:
-        return process.Program(self._command, {**self._launch.environment, **variables}, self._launch.folder)
+    def _image(self, variables: dict[str, str]) -> process.Image:
+        return process.Image(self._command, {**self._launch.environment, **variables}, self._launch.folder)
 
     def _execute_again(self, handover: Handover) -> None:
         """Replace this image by a new one of the same command; return only by an :exc:`OSError`, if refused.
@@ -206,7 +206,7 @@ class Reload:
             os.write(fd, json.dumps(asdict(handover)).encode())
             for each in crossing:
                 os.set_inheritable(each, True)
-            process.execute(self._program({VARIABLE: str(fd)}))
+            process.execute(self._image({HANDOVER_ENV: str(fd)}))
         finally:  # it did not come to that
             for each in crossing:
                 os.set_inheritable(each, False)
@@ -230,20 +230,20 @@ class Reload:
             )
             for child in self._children
         ]
-        past = self._scoreboard.past(alive=[child.row for child in self._children])
+        totals_of_exited = self._scoreboard.totals_of_exited(alive=[child.row for child in self._children])
         return Handover(
             children=children,
             lifelines=self._links.lifeline.write_ends,
             notify_address=self._notifier.path,
             soft_limit=self._links.descriptors.soft,
             had_terminal=self._terminal.was_there,
-            past=past,
+            totals_of_exited=totals_of_exited,
         )
 
     def adopt(self, handover: Handover) -> None:
         """Go on with the children of the image before."""
         self._links.lifeline.keep(handover.lifelines)
-        self._scoreboard.begin_with(handover.past)
+        self._scoreboard.restore(handover.totals_of_exited)
         memories = {fd: map_words(fd) for fd in {old.row_fd for old in handover.children}}
         for old in handover.children:
             row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels), memories[old.row_fd])
@@ -252,18 +252,18 @@ class Reload:
             now = time.monotonic()
             child = Child(slot, old.pid, row, now, state, was_ready=True, is_old=True, drained_at=now, signalled_at=now)
             self._children.add(child)
-            self._scoreboard.welcome(old.pid, old.pool, row)
+            self._scoreboard.adopt(old.pid, old.pool, row)
             if old.loan is not None:
                 self._links.loans.keep(old.pid, old.loan)
             self._old_files.add(old.row_fd)
-        self._forget_the_past()
+        self._close_inherited()
 
-    def bid_farewell(self, pid: int) -> None:
+    def retire(self, pid: int) -> None:
         """Let go of an old child that is dead and off the books."""
-        self._scoreboard.bid_farewell(pid)
-        self._forget_the_past()
+        self._scoreboard.retire(pid)
+        self._close_inherited()
 
-    def _forget_the_past(self) -> None:
+    def _close_inherited(self) -> None:
         """Close what only old children need, when there are none any more."""
         if not self._children.has_old():
             self._links.lifeline.let_go_of_old_ones()
@@ -276,7 +276,7 @@ def is_check() -> bool:
 
     Raises :exc:`HandoverError` if the process that wants to know is one that this version cannot take over from.
     """
-    theirs = os.environ.pop(CHECK_VARIABLE, None)
+    theirs = os.environ.pop(CHECK_ENV, None)
     if theirs is None:
         return False
     if theirs != FORMAT:

@@ -273,7 +273,7 @@ class Scoreboard:
 
     # -- across a reload -------------------------------------------------------------------------------------
 
-    def past(self, alive: Collection[Row]) -> dict[str, Totals]:
+    def totals_of_exited(self, alive: Collection[Row]) -> dict[str, Totals]:
         """Return the totals of all rows but those whose children live on, for the next scoreboard to begin with."""
         totals = dict(self._past)
         for pool, stock in self._stocks.items():
@@ -281,14 +281,14 @@ class Scoreboard:
             totals[pool] = _sum(totals.get(pool, {}), *ended)
         return totals
 
-    def begin_with(self, past: Mapping[str, Totals]) -> None:
-        self._past = dict(past)
+    def restore(self, totals_of_exited: Mapping[str, Totals]) -> None:
+        self._past = dict(totals_of_exited)
 
-    def welcome(self, pid: int, pool: str, row: Row) -> None:
+    def adopt(self, pid: int, pool: str, row: Row) -> None:
         """Count with a row of an earlier scoreboard, as long as its child lives."""
         self._guests[pid] = pool, row
 
-    def bid_farewell(self, pid: int) -> None:
+    def retire(self, pid: int) -> None:
         pool, row = self._guests.pop(pid)
         self._past[pool] = _sum(self._past.get(pool, {}), row.stats())
 

@@ -36,7 +36,7 @@ class _Settler:
 
 
 class Settling:
-    """The processes that settle jobs, and how often each job has taken a child along."""
+    """The processes that settle jobs, and how often each job has crashed a child."""
 
     def __init__(self, settle: Settle, links: process.Links) -> None:
         self._settle = settle

@@ -30,7 +30,7 @@ class Stat:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryUse:
     """What a process has in memory, for which the system walks its page tables: 1 ms for 200 MB.
 
     ``private`` is its alone (USS); ``pss`` has its share of each page that it shares with others (PSS).
@@ -60,7 +60,7 @@ def read_stat(pid: int, proc: Path = PROC) -> Stat | None:
     )
 
 
-def read_memory(pid: int, proc: Path = PROC) -> Memory | None:
+def read_memory(pid: int, proc: Path = PROC) -> MemoryUse | None:
     """Return what a process has in memory; None if it is dead, or this user may not read it."""
     try:
         text = _read(proc, pid, "smaps_rollup")
@@ -70,7 +70,7 @@ def read_memory(pid: int, proc: Path = PROC) -> Memory | None:
     for line in text.splitlines()[1:]:  # the first one has the addresses
         name, value, *_ = line.split()
         kilobytes[name] = int(value)
-    return Memory(
+    return MemoryUse(
         rss_bytes=kilobytes[b"Rss:"] << 10,
         private_bytes=(kilobytes[b"Private_Clean:"] + kilobytes[b"Private_Dirty:"]) << 10,
         pss_bytes=kilobytes[b"Pss:"] << 10,

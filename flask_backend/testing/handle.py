@@ -16,7 +16,7 @@ from flask_backend.inprocess.memory import MemoryBroker, MemoryProducer, Put
 from flask_backend.inprocess.sync import InProcessWorker
 from flask_backend.job import JobState
 from flask_backend.names import failures_tube, is_failures_tube
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 from flask_backend.worker.execution import read_call
 from flask_backend.worker.settlement import Attempt, bury_undecodable, settle_failure
 
@@ -106,7 +106,7 @@ class Memory:
         found: list[Buried] = []
         for queue in self._backend.queues:
             for body in self._broker.bodies(failures_tube(queue)):
-                note = Note.decode(body)
+                note = Story.decode(body)
                 scheduled = self._tell(self._broker.puts[note.job])
                 if scheduled.job.state() is JobState.BURIED:
                     found.append(Buried(scheduled, note))

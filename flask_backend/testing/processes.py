@@ -30,7 +30,7 @@ _COMMAND = (sys.executable, "-m", "flask_backend")
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class RunningProgram:
     """A program that runs in a process of its own, and the file with all that it says."""
 
     process: subprocess.Popen[bytes]
@@ -57,7 +57,7 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
-class RunningWorker(Program):
+class RunningWorker(RunningProgram):
     """A worker that the fixture ``backend_worker`` has started."""
 
     def wait_for(self, job: Job, timeout_s: float = _PATIENCE_S) -> None:
@@ -85,7 +85,7 @@ def running_broker(folder: Path) -> Generator[str]:
         else:
             command = [*_COMMAND, "broker", "--listen", address.host, "--port", str(address.port)]
         with _running(command, log, {}) as process:
-            if _comes_up(Program(process, log), address):
+            if _comes_up(RunningProgram(process, log), address):
                 yield str(address)
                 return
     raise AssertionError(f"the broker does not start:\n{log.read_text(errors='replace')}")
@@ -136,13 +136,13 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _comes_up(program: Program, address: Address) -> bool:
+def _comes_up(program: RunningProgram, address: Address) -> bool:
     """Wait until the broker answers; return whether it does, and has not ended, as where the port was taken."""
     program.wait_until(lambda: program.has_ended or _serves(program, address), "the broker answers")
     return not program.has_ended
 
 
-def _serves(program: Program, address: Address) -> bool:
+def _serves(program: RunningProgram, address: Address) -> bool:
     """Say whether this very program answers there: the port may be that of another test's broker."""
     try:
         with closing(Connection(Settings(address))) as connection:

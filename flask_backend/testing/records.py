@@ -7,10 +7,10 @@ from typing import Any
 
 from flask_backend.errors import MessageDecodeError
 from flask_backend.inprocess.memory import Put
-from flask_backend.job import Job, JobKeeper
+from flask_backend.job import Job, JobControl
 from flask_backend.message import Message, cut, decode, decode_json, show_call
 from flask_backend.registry import Handlers
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 
 _MAX_SHOWN = 200  # characters of a call in a failure's list
 
@@ -54,10 +54,10 @@ class Buried:
     """A buried job, and its story as it is kept on a real broker."""
 
     scheduled: Scheduled
-    note: Note
+    note: Story
 
 
-def tell(put: Put, handlers: Handlers | None, keeper: JobKeeper) -> Scheduled:
+def tell(put: Put, handlers: Handlers | None, control: JobControl) -> Scheduled:
     """Read what was put; ``handlers`` are those of its queue, if anything is registered for it."""
     call = _read_call(put.body) if handlers is not None and handlers.tasks else None
     return Scheduled(
@@ -70,7 +70,7 @@ def tell(put: Put, handlers: Handlers | None, keeper: JobKeeper) -> Scheduled:
         priority=put.options.priority,
         ttr=put.options.ttr_s,
         at=put.at,
-        job=Job(put.queue, put.id, call.headers.get("id") if call else None, keeper),
+        job=Job(put.queue, put.id, call.headers.get("id") if call else None, control),
     )
 
 

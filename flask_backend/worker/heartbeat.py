@@ -30,9 +30,9 @@ logger = get_logger("flask_backend.worker")
 # How often a running task is looked at, and the age from which it is: together shorter than a TTR of one second, which
 # is the server's least.
 TICK_S = 0.5
-YOUNG_S = 0.25
+SHORT_TASK_S = 0.25
 # It goes on looking for so long when there is no task: to wake it for each of many small ones would cost more.
-LIVELY_S = 5.0
+STAY_AWAKE_S = 5.0
 # Touched this many times within its TTR, a job survives two touches that come late.
 TOUCHES_PER_TTR = 3
 # How often a worker that runs or has finished a job tries to get it back, when the connection has broken.
@@ -44,18 +44,18 @@ _MAY_RAISE = signal.valid_signals().difference(STOPPING)
 
 
 @dataclass(eq=False)
-class Lease:
+class WorkerLease:
     """A job that the worker holds, on the connection that reserved it; and what its task can do with it meanwhile.
 
     ``waiting`` are the leases of jobs that were reserved together with it and come after it. Times are those of the
     monotonic clock.
     """
 
-    keeper: Keeper
+    heartbeat: Heartbeat
     connection: Connection
     job: ReservedJob
     reserved_at: float
-    waiting: Sequence[Lease]
+    waiting: Sequence[WorkerLease]
     # The class has these values until they change: one is made for every job, and most of this is for long tasks only.
     label: str = field(init=False, default="")
     started: float = field(init=False, default=0.0)
@@ -66,22 +66,22 @@ class Lease:
     touch_at: float = field(init=False, default=0.0)
     is_cut: bool = field(init=False, default=False)  # its connection broke, and a thread tries to get it back
     is_lost: bool = field(init=False, default=False)
-    asked_ahead: Replies | None = field(init=False, default=None)  # for the job's counters
+    prefetched_stats: Replies | None = field(init=False, default=None)  # for the job's counters
 
     def counters(self) -> JobCounters:
-        with self.keeper.exchange(self) as connection:
+        with self.heartbeat.exchange(self) as connection:
             return connection.counters(self.job.id)
 
     def counters_within(self, wait_s: float) -> JobCounters | None:
-        with self.keeper.exchange(self, wait_s) as connection:
-            return connection.counters_within(self.job.id, wait_s, self.asked_ahead)
+        with self.heartbeat.exchange(self, wait_s) as connection:
+            return connection.counters_within(self.job.id, wait_s, self.prefetched_stats)
 
     def touch(self) -> None:
-        with self.keeper.exchange(self) as connection:
+        with self.heartbeat.exchange(self) as connection:
             connection.touch(self.job.id)
 
 
-class Keeper:
+class Heartbeat:
     """Start it after the fork; then tell it of each job with :meth:`hold` and :meth:`let_go`."""
 
     def __init__(  # noqa: PLR0913  # one parameter for each thing that it does in its owner's name
@@ -91,7 +91,7 @@ class Keeper:
         interrupt: Callable[[], None],
         leave: Callable[[], None],
         connect: Callable[[], Connection],
-        take_over: Callable[[Lease, Connection], bool],
+        take_over: Callable[[WorkerLease, Connection], bool],
         leaves_when_stuck: bool,
     ) -> None:
         """Take what to do at a deadline, and when the connection breaks.
@@ -107,12 +107,12 @@ class Keeper:
         self._connect = connect
         self._take_over = take_over
         self._leaves_when_stuck = leaves_when_stuck
-        self._lease: Lease | None = None
+        self._lease: WorkerLease | None = None
         # Held for each exchange on the connection while a job is held: a touch never meets the worker's own commands.
         self._lock = threading.Lock()
         self._is_asleep = False  # until it is woken
         self._holds = self._holds_seen = 0  # how often a job was held
-        self._lively_until = float("-inf")
+        self._awake_until = float("-inf")
         self._leave_at: float | None = None
         self._watched: dict[int, Callable[[], None]] = {}
         self._wake_r, self._wake_w = os.pipe()
@@ -124,9 +124,9 @@ class Keeper:
         self._watched[fd] = on_end
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="flask-backend-keeper", daemon=True).start()
+        threading.Thread(target=self._run, name="flask-backend-heartbeat", daemon=True).start()
 
-    def hold(self, lease: Lease) -> None:
+    def hold(self, lease: WorkerLease) -> None:
         self._lease = lease
         self._holds += 1
         if self._is_asleep or (lease.limit_at is not None and lease.limit_at - lease.started < TICK_S):
@@ -138,7 +138,7 @@ class Keeper:
             self._lease = None
 
     @contextmanager
-    def exchange(self, lease: Lease, wait_s: float = LOCK_PATIENCE_S) -> Generator[Connection]:
+    def exchange(self, lease: WorkerLease, wait_s: float = LOCK_PATIENCE_S) -> Generator[Connection]:
         """Have the connection for a command of the task that runs, while no touch is on the way.
 
         Raises :exc:`JobNotFoundError` if the task's job is no longer held, and :exc:`BrokerConnectionError` in a
@@ -184,7 +184,7 @@ class Keeper:
             self._is_asleep = False
             if self._leave_at is not None and time.monotonic() >= self._leave_at:
                 self._leave()
-            shown = self._tend(shown=shown)
+            shown = self._tick(shown=shown)
 
     def _timeout_ms(self, *, shown: bool) -> float | None:
         """How long to sleep: a tick while a task runs, until the deadline of a drain, or until woken."""
@@ -194,9 +194,9 @@ class Keeper:
         now = time.monotonic()
         if lease is not None or self._holds != self._holds_seen:
             self._holds_seen = self._holds
-            self._lively_until = now + LIVELY_S
+            self._awake_until = now + STAY_AWAKE_S
         timeouts: list[float] = []
-        if now < self._lively_until or shown:
+        if now < self._awake_until or shown:
             self._is_asleep = False  # it looks again within a tick, soon enough for whatever comes next
             timeouts.append(TICK_S)
         if lease is not None and lease.limit_at is not None and not lease.is_interrupted:
@@ -205,17 +205,17 @@ class Keeper:
             timeouts.append(max(0.0, self._leave_at - now))
         return min(timeouts) * 1000 + 1 if timeouts else None
 
-    def _tend(self, *, shown: bool) -> bool:
+    def _tick(self, *, shown: bool) -> bool:
         """Look at the running task; return whether the process title tells of one."""
         lease = self._lease
         now = time.monotonic()
-        if lease is not None and now - lease.reserved_at >= YOUNG_S:
+        if lease is not None and now - lease.reserved_at >= SHORT_TASK_S:
             for waiting in list(lease.waiting):
                 self._touch_if_due(waiting, lease, now)
         if lease is not None and lease.limit_at is not None and now >= lease.limit_at:
             self._end(lease, now)
             return shown
-        if lease is None or now - lease.started < YOUNG_S:
+        if lease is None or now - lease.started < SHORT_TASK_S:
             if shown:
                 self._host.show("")
             return False
@@ -225,7 +225,7 @@ class Keeper:
         self._touch_if_due(lease, lease, now)
         return True
 
-    def _begin_reclaim(self, lease: Lease) -> None:
+    def _begin_reclaim(self, lease: WorkerLease) -> None:
         lease.is_cut = True
         for waiting in list(lease.waiting):
             waiting.is_lost = True
@@ -237,7 +237,7 @@ class Keeper:
         # In a thread of its own, for to connect may take long, and deadlines do not wait.
         threading.Thread(target=self._reclaim, args=[lease], name="flask-backend-reclaim", daemon=True).start()
 
-    def _reclaim(self, lease: Lease) -> None:
+    def _reclaim(self, lease: WorkerLease) -> None:
         """Get the running task's job back, as soon as the broker can be reached."""
         while self._lease is lease and lease.is_cut:
             with suppress(BrokerError):  # the next try may succeed
@@ -245,7 +245,7 @@ class Keeper:
             if lease.is_cut:
                 time.sleep(RECLAIM_EVERY_S)
 
-    def _try_to_reclaim(self, lease: Lease, connection: Connection) -> None:
+    def _try_to_reclaim(self, lease: WorkerLease, connection: Connection) -> None:
         try:
             with self._lock:
                 if self._lease is not lease:
@@ -253,7 +253,7 @@ class Keeper:
                 lease.is_lost = not self._take_over(lease, connection)
                 lease.is_cut = False
                 lease.touch_at = 0.0
-                lease.asked_ahead = None
+                lease.prefetched_stats = None
         finally:
             if lease.connection is not connection:
                 connection.close()
@@ -262,7 +262,7 @@ class Keeper:
         else:
             logger.info("job %d (%s) is held again", lease.job.id, lease.label)
 
-    def _end(self, lease: Lease, now: float) -> None:
+    def _end(self, lease: WorkerLease, now: float) -> None:
         """Interrupt a task at its limit, and give it no more time than it takes to die of that.
 
         The last touch leaves the whole TTR for it; where that is short, the process is killed sooner: while it lives,
@@ -281,11 +281,11 @@ class Keeper:
                 self._host.run(lease.label, lease.kill_at)
             self._interrupt()
 
-    def _touch_if_due(self, lease: Lease, running: Lease, now: float) -> None:
+    def _touch_if_due(self, lease: WorkerLease, running: WorkerLease, now: float) -> None:
         if now >= lease.touch_at and not lease.is_cut and not lease.is_lost:
             self._touch(lease, running, now)
 
-    def _touch(self, lease: Lease, running: Lease, now: float) -> None:
+    def _touch(self, lease: WorkerLease, running: WorkerLease, now: float) -> None:
         """Touch a job, the running one or one that waits behind it, if that one is still running."""
         with self._lock:
             if self._lease is not running:
@@ -304,7 +304,7 @@ class Keeper:
                 self._warn_lost(lease, "its time to run was over")
         lease.touch_at = now + (lease.touch_every_s or 0.0)
 
-    def _warn_lost(self, lease: Lease, reason: str) -> None:
+    def _warn_lost(self, lease: WorkerLease, reason: str) -> None:
         logger.warning(
             "job %d (%s) is no longer held by this worker%s: %s",
             lease.job.id,

@@ -1,4 +1,4 @@
-"""What becomes of a job that took its worker along: settled on the dead worker's own connection.
+"""What becomes of a job that crashed its worker: settled on the dead worker's own connection.
 
 Runs in a short-lived process of its own, which has inherited the connection. As long as it is open the server keeps the
 job reserved, so that no other worker can take it before it is settled.
@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import random
 
-from flask_backend.broker.connection import Connection, HeldJob
+from flask_backend.broker.connection import Connection, ReservedState
 from flask_backend.config import Settings
 from flask_backend.deaths import Death
 from flask_backend.errors import BrokerConnectionError, BrokerError, MessageDecodeError
 from flask_backend.message import scheduled_at
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
-from flask_backend.retry import MAX_CRASHES, Buried, Released, after_crash
-from flask_backend.stories import Note, here_and_now
+from flask_backend.retry import MAX_CRASHES, BuryJob, ReleaseJob, after_crash
+from flask_backend.stories import Story, here_and_now
 from flask_backend.system.loggers import get_logger
 from flask_backend.tracebacks import log_failure, told
 
@@ -33,7 +33,7 @@ PLAIN_DELAY_S = 60
 def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Ending | None:
     """Release or bury the job that a dead worker held; return None if there was nothing to settle.
 
-    ``crashes`` is how often the job has taken a worker along, this time included. Any doubt about what is on the
+    ``crashes`` is how often the job has crashed a worker, this time included. Any doubt about what is on the
     connection ends in its being closed, which gives the job back as it was.
     """
     if death.activity is None:
@@ -42,7 +42,7 @@ def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashe
     connection: Connection | None = None
     try:
         connection = Connection.adopt(fd, settings)
-        job = connection.find_held(job_id)
+        job = connection.recover_reserved(job_id)
         if job is None:
             logger.debug("job %d was settled before its worker died", job_id)
             return None
@@ -64,7 +64,7 @@ def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashe
 
 
 def _settle(  # noqa: PLR0913
-    connection: Connection, settings: Settings, handlers: Handlers, job: HeldJob, death: Death, crashes: int
+    connection: Connection, settings: Settings, handlers: Handlers, job: ReservedState, death: Death, crashes: int
 ) -> Ending:
     call = _read(handlers, connection.peek(job.id))
     label = call.label if call else None
@@ -72,13 +72,13 @@ def _settle(  # noqa: PLR0913
     attempts = job.counters.attempts
     facts = {"job_id": job.id, "queue": handlers.queue, "attempt": attempts.number, "task": label}
     match after_crash(retry, attempts, crashes, random.random):
-        case Released(delay_s):
+        case ReleaseJob(delay_s):
             connection.release(job.id, job.counters.priority, delay_s)
-            message = "job %d has taken its worker along (%s), next try in %d s"
+            message = "job %d has crashed its worker (%s), next try in %d s"
             log_failure(task_logger, logging.WARNING, message, job.id, death, delay_s, extra=facts)
             return Ending.RETRIED
-        case Buried(reason):
-            note = Note(
+        case BuryJob(reason):
+            note = Story(
                 job=job.id,
                 queue=handlers.queue,
                 reason=reason,
@@ -98,7 +98,7 @@ def _settle(  # noqa: PLR0913
             return Ending.BURIED
 
 
-def _settle_plainly(connection: Connection, job: HeldJob, crashes: int) -> Ending:
+def _settle_plainly(connection: Connection, job: ReservedState, crashes: int) -> Ending:
     """Release or bury a job without anything that could fail: it must not go back uncounted, to the next worker."""
     if crashes >= MAX_CRASHES:
         connection.bury(job.id, job.counters.priority)

@@ -21,8 +21,8 @@ from flask_backend.message import scheduled_at
 from flask_backend.names import failures_tube
 from flask_backend.options import PutOptions
 from flask_backend.outcome import Ending
-from flask_backend.retry import Attempts, Buried, Discarded, Released, Retry, after_failure, reason_of
-from flask_backend.stories import MAX_WHOLE, NOTE_TTR_S, Note, here_and_now, tell_exception
+from flask_backend.retry import Attempts, BuryJob, DiscardJob, ReleaseJob, Retry, after_failure, reason_of
+from flask_backend.stories import MAX_WHOLE, NOTE_TTR_S, Story, here_and_now, tell_exception
 from flask_backend.system.loggers import get_logger
 from flask_backend.tracebacks import log_failure, name_of, told
 
@@ -57,17 +57,17 @@ def settle_failure(connection: Connection, attempt: Attempt, error: BaseExceptio
         facts["attempt"] = counters.attempts.number
         which = _number(counters.attempts, retry)
         match after_failure(retry, counters.attempts, error, random.random):
-            case Released(delay_s):
+            case ReleaseJob(delay_s):
                 connection.release(job.id, counters.priority, delay_s)
                 then = f"next try in {delay_s} s"
                 level = logging.INFO if issubclass(kind, RetryLater) else logging.ERROR
                 return Ending.RETRIED
-            case Buried(reason):
+            case BuryJob(reason):
                 bury(connection, _tell(attempt, counters.attempts, reason, error), counters.priority)
                 is_wish = issubclass(kind, Bury)
                 then, level = ("buried", logging.WARNING) if is_wish else (f"buried: {reason}", logging.ERROR)
                 return Ending.BURIED
-            case Discarded(reason):
+            case DiscardJob(reason):
                 connection.delete(job.id)
                 then, level = "deleted", logging.WARNING
                 return Ending.DONE
@@ -103,7 +103,7 @@ def bury_undecodable(connection: Connection, queue: str, job: ReservedJob, error
         extra={"job_id": job.id, "queue": queue},
     )
     counters = connection.counters(job.id)
-    note = Note(
+    note = Story(
         job=job.id,
         queue=queue,
         reason=f"it can never run: {error}",
@@ -114,7 +114,7 @@ def bury_undecodable(connection: Connection, queue: str, job: ReservedJob, error
     return Ending.BURIED
 
 
-def bury(connection: Connection, note: Note, priority: int) -> None:
+def bury(connection: Connection, note: Story, priority: int) -> None:
     """Bury the job that the note is about, which ``connection`` holds.
 
     The note comes first: if we die in between it is one too many, and not one too few. A broker that takes no note,
@@ -130,7 +130,7 @@ def bury(connection: Connection, note: Note, priority: int) -> None:
     connection.bury(note.job, priority)
 
 
-def _keep(connection: Connection, note: Note) -> None:
+def _keep(connection: Connection, note: Story) -> None:
     tube = failures_tube(note.queue)
     [reply] = connection.ask([b"stats-tube %b\r\n" % tube.encode()])
     # Reserved while somebody looks at them.
@@ -146,9 +146,9 @@ def _keep(connection: Connection, note: Note) -> None:
 _KEPT = ("ready", "reserved")
 
 
-def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Note:
+def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Story:
     label = attempt.call.label
-    return Note(
+    return Story(
         job=attempt.job.id,
         queue=attempt.queue,
         reason=reason,

@@ -33,7 +33,7 @@ from flask_backend.tracebacks import log_failure
 
 from .event_loop import EventLoop, loop_in_use
 from .execution import Call, Runner, read_call
-from .heartbeat import RECLAIM_EVERY_S, Keeper, Lease
+from .heartbeat import RECLAIM_EVERY_S, Heartbeat, WorkerLease
 from .host import UNBOUNDED_NS, Host
 from .settlement import Attempt, bury_undecodable, settle_failure
 from .signal_guard import INTERRUPT, SignalGuard
@@ -82,7 +82,7 @@ class Worker:
         self._pid = os.getpid()
         self._stop = StopSignals(self._on_signal, self._leave, self._on_hangup)
         self._guard = SignalGuard()
-        self._keeper = Keeper(
+        self._heartbeat = Heartbeat(
             host,
             interrupt=self._interrupt,
             leave=self._leave,
@@ -98,9 +98,9 @@ class Worker:
         self._connection: Connection | None = None
         self._poll: select.poll | None = None  # for that connection
         self._is_holding = False
-        self._undeleted: list[ReservedJob] = []  # finished when their connection broke
+        self._pending_deletes: list[ReservedJob] = []  # finished when their connection broke
         self._jobs_done = 0
-        self._is_due = False  # for recycling, and has said so
+        self._recycle_reported = False  # for recycling, and has said so
         self._loggers: set[str] = set()  # the tasks that have logged a line when they ran last
 
     def run(self) -> int:
@@ -113,8 +113,8 @@ class Worker:
         self._host.accept_signals()
         self._guard.begin()
         if self._limits.lifeline is not None:
-            self._keeper.watch(self._limits.lifeline, self._orphaned)
-        self._keeper.start()
+            self._heartbeat.watch(self._limits.lifeline, self._orphaned)
+        self._heartbeat.start()
         loop_in_use.set(self._event_loop)
         try:
             waited = self._run_hooks()
@@ -173,14 +173,14 @@ class Worker:
                     logger.info("%s: back at Beanstalkd at %s", self._queue, self._settings.address)
                     if connection.has_old_jobs(self._queue, backoff.end()):
                         self._stop.wait(RECLAIM_PATIENCE_S)
-                self._work_off(connection)
+                self._process_jobs(connection)
             except BrokerError as error:
                 self._host.live()
                 if self._connection is not None:
                     self._disconnect(self._connection)  # which gives back the job, if it holds one
                 if not backoff.is_away:  # said once for each outage
                     logger.warning("%s: %s; trying again", self._queue, error)
-                most_s = RECLAIM_EVERY_S if self._undeleted else RECONNECT_MAX_S
+                most_s = RECLAIM_EVERY_S if self._pending_deletes else RECONNECT_MAX_S
                 self._stop.wait(backoff.next(most_s, self._jobs_done))
 
     def _connected(self) -> Connection:
@@ -196,12 +196,12 @@ class Worker:
         self._connection = connection
         self._poll = self._stop.poll_with(connection)
         self._host.lend(connection.fileno())
-        self._delete_late(connection)
+        self._delete_finished(connection)
 
-    def _take_over(self, lease: Lease, connection: Connection) -> bool:
+    def _take_over(self, lease: WorkerLease, connection: Connection) -> bool:
         """Go on with ``connection`` if it can reserve the running task's job again; return whether it could.
 
-        Runs in a thread of the keeper, which keeps the task from the connection meanwhile.
+        Runs in a thread of the heartbeat, which keeps the task from the connection meanwhile.
         """
         if not (_has_own_id(lease.job) and connection.reserve_again(lease.job)):
             return False
@@ -212,21 +212,21 @@ class Worker:
 
     def _disconnect(self, connection: Connection) -> None:
         connection.close()
-        self._undeleted += connection.take_undeleted()
+        self._pending_deletes += connection.pop_pending_deletes()
         self._connection = None
 
     def _close(self) -> None:
         """Close the connection, after a last try to delete the jobs that finished when it broke."""
-        if self._undeleted:
+        if self._pending_deletes:
             try:
                 self._connected()
             except BrokerError as error:
-                for job in self._undeleted:
+                for job in self._pending_deletes:
                     logger.warning("job %d is finished but cannot be deleted, and will run twice: %s", job.id, error)
         if self._connection is not None:
             self._connection.close()
 
-    def _work_off(self, connection: Connection) -> None:
+    def _process_jobs(self, connection: Connection) -> None:
         """Do jobs until a stop is requested; those that are here by then and were not begun go back untouched.
 
         The next job is asked for as the last one is deleted, in one write; after a failure, when that is settled.
@@ -240,51 +240,51 @@ class Worker:
                 connection.reserve(RESERVE_S, self._wanted())
             held = self._receive(connection)
             while held and not self._stop.requested:
-                self._work(held.popleft(), is_last=not held)
+                self._process(held.popleft(), is_last=not held)
             connection = self._connection or connection  # another one, if it broke and its job was taken back
         connection.give_back()
 
     def _wanted(self) -> int:
         """Return how many jobs to reserve: none once there were as many as there should be, until that was said."""
-        if self._limits.max_tasks is None or self._is_due:
+        if self._limits.max_tasks is None or self._recycle_reported:
             return self._limits.prefetch
         return min(self._limits.prefetch, self._limits.max_tasks - self._jobs_done)
 
     def _ask_to_be_recycled(self, connection: Connection) -> None:
         connection.receive_all()
-        self._is_due = True
+        self._recycle_reported = True
         self._host.recycle_due()
         self._stop.wait(RECYCLE_PATIENCE_S)
 
-    def _receive(self, connection: Connection) -> deque[Lease]:
+    def _receive(self, connection: Connection) -> deque[WorkerLease]:
         """Wait for the replies that are on their way; return the jobs that have come with them.
 
         The wait is for the socket and the signals together, since a signal does not end a blocking read.
         """
         soon = False
         while connection.is_awaiting:
-            is_owed = bool(connection.undeleted)  # an answer that comes at once, and one to the reserve may follow it
+            is_owed = bool(connection.pending_deletes)  # a reply that comes at once; one to the reserve may follow it
             soon |= is_owed
             patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
             if self._stop.wait(patience_s, self._poll, soon=soon):
                 connection.receive()
-                self._tell_late(connection)
+                self._warn_expired(connection)
             elif self._stop.requested:
                 break
             else:
                 raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
         now = time.monotonic()
-        held = deque[Lease]()
+        held = deque[WorkerLease]()
         for job in connection.take_jobs():
-            held.append(Lease(self._keeper, connection, job, now, held))
+            held.append(WorkerLease(self._heartbeat, connection, job, now, held))
         return held
 
-    def _tell_late(self, connection: Connection) -> None:
-        for job in connection.take_late():
+    def _warn_expired(self, connection: Connection) -> None:
+        for job in connection.pop_expired():
             label = read_call(self._handlers, job.body).label
             logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
 
-    def _work(self, lease: Lease, *, is_last: bool) -> None:
+    def _process(self, lease: WorkerLease, *, is_last: bool) -> None:
         """Do one job of those that were reserved together, and settle it."""
         if lease.is_lost:
             return  # it has waited behind a task that took long, and another worker has it by now
@@ -292,7 +292,7 @@ class Worker:
         self._jobs_done += 1
         self._host.begin(lease.job.id)
         try:
-            self._end(self._execute(lease, is_last=is_last))
+            self._end(self._run_job(lease, is_last=is_last))
         except BrokerError:  # the job is back at the broker, or will be; any other exception is a death at this job
             if self._is_holding:
                 self._end(None)
@@ -305,7 +305,7 @@ class Worker:
         self._is_holding = False
         self._host.end(ending)
 
-    def _execute(self, lease: Lease, *, is_last: bool) -> Ending | None:
+    def _run_job(self, lease: WorkerLease, *, is_last: bool) -> Ending | None:
         try:
             call = read_call(self._handlers, lease.job.body)
         except MessageDecodeError as error:
@@ -315,13 +315,13 @@ class Worker:
         self._prepare(lease, call)
         token = job_being_run.set(current)
         self._host.run(lease.label, lease.kill_at)
-        self._keeper.hold(lease)
+        self._heartbeat.hold(lease)
         try:
             failure = self._run(call, lease.limit_at)
         except TaskTimeout as error:  # it came while another error was on its way out
             failure = error
         self._leave_if_forked(failure)
-        self._keeper.let_go()
+        self._heartbeat.let_go()
         try:
             if failure is None:
                 return self._settle_success(lease, is_last=is_last)
@@ -333,7 +333,7 @@ class Worker:
             if current.has_logged is not (call.label in self._loggers):
                 self._loggers ^= {call.label}
 
-    def _prepare(self, lease: Lease, call: Call) -> None:
+    def _prepare(self, lease: WorkerLease, call: Call) -> None:
         lease.label = call.label
         lease.started = time.monotonic()
         time_limit_s = call.handler.time_limit_s or self._limits.time_limit_s
@@ -341,7 +341,7 @@ class Worker:
             lease.limit_at = lease.started + time_limit_s
             lease.kill_at = lease.limit_at + self._limits.kill_grace_s
         if call.label in self._loggers:
-            lease.asked_ahead = lease.connection.ask_ahead(lease.job.id)  # it will be wanted for the lines of the log
+            lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for the lines that it will log
 
     def _run(self, call: Call, limit_at: float | None) -> BaseException | None:
         """Run the task; return what it raised."""
@@ -357,7 +357,7 @@ class Worker:
         return None
 
     def _interrupt(self) -> None:
-        """Have the time limit raised inside the task. Runs in the keeper's thread."""
+        """Have the time limit raised inside the task. Runs in the heartbeat's thread."""
         signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
         self._event_loop.wake()
 
@@ -385,23 +385,23 @@ class Worker:
 
     # -- settling --------------------------------------------------------------------------------------------
 
-    def _settle_success(self, lease: Lease, *, is_last: bool) -> Ending:
+    def _settle_success(self, lease: WorkerLease, *, is_last: bool) -> Ending:
         """Have the job deleted and the next ones reserved; the replies are read when those are wanted."""
         count = self._wanted() if is_last and not self._stop.requested else 0
         try:
-            lease.connection.finish(lease.job, RESERVE_S, count)
+            lease.connection.delete_and_reserve(lease.job, RESERVE_S, count)
         except BrokerError:
             self._end(Ending.DONE)  # its deletion is tried again on the next connection
             raise
         return Ending.DONE
 
-    def _delete_late(self, connection: Connection) -> None:
+    def _delete_finished(self, connection: Connection) -> None:
         """Delete the jobs whose tasks had finished when their connection broke.
 
         Ids may start again at 1 when the server does, so only a body with an id of its own identifies a job.
         """
-        while self._undeleted:
-            job = self._undeleted[0]
+        while self._pending_deletes:
+            job = self._pending_deletes[0]
             problem = "its message has no id of its own" if not _has_own_id(job) else None
             try:
                 if problem is None and connection.peek(job.id) == job.body:
@@ -410,7 +410,7 @@ class Worker:
                     problem = None
             except JobNotFoundError:
                 pass  # it is deleted, or gone with the server
-            del self._undeleted[0]
+            del self._pending_deletes[0]
             if problem:
                 logger.warning("job %d finished as the connection broke, and may run twice: %s", job.id, problem)
 
@@ -421,7 +421,7 @@ class Worker:
         if self._limits.lifeline is None:
             if self._stop.requested:
                 self._leave()
-            self._keeper.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+            self._heartbeat.leave_by(time.monotonic() + self._limits.drain_timeout_s)
         self._drain()
 
     def _on_hangup(self) -> None:
@@ -439,9 +439,9 @@ class Worker:
         self._stop.request()
 
     def _orphaned(self) -> None:
-        """Drain, since the supervisor is gone. Runs in the keeper's thread."""
+        """Drain, since the supervisor is gone. Runs in the heartbeat's thread."""
         logger.warning("the supervisor is gone: draining")
-        self._keeper.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+        self._heartbeat.leave_by(time.monotonic() + self._limits.drain_timeout_s)
         self._drain()
 
     def _leave(self) -> None:

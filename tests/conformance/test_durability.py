@@ -16,7 +16,7 @@ from servers import Embedded, run
 from wire import Wire
 
 from flask_backend.embedded import Journal
-from flask_backend.embedded.commands import Commands
+from flask_backend.embedded.commands import Dispatcher
 from flask_backend.embedded.protocol import Command
 from flask_backend.embedded.store import Store
 
@@ -192,7 +192,7 @@ def test_a_broker_that_cannot_write_ends_without_acknowledging_more(start, dial)
 
 def test_jobs_are_refused_while_the_disk_is_full_and_deleted_all_the_same(tmp_path):
     store, full = Store(), []
-    commands = Commands(store, 1000, 0.0, has_room=lambda _size: not full)
+    commands = Dispatcher(store, 1000, 0.0, has_room=lambda _size: not full)
     client = commands.connect()
     assert commands.run(client, Command("put", numbers=(0, 0, 1, 1), body=b"x"), 0.0) == b"INSERTED 1\r\n"
     full.append(True)

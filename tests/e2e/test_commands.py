@@ -25,7 +25,7 @@ from flask_backend.broker.connection import Connection
 from flask_backend.cli import main
 from flask_backend.config import Address, Settings
 from flask_backend.operations.console import Console
-from flask_backend.stories import Note, here_and_now
+from flask_backend.stories import Story, here_and_now
 from flask_backend.worker.settlement import bury
 
 PROGRAM = Path(sys.executable).parent / "flask-backend"
@@ -100,7 +100,7 @@ def buried(broker):
         worker.ask([b"reserve-with-timeout 0\r\n"] * count)
         for job_id in ids:
             if told:
-                bury(worker, Note(**{"job": job_id, "queue": queue, **here_and_now(), **told}), 65536)
+                bury(worker, Story(**{"job": job_id, "queue": queue, **here_and_now(), **told}), 65536)
             else:
                 worker.bury(job_id, 65536)
         worker.close()
@@ -121,7 +121,7 @@ FAILED = {
     "ran_s": 0.25,
 }
 KILLED = {
-    "reason": "it has taken its worker along 3 times",
+    "reason": "it has crashed its worker 3 times",
     "endpoint": "resize",
     "message": "worker 812 of com.example/images was killed by signal 9 (Killed) (lived 0.4 s, peak 31 MiB)",
     "death": {"worker_pid": 812, "exit_signal": 9, "exit_status": None},

@@ -11,7 +11,7 @@ from support.waiting import wait_until
 from support.workload import QUEUE
 
 from flask_backend.message import MAX_DEPTH
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 
 APP = f"""
 from support.hostile import MAKERS, Meta, fails, with_class
@@ -87,10 +87,10 @@ def nested(depth: int) -> bytes:
     return b'{"endpoint": "raise_plain", "args": [%b%b]}' % (b"[" * (depth - 2), b"]" * (depth - 2))
 
 
-def stories(broker) -> dict[int, Note]:
+def stories(broker) -> dict[int, Story]:
     with broker.client(f"{QUEUE}.failures") as client:
         count = broker.count(f"{QUEUE}.failures", "ready")
-        notes = [Note.decode(client.reserve(timeout=0).body) for _ in range(count)]
+        notes = [Story.decode(client.reserve(timeout=0).body) for _ in range(count)]
     return {note.job: note for note in notes}
 
 
@@ -157,8 +157,8 @@ CRASHES = {
     "decoding": "import flask_backend.worker.worker as w; w.read_call = fails",
     "burying": "import flask_backend.worker.worker as w; w.bury_undecodable = fails",
     "a command": "import flask_backend.broker.connection as b; b.Connection.counters = lambda c, _: c._guard(fails)",
-    "letting go": "from flask_backend.worker.heartbeat import Keeper; Keeper.let_go = fails",
-    "the end": "from flask_backend.broker.connection import Connection as C; C.finish = fails",
+    "letting go": "from flask_backend.worker.heartbeat import Heartbeat; Heartbeat.let_go = fails",
+    "the end": "from flask_backend.broker.connection import Connection as C; C.delete_and_reserve = fails",
 }
 
 
@@ -169,7 +169,7 @@ def test_a_crash_of_our_own_code_is_settled_as_its_jobs(start, broker, crash):
     job_id = broker.put(QUEUE, body)
     if crash == "burying":  # no policy of its own: it is tried again
         wait_until(lambda: broker.count(QUEUE, "delayed") == 1, f"it is released; log:\n{supervised.log[-3000:]}")
-        supervised.wait_for_log(f"job {job_id} has taken its worker along")
+        supervised.wait_for_log(f"job {job_id} has crashed its worker")
         return
     wait_until(lambda: broker.count(QUEUE, "buried") == 1, f"it is buried; log:\n{supervised.log[-3000:]}")
     note = stories(broker)[job_id]

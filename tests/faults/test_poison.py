@@ -1,4 +1,4 @@
-"""Jobs that take their worker along: settled on the dead worker's connection, before anybody else can have them."""
+"""Jobs that crash their worker: settled on the dead worker's connection, before anybody else can have them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_job_of_a_dead_worker_is_released_with_a_delay_and_runs_again(superv
     wait_until(lambda: (broker.job(job.id) or {}).get("state") == "delayed", "the job is delayed")
     stats = broker.job(job.id)
     assert (stats["releases"], stats["reserves"], 1 <= stats["delay"] <= 2) == (1, 1, True)
-    supervised.wait_for_log(f"job {job.id} has taken its worker along (worker")
+    supervised.wait_for_log(f"job {job.id} has crashed its worker (worker")
     supervised.wait_for_line("survived")
     wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty")
     supervised.send(signal.SIGTERM)
@@ -47,7 +47,7 @@ def test_the_third_time_it_is_buried_whole_with_the_story_and_a_kick_gives_it_th
     assert broker.peek(job_id) == body
     assert broker.job(job_id)["pri"] == 5
     assert len(re.findall(DEATH, supervised.log)) == 3
-    supervised.wait_for_log(f"job {job_id} is buried: it has taken its worker along 3 times (worker")
+    supervised.wait_for_log(f"job {job_id} is buried: it has crashed its worker 3 times (worker")
     assert "was killed by signal 9 (Killed, perhaps out of memory)" in supervised.log.partition("is buried")[2]
     supervised.wait_reserving(2)
     with broker.client(QUEUE) as client:

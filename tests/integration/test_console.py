@@ -20,7 +20,7 @@ from flask_backend.errors import BrokerConnectionError, QueueNameError
 from flask_backend.names import failures_tube
 from flask_backend.operations.console import UNTIL_RESUMED_S, Console, Rates, measure_rates
 from flask_backend.operations.failures import Pattern, group
-from flask_backend.stories import Note, here_and_now
+from flask_backend.stories import Story, here_and_now
 from flask_backend.worker.settlement import bury
 
 TUBE = failures_tube("q")
@@ -85,15 +85,15 @@ def holding(broker, settings, queue, count):
     worker.close()
 
 
-def a_note(job_id: int, queue: str = "q", **told) -> Note:
-    return Note(**{"job": job_id, "queue": queue, "reason": "failed once", **here_and_now(), **told})
+def a_note(job_id: int, queue: str = "q", **told) -> Story:
+    return Story(**{"job": job_id, "queue": queue, "reason": "failed once", **here_and_now(), **told})
 
 
 def jobs_of(failures) -> list[int]:
     return [story.note.job for story in failures.stories]
 
 
-def put_note(broker, note: Note) -> int:
+def put_note(broker, note: Story) -> int:
     return broker.put(failures_tube(note.queue), note.encode())
 
 

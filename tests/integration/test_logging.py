@@ -177,7 +177,7 @@ def test_our_lines_survive_a_configuration_that_does_not_name_us(supervise, brok
     supervised.wait_for_log("ValueError: nobody")
     call(broker, "kill_worker")
     supervised.wait_for_log("was killed by signal 9")
-    supervised.wait_for_log("has taken its worker along")
+    supervised.wait_for_log("has crashed its worker")
 
 
 def test_such_an_app_may_use_the_filter_and_the_formatter(start, broker, tmp_path):
@@ -195,7 +195,7 @@ def test_the_line_on_a_dead_worker_has_its_facts(supervise, broker, tmp_path):
     supervised.wait_ready()
     [pid] = supervised.workers()
     job_id = call(broker, "kill_worker")
-    supervised.wait_for_log("has taken its worker along")  # told by another process than ...
+    supervised.wait_for_log("has crashed its worker")  # told by another process than ...
     supervised.wait_for_log('"exit_signal"')
     told = objects(supervised.log)
     death = next(line for line in told if "exit_signal" in line)

@@ -17,7 +17,7 @@ from flask_backend.message import MAX_DEPTH
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handler, Handlers
 from flask_backend.retry import MAX_CRASHES, Retry
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 from flask_backend.worker.postmortem import settle
 
 BODY = b'{"endpoint": "hello", "args": ["world"]}'
@@ -84,8 +84,8 @@ def test_a_job_that_took_three_workers_along_is_buried_with_the_story_of_the_las
     fd, job_id = heir(b"use q.other\r\n")
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
     assert broker.job(job_id)["state"] == "buried"
-    note = Note.decode(broker.take("q.failures"))
-    assert (note.job, note.queue, note.reason) == (job_id, "q", "it has taken its worker along 3 times")
+    note = Story.decode(broker.take("q.failures"))
+    assert (note.job, note.queue, note.reason) == (job_id, "q", "it has crashed its worker 3 times")
     assert (note.endpoint, note.call, note.kind) == ("hello", 'hello("world")', "SIGKILL")
     assert (note.attempts, note.allowed, note.ran_s) == (1, 10, 1.5)
     assert note.message.startswith("worker 4711 of q was killed by signal 9 (Killed, perhaps out of memory) at job")
@@ -95,7 +95,7 @@ def test_a_job_that_took_three_workers_along_is_buried_with_the_story_of_the_las
 def test_a_death_counts_as_a_failure_for_the_tasks_own_policy(settings, broker, heir):
     fd, job_id = heir(b"", b'{"endpoint": "proud"}')
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is Ending.BURIED
-    assert Note.decode(broker.take("q.failures")).reason == "failed once"
+    assert Story.decode(broker.take("q.failures")).reason == "failed once"
 
 
 class UnsoundRetry(Retry):
@@ -116,14 +116,14 @@ def test_a_policy_that_fails_keeps_no_job_from_being_settled(heir, settings, bro
 def test_no_depth_of_a_body_keeps_its_job_from_being_settled(heir, settings, broker, depth):
     fd, job_id = heir(b"", b'{"endpoint": "hello", "args": [%b%b]}' % (b"[" * (depth - 2), b"]" * (depth - 2)))
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
-    note = Note.decode(broker.take("q.failures"))
+    note = Story.decode(broker.take("q.failures"))
     assert (note.job, note.endpoint) == (job_id, "hello" if depth == MAX_DEPTH else None)
 
 
 def test_the_endpoint_of_a_missing_task_is_safe_to_show(heir, settings, broker):
     fd, job_id = heir(b"", json.dumps({"endpoint": "\x1b[2J\n" + "x" * 50_000}).encode())
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
-    note = Note.decode(broker.take("q.failures"))
+    note = Story.decode(broker.take("q.failures"))
     assert note.endpoint.startswith(r"\x1b[2J\nxxx")
     assert (len(note.endpoint), len(note.call) <= 1000) == (200, True)
 
@@ -173,4 +173,4 @@ def test_a_closed_connection_is_closed_for_its_duplicate_too(settings, broker):
     worker.close()
     wait_until(lambda: broker.job(job_id)["state"] == "ready", "the job is ready")
     with pytest.raises(BrokerConnectionError):
-        Connection.adopt(fd, settings).find_held(job_id)
+        Connection.adopt(fd, settings).recover_reserved(job_id)

@@ -15,7 +15,7 @@ from support.workload import INBOX, QUEUE
 from flask_backend.broker.producer import Producer
 from flask_backend.config import Address, Settings
 from flask_backend.options import Options
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 
 
 @pytest.fixture
@@ -250,9 +250,9 @@ def _make_due(broker, job_id):
         client.kick_job(job_id)
 
 
-def stories(broker, queue=QUEUE) -> list[Note]:
+def stories(broker, queue=QUEUE) -> list[Story]:
     with broker.client(f"{queue}.failures") as client:
-        return [Note.decode(client.reserve(timeout=0).body) for _ in range(broker.count(f"{queue}.failures", "ready"))]
+        return [Story.decode(client.reserve(timeout=0).body) for _ in range(broker.count(f"{queue}.failures", "ready"))]
 
 
 def test_a_buried_job_explains_itself(worker, tasks, broker):
@@ -304,7 +304,7 @@ def test_after_a_thousand_stories_of_a_queue_further_ones_are_short(worker, task
     tasks.backend.send_many(f"{QUEUE}.failures", [{}] * 1000, priority=2**32 - 1)
     tasks.choosy("never")
     wait_until(lambda: broker.count(QUEUE, "buried") == 1, "buried")
-    note = Note.decode(broker.take(f"{QUEUE}.failures"))
+    note = Story.decode(broker.take(f"{QUEUE}.failures"))
     assert (note.exception, note.traceback, note.call) == ("KeyError", None, None)
 
 

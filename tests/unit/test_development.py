@@ -11,7 +11,7 @@ from support.waiting import wait_until
 from flask_backend.config import Address
 from flask_backend.development.inquiry import users_files
 from flask_backend.development.loop import is_here, show_files
-from flask_backend.development.programs import Command, Program
+from flask_backend.development.programs import CommandLine, Program
 from flask_backend.development.transcript import Lines, Transcript
 from flask_backend.system.streams import Outlet
 
@@ -71,7 +71,7 @@ def run():
     program = Program("test", lines.append, selector, grace_s=0.2)
 
     def start(code: str) -> tuple[Program, list[bytes]]:
-        program.start(Command(["-c", code]))
+        program.start(CommandLine(["-c", code]))
         return program, lines
 
     yield start

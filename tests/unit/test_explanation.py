@@ -8,9 +8,9 @@ import pytest
 
 from flask_backend import Retry
 from flask_backend.cli.explanation import Facts, explain, gone
-from flask_backend.operations.compatibility import Fault, Misfit
+from flask_backend.operations.compatibility import Fault, Incompatibility
 from flask_backend.operations.console import JobRecord, Queue
-from flask_backend.stories import Note
+from flask_backend.stories import Story
 
 NOW = 1_767_225_600.0
 JOB = JobRecord(
@@ -28,8 +28,10 @@ JOB = JobRecord(
     kicks=0,
 )
 QUEUE = Queue("q", ready=3, reserved=2, delayed=0, buried=0, watching=2, waiting=0, put=9, deleted=4, pause_left_s=0)
-UNKNOWN = Misfit(Fault.UNKNOWN_ENDPOINT, "queue 'q' has no task 'gone' in this version of the app", "gone(...)")
-STORY = Note(7, "q", "failed 10 times", NOW - 180, "host", 1, exception="ValueError", message="no\nluck")
+UNKNOWN = Incompatibility(
+    Fault.UNKNOWN_ENDPOINT, "queue 'q' has no task 'gone' in this version of the app", "gone(...)"
+)
+STORY = Story(7, "q", "failed 10 times", NOW - 180, "host", 1, exception="ValueError", message="no\nluck")
 
 
 def explained(queue=QUEUE, *, story=None, misfit=None, retry=None, **job):
@@ -153,5 +155,5 @@ def test_a_buried_job_without_a_story_says_so_and_what_would_come_of_a_kick():
 
 
 def test_what_came_over_the_wire_is_no_command_to_the_terminal():
-    misfit = Misfit(Fault.BAD_ARGUMENTS, "hello() got an unexpected keyword argument '\x1b[31m'", "hello(...)")
+    misfit = Incompatibility(Fault.BAD_ARGUMENTS, "hello() got an unexpected keyword argument '\x1b[31m'", "hello(...)")
     assert r"'\x1b[31m'" in explained(misfit=misfit).text

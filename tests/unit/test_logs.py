@@ -21,7 +21,7 @@ from flask_backend.retry import Attempts, Retry
 from flask_backend.visible import visible_lines
 
 
-class Hold:
+class JobLease:
     """A job's second attempt, or one that the broker does not tell."""
 
     def __init__(self, *, answers: bool = True, logger: logging.Logger | None = None) -> None:
@@ -41,9 +41,9 @@ class Hold:
 
 
 @contextmanager
-def job_12(hold: Hold | None = None):
+def job_12(lease: JobLease | None = None):
     """Be in the task hello, called for job 12."""
-    job = CurrentJob(id=12, queue="q", endpoint="hello", headers={}, retry=Retry(), hold=hold or Hold())
+    job = CurrentJob(id=12, queue="q", endpoint="hello", headers={}, retry=Retry(), lease=lease or JobLease())
     token = job_being_run.set(job)
     yield
     job_being_run.reset(token)
@@ -94,7 +94,7 @@ class TestText:
         assert text.text.endswith("test: hello world [hello job 12 attempt 2]\n")
 
     def test_an_attempt_that_is_not_known_is_left_out(self, text):
-        with job_12(Hold(answers=False)):
+        with job_12(JobLease(answers=False)):
             text.logger.info("hello")
         assert text.text.endswith("test: hello [hello job 12]\n")
 
@@ -153,7 +153,7 @@ class TestJson:
         }  # fmt: skip
 
     def test_an_attempt_that_is_not_known_is_left_out(self, json_log):
-        with job_12(Hold(answers=False)):
+        with job_12(JobLease(answers=False)):
             json_log.logger.info("hello")
         assert "attempt" not in json_log.objects[-1]
 
@@ -241,11 +241,11 @@ class Sly:
 
 class TestJobContext:
     def test_what_extra_has_set_stays(self, json_log):
-        with job_12(hold := Hold()):
+        with job_12(lease := JobLease()):
             json_log.logger.info("of another", extra={"job_id": 99, "attempt": 5})
         told = json_log.objects[0]
         assert (told["task"], told["job_id"], told["attempt"], told["queue"]) == ("hello", 99, 5, "q")
-        assert hold.times_asked == 0
+        assert lease.times_asked == 0
 
     def test_the_fields_are_none_outside_of_a_job(self):
         record = logging.makeLogRecord({})
@@ -253,16 +253,16 @@ class TestJobContext:
         assert (record.task, record.job_id, record.attempt, record.queue) == (None, None, None, None)
 
     def test_the_broker_is_asked_once_for_a_job(self, json_log):
-        with job_12(hold := Hold()):
+        with job_12(lease := JobLease()):
             for _ in range(3):
                 json_log.logger.info("hello")
-        assert hold.times_asked == 1
+        assert lease.times_asked == 1
         assert [told["attempt"] for told in json_log.objects] == [2, 2, 2]
 
     def test_what_is_logged_meanwhile_does_not_ask_again(self, json_log):
-        with job_12(hold := Hold(answers=False, logger=json_log.logger)):
+        with job_12(lease := JobLease(answers=False, logger=json_log.logger)):
             json_log.logger.info("hello")
-        assert hold.times_asked == 1
+        assert lease.times_asked == 1
         asking, hello = json_log.objects
         assert (asking["message"], asking["job_id"], "attempt" in asking) == ("asking the broker", 12, False)
         assert hello["message"] == "hello"

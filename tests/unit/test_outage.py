@@ -110,7 +110,7 @@ class Frozen:
     """A connection whose server does not answer: the worker waits its whole time out for each reply."""
 
     is_reserving = is_awaiting = False
-    undeleted = ()
+    pending_deletes = ()
 
     def __init__(self, *_args, **_options) -> None:
         self._fd = 0
@@ -125,7 +125,7 @@ class Frozen:
     def take_jobs(self) -> list:
         return []
 
-    take_undeleted = take_jobs
+    pop_pending_deletes = take_jobs
 
     def has_old_jobs(self, _queue: str, _within_s: float) -> bool:
         return False

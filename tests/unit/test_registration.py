@@ -13,7 +13,7 @@ from flask import Flask
 from flask_backend import Backend, QueueNameError, RegistrationError, TaskArgumentsError, testing
 from flask_backend.cli.commands.call import find_handler
 from flask_backend.functions import signature_of
-from flask_backend.operations.compatibility import Fault, find_misfit
+from flask_backend.operations.compatibility import Fault, check_compatibility
 from flask_backend.registry import Handler, Handlers
 
 QUEUE = "com.example/default"
@@ -109,8 +109,8 @@ class TestDecoratedFunctions:
 
     def test_commands_check_against_it_too(self):
         tasks = Handlers("q", tasks={"report": Handler("report", strictly(lambda session, number: None))})
-        assert find_misfit(tasks, b'{"endpoint": "report", "args": [1]}') is None
-        assert find_misfit(tasks, b'{"endpoint": "report", "args": ["s", 1]}').fault is Fault.BAD_ARGUMENTS
+        assert check_compatibility(tasks, b'{"endpoint": "report", "args": [1]}') is None
+        assert check_compatibility(tasks, b'{"endpoint": "report", "args": ["s", 1]}').fault is Fault.BAD_ARGUMENTS
 
     def test_a_cache_of_c_code_has_the_signature_of_its_function(self, backend):
         @backend.task(QUEUE)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support.hostile import MAKERS, Meta
 
 from flask_backend import Bury, ConfigError, Discard, OptionError, Retry, RetryLater, TaskDecision
-from flask_backend.retry import Attempts, Buried, Discarded, Released, after_crash, after_failure
+from flask_backend.retry import Attempts, BuryJob, DiscardJob, ReleaseJob, after_crash, after_failure
 from flask_backend.tracebacks import name_of
 
 ERROR = ValueError("no luck")
@@ -17,18 +17,18 @@ def _after(failures: int, jitter: float = 0.0, retry: Retry | None = None, error
 
 
 def test_the_delay_doubles_from_one_second():
-    assert [_after(n) for n in range(1, 10)] == [Released(2**n) for n in range(9)]
+    assert [_after(n) for n in range(1, 10)] == [ReleaseJob(2**n) for n in range(9)]
 
 
 def test_the_tenth_failure_buries():
-    assert _after(10) == Buried("failed 10 times")
+    assert _after(10) == BuryJob("failed 10 times")
 
 
 @given(st.integers(0, 100), st.integers(0, 5), st.floats(0, 1), st.floats(0.001, 600), st.floats(0, 1))
 def test_a_delay_is_whole_seconds_from_one_to_the_longest(releases, buries, random, min_backoff, jitter):
     retry = Retry(min_backoff=min_backoff, max_backoff=600, jitter=jitter)
     decision = after_failure(retry, Attempts(releases, buries), ERROR, lambda: random)
-    if isinstance(decision, Released):
+    if isinstance(decision, ReleaseJob):
         assert isinstance(decision.delay_s, int)
         assert 1 <= decision.delay_s <= 600
 
@@ -42,25 +42,25 @@ def test_a_kick_gives_another_ten_attempts():
     buried_once_and_kicked = Attempts(releases=9, buries=1)
     assert buried_once_and_kicked.number == 11
     assert Retry().allowed(buried_once_and_kicked) == 20
-    assert isinstance(after_failure(Retry(), buried_once_and_kicked, ERROR, lambda: 0.0), Released)
+    assert isinstance(after_failure(Retry(), buried_once_and_kicked, ERROR, lambda: 0.0), ReleaseJob)
 
 
 def test_without_a_limit_no_failure_buries():
     forever = Retry(max_retries=None, max_backoff=30)
-    assert _after(100_000, retry=forever) == Released(30)
+    assert _after(100_000, retry=forever) == ReleaseJob(30)
     assert forever.allowed(Attempts(5, 0)) is None
 
 
 def test_without_retries_the_first_failure_buries():
-    assert _after(1, retry=Retry(max_retries=0)) == Buried("failed once")
+    assert _after(1, retry=Retry(max_retries=0)) == BuryJob("failed once")
 
 
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ConnectionError("x"), Released(1)),
-        (BrokenPipeError("x"), Buried("BrokenPipeError is not retried")),
-        (KeyError("x"), Buried("KeyError is not retried")),
+        (ConnectionError("x"), ReleaseJob(1)),
+        (BrokenPipeError("x"), BuryJob("BrokenPipeError is not retried")),
+        (KeyError("x"), BuryJob("KeyError is not retried")),
     ],
 )
 def test_never_goes_before_on_and_both_take_subclasses(error, expected):
@@ -70,10 +70,10 @@ def test_never_goes_before_on_and_both_take_subclasses(error, expected):
 
 def test_a_task_decides_itself_whatever_on_and_never_say():
     retry = Retry(on=OSError, never=TaskDecision)
-    assert _after(1, retry=retry, error=RetryLater(30)) == Released(30)
-    assert _after(10, retry=retry, error=RetryLater(30)) == Buried("failed 10 times")
-    assert _after(1, retry=retry, error=Bury("no such user")) == Buried("no such user")
-    assert _after(99, retry=retry, error=Discard("too late")) == Discarded("too late")
+    assert _after(1, retry=retry, error=RetryLater(30)) == ReleaseJob(30)
+    assert _after(10, retry=retry, error=RetryLater(30)) == BuryJob("failed 10 times")
+    assert _after(1, retry=retry, error=Bury("no such user")) == BuryJob("no such user")
+    assert _after(99, retry=retry, error=Discard("too late")) == DiscardJob("too late")
 
 
 def test_a_delay_of_nothing_is_a_second():
@@ -92,15 +92,15 @@ def test_a_delay_that_is_none_is_an_error_with_its_value(delay):
 def test_a_delay_that_a_task_has_changed_to_none_is_that_of_the_policy(delay_s):
     later = RetryLater(30)
     later.delay_s = delay_s
-    assert _after(1, error=later) == Released(1)
+    assert _after(1, error=later) == ReleaseJob(1)
 
 
 def test_an_exception_whose_class_cannot_be_tested_is_buried():
     for error in (MAKERS["__class__ raises"](), MAKERS["metaclass raises"]()):
-        told = Buried(f"{name_of(error).rpartition('.')[2]} fails the test of its policy")
+        told = BuryJob(f"{name_of(error).rpartition('.')[2]} fails the test of its policy")
         assert _after(1, retry=Retry(on=BaseError), error=error) == told
         assert _after(1, retry=Retry(never=BaseError), error=error) == told
-        assert _after(1, error=error) == Released(1)
+        assert _after(1, error=error) == ReleaseJob(1)
     assert _after(1, retry=Retry(on=KeyError), error=MAKERS["__class__ raises"]()).reason.endswith("of its policy")
 
 
@@ -111,15 +111,15 @@ class BaseError(ValueError, metaclass=Meta):
 def test_any_object_may_be_the_reason_of_a_decision():
     mute = MAKERS["str and repr raise"]()
     for reason, told in ((None, ""), (5, "5"), (mute, "(its str() fails)"), ("a\n\x1b[2J", r"a\n\x1b[2J")):
-        assert _after(1, error=Bury(reason)) == Buried(told)
-        assert _after(1, error=Discard(reason)) == Discarded(told)
+        assert _after(1, error=Bury(reason)) == BuryJob(told)
+        assert _after(1, error=Discard(reason)) == DiscardJob(told)
     assert len(_after(1, error=Bury("x" * 10**7)).reason) == 1000
 
 
 def test_the_third_crash_buries_and_others_are_failures():
-    assert after_crash(Retry(), Attempts(0, 0), 1, lambda: 0.0) == Released(1)
-    assert after_crash(Retry(), Attempts(0, 0), 3, lambda: 0.0) == Buried("it has taken its worker along 3 times")
-    assert after_crash(Retry(max_retries=0), Attempts(0, 0), 1, lambda: 0.0) == Buried("failed once")
+    assert after_crash(Retry(), Attempts(0, 0), 1, lambda: 0.0) == ReleaseJob(1)
+    assert after_crash(Retry(), Attempts(0, 0), 3, lambda: 0.0) == BuryJob("it has crashed its worker 3 times")
+    assert after_crash(Retry(max_retries=0), Attempts(0, 0), 1, lambda: 0.0) == BuryJob("failed once")
 
 
 @pytest.mark.parametrize(

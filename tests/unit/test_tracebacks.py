@@ -16,7 +16,7 @@ from support.hostile import MAKERS, Evil, fails, with_class
 from flask_backend import tracebacks
 from flask_backend.decisions import Bury
 from flask_backend.logs import JsonFormatter, TextFormatter
-from flask_backend.stories import Note, here_and_now, tell_exception
+from flask_backend.stories import Story, here_and_now, tell_exception
 from flask_backend.tracebacks import log_failure, message_of, name_of, traceback_of
 from flask_backend.visible import visible_lines
 
@@ -47,10 +47,10 @@ def logged():
 
 
 def test_any_exception_has_a_story_that_fits_a_job(hostile):
-    note = Note(job=1, queue="q", reason="failed once", **here_and_now(), **tell_exception(hostile))
+    note = Story(job=1, queue="q", reason="failed once", **here_and_now(), **tell_exception(hostile))
     body = note.encode()
     assert len(body) < MAX_JOB_SIZE
-    told = Note.decode(body)
+    told = Story.decode(body)
     assert 0 < len(told.exception) <= 200
     assert len(told.message) <= 1000
     assert 0 < len(told.traceback) < 6100

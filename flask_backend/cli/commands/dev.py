@@ -89,7 +89,7 @@ def dev(  # noqa: PLR0913  # one parameter for each option
 
     Further options of `supervise` are to be had by their environment variables.
     """
-    from flask_backend.development import NAMES, Development, Plan, Transcript, asked
+    from flask_backend.development import NAMES, Development, DevelopmentPlan, Transcript, asked
 
     if (fd := asked()) is not None:
         answer_about_app(ctx, fd)
@@ -98,7 +98,7 @@ def dev(  # noqa: PLR0913  # one parameter for each option
     os.environ.setdefault("FLASK_DEBUG", "1")  # for the workers too: they are to behave as the web server does
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     with listen(host, port) if web else nullcontext() as listener:
-        plan = Plan(
+        plan = DevelopmentPlan(
             app_arguments=name_app(ctx),
             workers=workers,
             drain_timeout_s=drain_timeout,

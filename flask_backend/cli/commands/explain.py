@@ -96,11 +96,11 @@ def _gather(console: Console, loaded: LoadedApp | None, job_id: int) -> Facts | 
 
 def _judge(facts: Facts, handlers: Handlers, body: bytes, default: Retry) -> Facts:
     """Add what the app knows."""
-    from flask_backend.operations.compatibility import find_misfit
+    from flask_backend.operations.compatibility import check_compatibility
     from flask_backend.worker.execution import read_call
 
     try:
         retry = read_call(handlers, body).retry or default
     except MessageDecodeError:  # it is never tried
         retry = None
-    return dataclasses.replace(facts, misfit=find_misfit(handlers, body), retry=retry)
+    return dataclasses.replace(facts, misfit=check_compatibility(handlers, body), retry=retry)

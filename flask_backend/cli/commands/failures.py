@@ -38,9 +38,9 @@ from .jobs import JobGoneError
 from .queues import no_such_queue
 
 if TYPE_CHECKING:
-    from flask_backend.operations.console import Acted, Console, Failures, JobRecord
-    from flask_backend.operations.failures import Group, Pattern
-    from flask_backend.stories import Note
+    from flask_backend.operations.console import ActionResult, Console, Failures, JobRecord
+    from flask_backend.operations.failures import FailureGroup, Pattern
+    from flask_backend.stories import Story
 
 _LABEL = 11  # columns before what is told of a job
 _LISTED_JOBS = _LISTED_QUEUES = 20  # before a question; more are only counted
@@ -125,7 +125,7 @@ def _nothing_buried(console: Console, queue: str | None) -> str:
     return f"no buried jobs in {queue}"
 
 
-def _find_story(console: Console, job_id: int) -> Note:
+def _find_story(console: Console, job_id: int) -> Story:
     from flask_backend.cli.explanation import UNTOLD
 
     job = console.job(job_id)
@@ -157,7 +157,7 @@ def _as_dicts(address: str, found: Sequence[Failures]) -> list[dict[str, Any]]:
     ]
 
 
-def _echo_groups(groups: Sequence[Group], found: Sequence[Failures]) -> None:
+def _echo_groups(groups: Sequence[FailureGroup], found: Sequence[Failures]) -> None:
     columns = [
         *(Column("queue"), Column("endpoint"), Column("exception", least=30)),
         *(Column(title, is_number=True) for title in ("count", "last", "newest")),
@@ -185,11 +185,11 @@ def _echo_groups(groups: Sequence[Group], found: Sequence[Failures]) -> None:
 # -- a story ---------------------------------------------------------------------------------------------------
 
 
-def _echo_story(note: Note) -> None:
+def _echo_story(note: Story) -> None:
     """Print all that a note tells."""
     echo(f"job {note.job} of {note.queue}", bold=True)
     room = max(_LABEL + _LABEL, terminal_width()) - _LABEL
-    for name, value in _told(note):
+    for name, value in _story_fields(note):
         lines = textwrap.wrap(visible(value, MAX_MESSAGE), room, break_on_hyphens=False) or [""]
         for label, line in zip([f"{name}:", *[""] * (len(lines) - 1)], lines, strict=True):
             echo(f"{label:<{_LABEL}}{line}")
@@ -198,7 +198,7 @@ def _echo_story(note: Note) -> None:
         echo(visible_lines(note.traceback, MAX_TRACEBACK).expandtabs())
 
 
-def _told(note: Note) -> Iterator[tuple[str, str]]:
+def _story_fields(note: Story) -> Iterator[tuple[str, str]]:
     yield "reason", note.reason
     if note.call or note.endpoint:
         yield "call", note.call or f"{note.endpoint}(…)"  # of many stories only the first are kept whole
@@ -241,22 +241,22 @@ def _command(ctx: click.Context, address: str, command: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class BulkAction:
     """What is done with jobs, in words and in fact."""
 
     verb: str
     past: str
-    to_jobs: Callable[[Console, Iterable[int]], Acted]
+    to_jobs: Callable[[Console, Iterable[int]], ActionResult]
     to_failures: Callable[[Console, Failures], list[int]]
 
 
-_RETRY = Deed(
+_RETRY = BulkAction(
     verb="retry",
     past="retried",
     to_jobs=lambda console, ids: console.retry_jobs(ids),
     to_failures=lambda console, failures: console.retry_failures(failures),
 )
-_DELETE = Deed(
+_DELETE = BulkAction(
     verb="delete",
     past="deleted",
     to_jobs=lambda console, ids: console.delete_jobs(ids),
@@ -318,7 +318,7 @@ def retry(ctx: click.Context, /, **options: Any) -> None:
     They are named by their IDs, or are --all that are buried. Each is kicked, as Beanstalkd calls it,
     and ready at once; a buried one has as many attempts again. Exit code 1 if that could not be done to one of the IDs.
     """
-    _do(ctx, _RETRY, Request(**options))
+    _run_action(ctx, _RETRY, Request(**options))
 
 
 @click.command()
@@ -330,31 +330,31 @@ def delete(ctx: click.Context, /, **options: Any) -> None:
     They are named by their IDs, in any state but reserved, or are --all that are buried. Nothing brings them back. Exit
     code 1 if that could not be done to one of the IDs.
     """
-    _do(ctx, _DELETE, Request(**options))
+    _run_action(ctx, _DELETE, Request(**options))
 
 
-def _do(ctx: click.Context, deed: Deed, request: Request) -> None:
-    request.check(deed.verb)
+def _run_action(ctx: click.Context, action: BulkAction, request: Request) -> None:
+    request.check(action.verb)
     with open_console(ctx, request.broker_uri) as console:
-        acted = _do_to_all(deed, request, console) if request.is_all else _do_to_some(deed, request, console)
+        result = _do_to_all(action, request, console) if request.is_all else _do_to_some(action, request, console)
     if request.as_json:
-        refused = [{"job": job_id, "reason": reason} for job_id, reason in acted.refused.items()]
-        echo_json({"broker": console.address, deed.past: list(acted.done), "refused": refused})
-    elif acted.done:
-        echo(f"{deed.past} {count_of(len(acted.done), 'job')}")
-    for job_id, reason in acted.refused.items():
+        refused = [{"job": job_id, "reason": reason} for job_id, reason in result.refused.items()]
+        echo_json({"broker": console.address, action.past: list(result.done), "refused": refused})
+    elif result.done:
+        echo(f"{action.past} {count_of(len(result.done), 'job')}")
+    for job_id, reason in result.refused.items():
         echo(f"job {job_id} is {reason}", err=True)
-    if acted.refused:
+    if result.refused:
         ctx.exit(ExitCode.FAILED)
 
 
-def _do_to_some(deed: Deed, request: Request, console: Console) -> Acted:
+def _do_to_some(action: BulkAction, request: Request, console: Console) -> ActionResult:
     if not request.yes:
         jobs = [job for job in console.jobs(request.ids) if job.state != "reserved" and not is_failures_tube(job.queue)]
         if jobs:
             _list_jobs(console, jobs)
-            confirm(f"{deed.verb.capitalize()} {count_of(len(jobs), 'job')}?", yes=False)
-    return deed.to_jobs(console, request.ids)
+            confirm(f"{action.verb.capitalize()} {count_of(len(jobs), 'job')}?", yes=False)
+    return action.to_jobs(console, request.ids)
 
 
 def _list_jobs(console: Console, jobs: Sequence[JobRecord]) -> None:
@@ -367,8 +367,8 @@ def _list_jobs(console: Console, jobs: Sequence[JobRecord]) -> None:
         echo(f"  and {len(jobs) - len(shown):,} more", err=True)
 
 
-def _do_to_all(deed: Deed, request: Request, console: Console) -> Acted:
-    from flask_backend.operations.console import Acted
+def _do_to_all(action: BulkAction, request: Request, console: Console) -> ActionResult:
+    from flask_backend.operations.console import ActionResult
 
     found = _find_failures(console, request.queue)
     matching = ""
@@ -378,15 +378,15 @@ def _do_to_all(deed: Deed, request: Request, console: Console) -> Acted:
     if not found:
         nothing = f"no buried jobs{matching}" if matching else _nothing_buried(console, request.queue)
         echo(nothing, err=True)
-        return Acted([], {})
-    _ask(deed, found, matching, yes=request.yes)
-    done = [job_id for each in found for job_id in deed.to_failures(console, each)]
+        return ActionResult([], {})
+    _confirm_all(action, found, matching, yes=request.yes)
+    done = [job_id for each in found for job_id in action.to_failures(console, each)]
     if missing := sum(each.count for each in found) - len(done):
         echo(f"{count_of(missing, 'job')} more: buried no longer", err=True)
-    return Acted(done, {})
+    return ActionResult(done, {})
 
 
-def _ask(deed: Deed, found: Sequence[Failures], matching: str, *, yes: bool) -> None:
+def _confirm_all(action: BulkAction, found: Sequence[Failures], matching: str, *, yes: bool) -> None:
     if yes:
         return
     where = found[0].queue if len(found) == 1 else f"{len(found)} queues"
@@ -395,4 +395,4 @@ def _ask(deed: Deed, found: Sequence[Failures], matching: str, *, yes: bool) -> 
             echo(f"{each.count:>8,}  {each.queue}", err=True)
         _echo_more(len(found))
     total = sum(each.count for each in found)
-    confirm(f"{deed.verb.capitalize()} {count_of(total, 'buried job')} of {where}{matching}?", yes=yes)
+    confirm(f"{action.verb.capitalize()} {count_of(total, 'buried job')} of {where}{matching}?", yes=yes)

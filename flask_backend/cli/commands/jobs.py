@@ -36,7 +36,7 @@ from .queues import no_such_queue
 
 if TYPE_CHECKING:
     from flask_backend.operations.console import Console, JobRecord
-    from flask_backend.stories import Note
+    from flask_backend.stories import Story
 
 STATES = ("ready", "reserved", "delayed", "buried")
 
@@ -84,7 +84,7 @@ def peek(ctx: click.Context, job_id: int, broker_uri: str | None, *, raw: bool, 
         echo(line)
 
 
-def find_story(console: Console, record: JobRecord) -> Note | None:
+def find_story(console: Console, record: JobRecord) -> Story | None:
     """Return why a job is buried, if it is and that is told."""
     if record.state != "buried":
         return None
@@ -114,7 +114,7 @@ def _content(body: bytes) -> dict[str, Any]:
         return {"base64": base64.b64encode(body).decode()}
 
 
-def _described(record: JobRecord, story: Note | None) -> Iterator[str]:
+def _described(record: JobRecord, story: Story | None) -> Iterator[str]:
     yield _line("job", record.id)
     yield _line("queue", record.queue)
     yield _line("state", record.state)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from flask_backend.cli.output import Column, count_of, echo, echo_json, echo_table, json_option, show_seconds
-from flask_backend.system.procfs import PROC_IS_THERE, Memory, read_memory, read_stat, titles, uptime_s
+from flask_backend.system.procfs import PROC_IS_THERE, MemoryUse, read_memory, read_stat, titles, uptime_s
 from flask_backend.system.titles import WorkerTitle, is_master, read_worker
 from flask_backend.visible import visible
 
@@ -21,7 +21,7 @@ class _Process:
     title: str
     up_s: float
     rss_bytes: int
-    memory: Memory | None  # None if this user may not read it
+    memory: MemoryUse | None  # None if this user may not read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class _Supervisor:
         return sum(memory.pss_bytes for memory in memories) if memories else None
 
     @property
-    def _memories(self) -> list[Memory]:
+    def _memories(self) -> list[MemoryUse]:
         """Return the memory of all its processes; an empty list if one of them cannot be read."""
         processes = [self.process, *(worker.process for worker in self.workers)]
         memories = [process.memory for process in processes if process.memory]

@@ -138,7 +138,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
     """
-    from flask_backend.supervisor import Descriptors, Handover, Notifier, Options, Supervisor, Terminal
+    from flask_backend.supervisor import Descriptors, Handover, Notifier, Supervisor, SupervisorOptions, Terminal
     from flask_backend.worker.worker import Limits
 
     if is_only_to_check():
@@ -165,7 +165,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
         descriptors = Descriptors.count()
         logger.info("%s", check_descriptors(descriptors, pools))
     descriptors.raise_limit()
-    options = Options(
+    options = SupervisorOptions(
         drain_timeout_s=drain_timeout,
         boot_timeout_s=boot_timeout,
         max_memory_bytes=share_of_memory(pools) if max_memory == "auto" else max_memory,

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from flask_backend.deaths import Exit
-from flask_backend.supervisor import Notifier, Options, Pool, Supervisor, Work, loop, process
+from flask_backend.supervisor import Notifier, Pool, Supervisor, SupervisorOptions, Work, loop, process
 from flask_backend.supervisor.inbox import ReportKind
 from flask_backend.supervisor.states import ChildState
 
@@ -39,7 +39,7 @@ def system(monkeypatch):
 @pytest.fixture
 def supervisor(system):
     work = Work(body=lambda _context: 0, labels={"q": ["task"]}, settle=lambda _fd, _death, _crashes: 0)
-    supervisor = Supervisor([Pool("q", 3)], work, Options(drain_timeout_s=1.0), Notifier(""))
+    supervisor = Supervisor([Pool("q", 3)], work, SupervisorOptions(drain_timeout_s=1.0), Notifier(""))
     turn(supervisor)
     yield supervisor
     supervisor._loans.close_all()

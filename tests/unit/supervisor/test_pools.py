@@ -16,28 +16,28 @@ def pool():
 
 def test_a_pool_whose_children_only_die_is_hopeless(pool):
     for now in range(9):
-        assert pool.find_hopeless(FIRST, 2, None, float(now), progress=0) is None
-    hopeless = pool.find_hopeless(FIRST, 2, None, 9.0, progress=0)
+        assert pool.check_give_up(FIRST, 2, None, float(now), progress=0) is None
+    hopeless = pool.check_give_up(FIRST, 2, None, 9.0, progress=0)
     assert hopeless.code is ExitCode.GAVE_UP
     assert hopeless.reason == "the workers of q have died 10 times within 60 s and done nothing in between"
 
 
 def test_a_pool_that_has_done_something_is_not_hopeless(pool):
     for now in range(30):
-        assert pool.find_hopeless(FIRST, 2, None, float(now), progress=now) is None
+        assert pool.check_give_up(FIRST, 2, None, float(now), progress=now) is None
 
 
 def test_a_pool_of_which_no_slot_can_start_is_hopeless(pool):
-    assert pool.find_hopeless(FIRST, 2, ExitCode.CONFIG, 0.0, progress=0) is None
-    assert pool.find_hopeless(FIRST, 2, ExitCode.CONFIG, 0.1, progress=0) is None
-    hopeless = pool.find_hopeless(SECOND, 2, ExitCode.CONFIG, 0.2, progress=0)
+    assert pool.check_give_up(FIRST, 2, ExitCode.CONFIG, 0.0, progress=0) is None
+    assert pool.check_give_up(FIRST, 2, ExitCode.CONFIG, 0.1, progress=0) is None
+    hopeless = pool.check_give_up(SECOND, 2, ExitCode.CONFIG, 0.2, progress=0)
     assert hopeless.code is ExitCode.CONFIG
     assert hopeless.reason == "no worker of q can start, for the reason above"
 
 
 def test_a_pool_that_was_ever_ready_can_start(pool):
     pool.was_ever_ready = True
-    assert pool.find_hopeless(FIRST, 1, ExitCode.CONFIG, 0.0, progress=0) is None
+    assert pool.check_give_up(FIRST, 1, ExitCode.CONFIG, 0.0, progress=0) is None
 
 
 def test_only_the_slot_that_is_recycled_ends_it(pool):

@@ -107,13 +107,13 @@ def test_totals_cross_a_reload_and_count_each_job_once(board):
     board.give_back("q", ended)
 
     new = Scoreboard({"q": ["hello", "brand new"]}, capacity=8)
-    new.begin_with(board.past(alive=[alive]))
+    new.restore(board.totals_of_exited(alive=[alive]))
     guest = Row.find(alive.place, map_words(alive.place.fd))
-    new.welcome(77, "q", guest)
+    new.adopt(77, "q", guest)
     assert new.stats("q")["hello"].done == 2
     work(alive, "resize")  # the old child goes on, in its own memory
     work(new.take("q"), "brand new")
-    new.bid_farewell(77)
+    new.retire(77)
     assert {label: stats.done for label, stats in new.stats("q").items()} == {"hello": 2, "resize": 1, "brand new": 1}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.operations.compatibility import Fault, find_misfit
+from flask_backend.operations.compatibility import Fault, check_compatibility
 from flask_backend.registry import Handler, Handlers
 
 
@@ -23,11 +23,11 @@ INBOX = Handlers("q", receiver=Handler("inbox", lambda message: message))
     ],
 )
 def test_a_call_that_the_signature_takes_fits(body):
-    assert find_misfit(TASKS, body) is None
+    assert check_compatibility(TASKS, body) is None
 
 
 @pytest.mark.parametrize(
-    ("body", "needs", "why"),
+    ("body", "signature", "why"),
     [
         (b'{"endpoint": "hello"}', "hello()", "missing a required argument: 'target'"),
         (b'{"endpoint": "hello", "args": [1, 2]}', "hello(..., ...)", "too many positional arguments"),
@@ -35,26 +35,26 @@ def test_a_call_that_the_signature_takes_fits(body):
         (b'{"endpoint": "hello", "args": [1,2,3,4,5,6,7]}', "hello(..., ..., ..., ..., ..., 2 more)", "too many"),
     ],
 )
-def test_arguments_that_do_not_fit_tell_the_shape_of_the_call_and_why(body, needs, why):
-    misfit = find_misfit(TASKS, body)
-    assert (misfit.fault, misfit.needs) == (Fault.BAD_ARGUMENTS, needs)
+def test_arguments_that_do_not_fit_tell_the_shape_of_the_call_and_why(body, signature, why):
+    misfit = check_compatibility(TASKS, body)
+    assert (misfit.fault, misfit.signature) == (Fault.BAD_ARGUMENTS, signature)
     assert misfit.why.startswith("hello(target, *, loud=False) cannot be called with these arguments: ")
     assert why in misfit.why
 
 
 def test_an_endpoint_that_is_not_there_is_named():
-    misfit = find_misfit(TASKS, b'{"endpoint": "gone", "args": [1]}')
-    assert (misfit.fault, misfit.needs) == (Fault.UNKNOWN_ENDPOINT, "gone(...)")
+    misfit = check_compatibility(TASKS, b'{"endpoint": "gone", "args": [1]}')
+    assert (misfit.fault, misfit.signature) == (Fault.UNKNOWN_ENDPOINT, "gone(...)")
     assert misfit.why == "queue 'q' has no task 'gone' in this version of the app"
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[1]", b'{"args": []}', b'{"endpoint": "hello", "args": {}}'])
 def test_what_is_no_call_fits_no_task(body):
-    misfit = find_misfit(TASKS, body)
-    assert (misfit.fault, misfit.needs) == (Fault.BAD_BODY, None)
+    misfit = check_compatibility(TASKS, body)
+    assert (misfit.fault, misfit.signature) == (Fault.BAD_BODY, None)
     assert misfit.why
 
 
 def test_a_receiver_takes_whatever_is_json():
-    assert find_misfit(INBOX, b"null") is None
-    assert find_misfit(INBOX, b"{").fault is Fault.BAD_BODY
+    assert check_compatibility(INBOX, b"null") is None
+    assert check_compatibility(INBOX, b"{").fault is Fault.BAD_BODY

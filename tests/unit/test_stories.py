@@ -8,27 +8,27 @@ from hypothesis import strategies as st
 
 from flask_backend import Bury
 from flask_backend.errors import MessageDecodeError
-from flask_backend.stories import Note, here_and_now, tell_exception
+from flask_backend.stories import Story, here_and_now, tell_exception
 
 
-def a_note(**told) -> Note:
-    return Note(**{"job": 7, "queue": "q", "reason": "failed once", **here_and_now(), **told})
+def a_note(**told) -> Story:
+    return Story(**{"job": 7, "queue": "q", "reason": "failed once", **here_and_now(), **told})
 
 
 def test_a_note_comes_back_as_it_was():
     note = a_note(endpoint="hello", call='hello("ä")', attempts=10, allowed=10, death={"exit_signal": 9})
-    assert Note.decode(note.encode()) == note
+    assert Story.decode(note.encode()) == note
 
 
 def test_what_a_later_version_adds_is_left_out():
     fields = json.loads(a_note().encode()) | {"colour": "red"}
-    assert Note.decode(json.dumps(fields).encode()).reason == "failed once"
+    assert Story.decode(json.dumps(fields).encode()).reason == "failed once"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"7", b'{"job": 1}', b"no JSON"])
 def test_what_is_no_note_is_an_error(body):
     with pytest.raises(MessageDecodeError):
-        Note.decode(body)
+        Story.decode(body)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_what_is_no_note_is_an_error(body):
 def test_a_note_of_a_stranger_with_odd_values_is_none(odd):
     told = json.loads(a_note().encode()) | dict([odd])
     with pytest.raises(MessageDecodeError, match="of a note"):
-        Note.decode(json.dumps(told).encode())
+        Story.decode(json.dumps(told).encode())
 
 
 def fail(error: BaseException) -> BaseException:
@@ -58,7 +58,7 @@ def test_whatever_went_wrong_the_note_fits_the_smallest_usual_job(text, times):
     told = tell_exception(fail(ValueError(text * times)))
     note = a_note(call=f"hello({text * times})", **told)
     assert len(note.encode()) <= 65_535
-    assert Note.decode(note.encode()).exception == "ValueError"
+    assert Story.decode(note.encode()).exception == "ValueError"
 
 
 def test_of_a_long_traceback_the_end_is_kept():
