@@ -26,6 +26,7 @@ _POLL_S = 0.01
 
 _PORTS = 5  # so many are tried: between our choice and the broker's start another process may take one
 
+_REASON_S = 2.0
 _COMMAND = (sys.executable, "-m", "flask_backend")
 
 
@@ -67,10 +68,17 @@ class RunningWorker(RunningProgram):
         def is_done() -> bool:
             state = job.state()
             if state is JobState.BURIED:
+                self._wait_for_reason(job)
                 raise AssertionError(f"expected that {job!r} is done, but it is buried:\n{self.output}")
             return state is JobState.DONE
 
         self.wait_until(is_done, f"{job!r} is done", timeout_s)
+
+    def _wait_for_reason(self, job: Job) -> None:
+        """Give the worker time to log why the job is buried, which it does when that is done."""
+        deadline = time.monotonic() + _REASON_S
+        while f"job {job.id}" not in self.output and not self.has_ended and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
 
 @contextmanager
