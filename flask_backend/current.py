@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 from werkzeug.local import LocalProxy
 
-from .broker.connection import JobCounters
+from .broker.stats import JobCounters
 from .errors import BrokerError
 from .message import scheduled_at
 from .retry import Retry

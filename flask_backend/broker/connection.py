@@ -14,20 +14,20 @@ import select
 import socket
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn, ParamSpec, TypeVar
 
 import greenstalk
 
-from flask_backend.config import Address, Settings
+from flask_backend.config import Address
 from flask_backend.errors import BrokerConnectionError, BrokerError, JobNotFoundError, JobTooBigError
 from flask_backend.names import check_queue_name
-from flask_backend.options import PutOptions
-from flask_backend.retry import Attempts
+from flask_backend.options import DEFAULT_PRIORITY, PutOptions
 from flask_backend.system.loggers import get_logger
 
+from .stats import JobCounters, JobRecord, Queue
 from .wire import (
     Deletions,
     OutOfStepError,
@@ -69,21 +69,7 @@ _LOOKED_AT_BYTES = 100
 # A tube without jobs, since the protocol has every connection watch one.
 IDLE_TUBE = "flask-backend.nowhere"
 
-
-@dataclass(frozen=True, slots=True)
-class JobCounters:
-    """What the server knows of a job: its priority, time to run and age in seconds, and how its attempts ended."""
-
-    priority: int
-    ttr_s: int
-    age_s: int
-    attempts: Attempts
-
-    @classmethod
-    def from_stats(cls, stats: Stats) -> JobCounters:
-        number = {key: int(stats[key]) for key in ("pri", "ttr", "age", "releases", "buries")}
-        attempts = Attempts(releases=number["releases"], buries=number["buries"])
-        return cls(number["pri"], number["ttr"], number["age"], attempts)
+_USE_DEFAULT = b"use default\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +84,34 @@ class ReservedState:
 class PendingPuts:
     """Jobs that were sent, and what the server has answered so far: to the puts, and to a ``use`` before them."""
 
+    connection: Connection
     queue: str
     bodies: list[bytes]
     puts: Puts = field(default_factory=Puts)
     use: Replies = field(default_factory=Replies)
 
+    def receive(self, results: list[int | BrokerError]) -> None:
+        """Wait for the answers, see :meth:`Connection.receive_results`."""
+        self.connection.receive_results(self, results)
+
 
 class Connection:
     """One connection to the server: opened at once, used by one thread at a time, closed for good on any doubt."""
 
-    def __init__(self, settings: Settings, *, watch: str | None = None, sock: socket.socket | None = None) -> None:
+    def __init__(
+        self, address: Address, timeout_s: float, *, watch: str | None = None, sock: socket.socket | None = None
+    ) -> None:
         """Connect, unless there is a socket already, and watch one queue and no other; without ``watch``, none.
 
-        Raises :exc:`BrokerConnectionError` after ``settings.timeout_s`` seconds at most for each address that the
-        host's name has.
+        Raises :exc:`BrokerConnectionError` after ``timeout_s`` seconds at most for each address that the host's name
+        has.
         """
-        self.address = settings.address
-        self._timeout_s = settings.timeout_s
+        self.address = address
+        self._timeout_s = timeout_s
         self._used: str | None = greenstalk.DEFAULT_TUBE
         self._pid = os.getpid()
         self._max_job_size: int | None = None
-        self._socket = sock or _open_socket(settings.address, settings.timeout_s)
+        self._socket = sock or _open_socket(address, timeout_s)
         self._wire = Wire(self._socket)
         self._deletions = Deletions()
         self._reservations = Reservations()
@@ -129,11 +122,11 @@ class Connection:
             self._guard(self._watch_only, check_queue_name(watch) if watch is not None else IDLE_TUBE)
 
     @classmethod
-    def adopt(cls, fd: int, settings: Settings) -> Connection:
+    def adopt(cls, fd: int, address: Address, timeout_s: float) -> Connection:
         """Go on with the connection of a process that is dead. Call :meth:`recover_reserved` first."""
         sock = socket.socket(fileno=fd)
-        sock.settimeout(settings.timeout_s)
-        connection = cls(settings, sock=sock)
+        sock.settimeout(timeout_s)
+        connection = cls(address, timeout_s, sock=sock)
         connection._used = None  # whatever its owner has used last
         return connection
 
@@ -192,7 +185,7 @@ class Connection:
         At most ``PIPELINE_JOBS``, or both sides may wait for the other to read.
         """
         self.receive_all()
-        pending = PendingPuts(queue, bodies)
+        pending = PendingPuts(self, queue, bodies)
         head = b"put %d %d %d" % (options.priority, options.delay_s, options.ttr_s)
         commands = [b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies]
         takers: list[ReplyReceiver] = [pending.puts] * len(bodies)
@@ -375,9 +368,6 @@ class Connection:
             self.receive()
         return JobCounters.from_stats(asked[0].stats) if asked[0].status == "OK" else None
 
-    def peek(self, job_id: int) -> bytes:
-        return self._call(self._client.peek, job_id).body
-
     def reserve_again(self, job: ReservedJob) -> bool:
         """Reserve the very job that a connection which broke has held; return False if it is gone or taken."""
         [found] = self.ask([b"peek %d\r\n" % job.id])
@@ -388,9 +378,8 @@ class Connection:
 
     def has_old_jobs(self, queue: str, within_s: float) -> bool:
         """Whether the server started within the last ``within_s`` seconds and already has jobs for this queue."""
-        server, tube = self.ask([b"stats\r\n", b"stats-tube %b\r\n" % queue.encode()])
-        is_new = int(server.stats["uptime"]) <= within_s
-        return is_new and tube.status == "OK" and int(tube.stats["current-jobs-ready"]) > 0
+        found = self.stats_tube([queue])
+        return int(self.stats()["uptime"]) <= within_s and bool(found) and found[0].ready > 0
 
     # -- for the heirs of a worker ---------------------------------------------------------------------------
 
@@ -416,7 +405,116 @@ class Connection:
                 raise OutOfStepError(f"it answered {reply.status}")
         return found
 
-    # -- for those who look at what is there -----------------------------------------------------------------
+    # -- for commands that look at queues and jobs -----------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Return the server's own statistics."""
+        [reply] = self.ask([b"stats\r\n"])
+        return reply.stats
+
+    def list_tubes(self) -> list[str]:
+        """Return the names of all tubes that exist, but for the one that idle connections of ours watch."""
+        [reply] = self.ask([b"list-tubes\r\n"])
+        lines = reply.data.decode("ascii").splitlines()
+        names = (line[2:].strip('"') for line in lines if line.startswith("- "))
+        return [name for name in names if name != IDLE_TUBE]
+
+    def stats_tube(self, names: Iterable[str]) -> list[Queue]:
+        """Return those of these queues that exist."""
+        replies = self.ask([b"stats-tube %b\r\n" % check_queue_name(name).encode() for name in names])
+        return [Queue.from_stats(reply.stats) for reply in replies if reply.status == "OK"]
+
+    def stats_job(self, ids: Iterable[int]) -> list[JobRecord]:
+        """Return those of these jobs that exist."""
+        return [JobRecord.from_stats(reply.stats) for reply in self._stats_job(ids) if reply.status == "OK"]
+
+    def find_jobs(self, ids: Iterable[int], queues: Collection[str], states: Collection[str]) -> list[JobRecord]:
+        """Return those of these jobs that are in one of ``queues`` and in one of ``states``."""
+        # Later servers quote names. Parsing takes most of the time where there are many jobs of others.
+        tubes = {f"tube: {quote}{name}{quote}".encode() for name in queues for quote in ("", '"')}
+        wanted = {f"state: {quote}{state}{quote}".encode() for state in states for quote in ("", '"')}
+
+        def is_wanted(reply: Reply) -> bool:
+            lines = reply.data.split(b"\n", 4)  # ---, id, tube, state, and the rest
+            return len(lines) > 4 and lines[2] in tubes and lines[3] in wanted  # noqa: PLR2004
+
+        return [JobRecord.from_stats(reply.stats) for reply in self._stats_job(ids) if is_wanted(reply)]
+
+    def _stats_job(self, ids: Iterable[int]) -> list[Reply]:
+        return self.ask([b"stats-job %d\r\n" % job_id for job_id in ids])
+
+    def peek(self, ids: Iterable[int]) -> dict[int, bytes]:
+        """Return the bodies of those of these jobs that exist."""
+        replies = self.ask([b"peek %d\r\n" % job_id for job_id in ids])
+        return {int(reply.words[0]): reply.data for reply in replies if reply.status == "FOUND"}
+
+    def find(self, job_id: int) -> tuple[JobRecord, bytes] | None:
+        """Return a job and its body; None if it does not exist."""
+        stats, found = self.ask([b"stats-job %d\r\n" % job_id, b"peek %d\r\n" % job_id])
+        if stats.status != "OK" or found.status != "FOUND":
+            return None
+        return JobRecord.from_stats(stats.stats), found.data
+
+    def peek_ready(self, queues: Iterable[str]) -> dict[str, int]:
+        """Return the id of the next ready job of each of these queues that has one."""
+        return self._peek_first(b"peek-ready\r\n", queues)
+
+    def peek_buried(self, queues: Iterable[str]) -> dict[str, int]:
+        """Return the id of the job that has been buried for longest, of each of these queues that has one."""
+        return self._peek_first(b"peek-buried\r\n", queues)
+
+    def _peek_first(self, command: bytes, queues: Iterable[str]) -> dict[str, int]:
+        names = list(queues)
+        pairs = (each for name in names for each in (b"use %b\r\n" % check_queue_name(name).encode(), command))
+        # A queue that is used does not go away: ours may be the last connection that keeps it.
+        replies = self.ask([*pairs, _USE_DEFAULT])
+        self._used = greenstalk.DEFAULT_TUBE
+        found = zip(names, replies[1::2], strict=False)
+        return {name: int(reply.words[0]) for name, reply in found if reply.status == "FOUND"}
+
+    def kick_job(self, ids: Iterable[int]) -> list[int]:
+        """Make buried or delayed jobs ready; return those that were."""
+        return self._do_each(b"kick-job %d\r\n", ids, "KICKED")
+
+    def delete_each(self, ids: Iterable[int]) -> list[int]:
+        """Delete jobs that no other connection holds; return those that existed."""
+        return self._do_each(b"delete %d\r\n", ids, "DELETED")
+
+    def _do_each(self, command: bytes, ids: Iterable[int], done: str) -> list[int]:
+        wanted = list(ids)
+        replies = self.ask([command % job_id for job_id in wanted])
+        return [job_id for job_id, reply in zip(wanted, replies, strict=True) if reply.status == done]
+
+    def pause_tube(self, queue: str, seconds: int) -> bool:
+        """Pause a queue, or end its pause with 0; return whether it exists."""
+        [reply] = self.ask([b"pause-tube %b %d\r\n" % (check_queue_name(queue).encode(), seconds)])
+        return reply.status == "PAUSED"
+
+    def reserve_ready(self, count: int) -> list[ReservedJob]:
+        """Reserve up to ``count`` jobs that are ready now."""
+        replies = self.ask([b"reserve-with-timeout 0\r\n"] * count)
+        return [ReservedJob(int(reply.words[0]), reply.data) for reply in replies if reply.status == "RESERVED"]
+
+    def probe_last_id(self, tube: str) -> int:
+        """Return the id of the newest job, found by putting a job into ``tube`` and deleting it.
+
+        Where the server refuses puts it is the number of jobs since its start: with a binlog that starts again at a
+        restart, and ids do not.
+        """
+        put = b"put %d 0 1 0\r\n\r\n" % DEFAULT_PRIORITY
+        _, probe, _ = self.ask([b"use %b\r\n" % tube.encode(), put, _USE_DEFAULT])
+        self._used = greenstalk.DEFAULT_TUBE
+        if probe.status not in ("INSERTED", "BURIED"):
+            return int(self.stats()["total-jobs"])
+        probe_id = int(probe.words[0])
+        self.delete_each([probe_id])
+        return probe_id - 1
+
+    def quit(self) -> None:
+        """Have the server end the connection: when this returns, it has given back all jobs that were held."""
+        with suppress(BrokerConnectionError):
+            self.ask([b"quit\r\n"])
+        self.close()
 
     def ask(self, commands: Sequence[bytes]) -> list[Reply]:
         """Send commands, line breaks included, many at a time; return the reply to each.

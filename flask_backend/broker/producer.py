@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from flask_backend.bulk import Outcome
 from flask_backend.config import Settings
@@ -18,9 +18,10 @@ from flask_backend.errors import (
     MessageDecodeError,
 )
 from flask_backend.message import decode
-from flask_backend.options import Options
+from flask_backend.options import Options, PutOptions
 
-from .connection import PIPELINE_JOBS, Connection, PendingPuts
+from .connection import PIPELINE_JOBS, Connection
+from .stats import JobRecord
 
 T = TypeVar("T")
 
@@ -31,13 +32,29 @@ Chunk = dict[int, bytes | BackendError]
 _PIPELINE_BYTES = 1 << 20
 
 
+class SentPuts(Protocol):
+    """Jobs that were sent, and may not be answered yet."""
+
+    def receive(self, results: list[int | BrokerError], /) -> None:
+        """Wait for the answers; add for each its job's id to ``results``, or why it was refused."""
+        ...
+
+
+class PutConnection(Protocol):
+    """What a producer needs of its connection."""
+
+    def put(self, queue: str, body: bytes, options: PutOptions) -> int: ...
+    def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> SentPuts: ...
+    def find(self, job_id: int) -> tuple[JobRecord, bytes] | None: ...
+    def delete(self, job_id: int) -> None: ...
+
+
 @dataclass(slots=True)
 class _Sent:
     """A chunk that is on its way."""
 
     chunk: Chunk
-    connection: Connection
-    pending: PendingPuts | None = None
+    pending: SentPuts | None = None
     failure: BrokerConnectionError | None = None
 
 
@@ -89,7 +106,7 @@ class Producer:
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, min(chunk)
             return None
-        sent = _Sent(chunk, connection)
+        sent = _Sent(chunk)
         if bodies:
             try:
                 sent.pending = connection.send_puts(queue, bodies, options.resolve(self.settings.ttr_s))
@@ -105,7 +122,7 @@ class Producer:
             if sent.failure is not None:
                 raise sent.failure
             if sent.pending is not None:
-                sent.connection.receive_results(sent.pending, results)
+                sent.pending.receive(results)
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, end
         answers = iter(results)
@@ -125,10 +142,11 @@ class Producer:
 
         Ids may start again at 1 when the server does, so a job of another queue, or of another ``uid``, is another job.
         """
-        stats, found = self.connection().ask([b"stats-job %d\r\n" % job_id, b"peek %d\r\n" % job_id])
-        if stats.status != "OK" or stats.stats["tube"] != queue or not (uid is None or _has_uid(found.data, uid)):
-            return None
-        return str(stats.stats["state"])
+        match self.connection().find(job_id):
+            case record, body if record.queue == queue and (uid is None or _has_uid(body, uid)):
+                return record.state
+            case _:
+                return None
 
     def cancel(self, queue: str, job_id: int, uid: str | None) -> bool:
         """Delete a job that no worker holds; return whether it was there to be deleted."""
@@ -140,13 +158,13 @@ class Producer:
             return False
         return True
 
-    def connection(self) -> Connection:
+    def connection(self) -> PutConnection:
         """Return this thread's connection, opened anew if need be."""
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None or not connection.is_usable:
             if connection is not None:
                 connection.close()
-            connection = self._local.connection = Connection(self.settings)
+            connection = self._local.connection = Connection(self.settings.address, self.settings.timeout_s)
         return connection
 
 

@@ -49,6 +49,12 @@ class Reply:
             raise OutOfStepError(f"it answered {status}")
         return cls(status, tuple(others), data)
 
+    @classmethod
+    def parse(cls, reply: bytes) -> Reply:
+        """Read a whole reply, line breaks included."""
+        line, _, data = reply.partition(b"\r\n")
+        return cls.of(line.split(), data[:-2])
+
     @property
     def stats(self) -> Stats:
         """The data of a reply to a ``stats`` command: YAML of one level, numbers, and some names."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from flask_backend.broker.stats import JobRecord, Queue
 from flask_backend.message import cut
-from flask_backend.operations.console import JobRecord, Queue
 from flask_backend.retry import Retry
 from flask_backend.stories import Story
 from flask_backend.visible import visible

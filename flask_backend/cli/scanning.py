@@ -13,7 +13,8 @@ import click
 from .output import echo
 
 if TYPE_CHECKING:
-    from flask_backend.operations.console import Console, JobRecord
+    from flask_backend.broker.stats import JobRecord
+    from flask_backend.operations.console import Console
 
 # They may be large: so many are in memory.
 _BODIES_AT_ONCE = 50

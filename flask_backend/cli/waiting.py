@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from flask_backend.broker.stats import JobRecord
 from flask_backend.extension import Backend
 from flask_backend.message import cut
 from flask_backend.operations.compatibility import Fault, Incompatibility, check_compatibility
-from flask_backend.operations.console import Console, JobRecord
+from flask_backend.operations.console import Console
 from flask_backend.visible import visible
 
 from .apps import LoadedApp

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 
-from flask_backend.broker.connection import Connection, JobCounters
 from flask_backend.broker.producer import Producer
-from flask_backend.broker.wire import Reply, ReservedJob
+from flask_backend.broker.stats import JobCounters, JobRecord, Queue
+from flask_backend.broker.wire import Reply, ReservedJob, Stats
 from flask_backend.config import Settings
 from flask_backend.embedded.commands import Dispatcher
-from flask_backend.embedded.protocol import Command, parse
+from flask_backend.embedded.protocol import Command
 from flask_backend.embedded.store import State, Store, StoredJob
 from flask_backend.errors import BrokerError, JobNotFoundError, JobTooBigError
 from flask_backend.options import PutOptions
@@ -35,6 +34,14 @@ class Put:
     body: bytes
     options: PutOptions
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _AnsweredPuts:
+    answers: list[int | BrokerError] = field(default_factory=list["int | BrokerError"])
+
+    def receive(self, results: list[int | BrokerError]) -> None:
+        results += self.answers
 
 
 class MemoryBroker:
@@ -85,20 +92,20 @@ class MemoryBroker:
             self.puts[job.id] = Put(job.id, queue, body, options, time.time())
             return job.id
 
-    def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> list[int | BrokerError]:
-        results: list[int | BrokerError] = []
+    def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> _AnsweredPuts:
+        sent = _AnsweredPuts()
         for body in bodies:
             try:
-                results.append(self.put(queue, body, options))
+                sent.answers.append(self.put(queue, body, options))
             except JobTooBigError as error:
-                results.append(error)
-        return results
+                sent.answers.append(error)
+        return sent
 
-    def receive_results(self, pending: list[int | BrokerError], results: list[int | BrokerError]) -> None:
-        results += pending
-
-    def ask(self, commands: Sequence[bytes]) -> list[Reply]:
-        return [self._ask(command) for command in commands]
+    def find(self, job_id: int) -> tuple[JobRecord, bytes] | None:
+        with self._lock:
+            job = self._store.jobs.get(job_id)
+            stats = self._stats(Command("stats-job", numbers=(job_id,)))
+            return None if job is None or stats is None else (JobRecord.from_stats(stats), job.body)
 
     def delete(self, job_id: int) -> None:
         with self._lock:
@@ -142,10 +149,14 @@ class MemoryBroker:
             _check(job_id, found=self._store.touch(self._client, job_id, self.now))
 
     def counters(self, job_id: int) -> JobCounters:
-        reply = self._ask(b"stats-job %d\r\n" % job_id)
-        if reply.status != "OK":
+        stats = self._stats(Command("stats-job", numbers=(job_id,)))
+        if stats is None:
             raise _gone(job_id)
-        return JobCounters.from_stats(reply.stats)
+        return JobCounters.from_stats(stats)
+
+    def stats_tube(self, names: Iterable[str]) -> list[Queue]:
+        found = (self._stats(Command("stats-tube", name)) for name in names)
+        return [Queue.from_stats(stats) for stats in found if stats is not None]
 
     def give_back(self) -> None:
         """Have all jobs that are held ready again, uncounted, as when a worker's connection ends."""
@@ -155,14 +166,11 @@ class MemoryBroker:
 
     # -- inner workings --------------------------------------------------------------------------------------
 
-    def _ask(self, text: bytes) -> Reply:
-        command = parse(text.rstrip())
-        assert isinstance(command, Command)  # noqa: S101  # our own
+    def _stats(self, command: Command) -> Stats | None:
+        """Return what the embedded broker answers; None for what does not exist."""
         with self._lock:
-            reply = self._commands.run(self._client, command, self.now) or b""
-        line, _, data = reply.partition(b"\r\n")
-        status, *words = line.decode("ascii").split()
-        return Reply(status, tuple(words), data[:-2])
+            reply = Reply.parse(self._commands.run(self._client, command, self.now) or b"")
+        return reply.stats if reply.status == "OK" else None
 
     def _watch_only(self, queues: Collection[str]) -> None:
         for queue in queues:
@@ -187,8 +195,8 @@ class MemoryProducer(Producer):
         super().__init__(settings)
         self.broker = MemoryBroker()
 
-    def connection(self) -> Connection:
-        return cast("Connection", self.broker)  # which has all that is asked of one where no worker's process runs
+    def connection(self) -> MemoryBroker:
+        return self.broker
 
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None:
         """Return the state of a job. One whose delay is over is ready: the store may not have heard of that yet."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from flask import Flask
 
-from flask_backend.broker.connection import JobCounters
+from flask_backend.broker.stats import JobCounters
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.bulk import Outcome
 from flask_backend.config import Settings

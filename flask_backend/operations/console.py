@@ -5,24 +5,18 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from types import TracebackType
 from typing import Self
 
-from flask_backend.broker.connection import IDLE_TUBE, PIPELINE_JOBS, Connection
-from flask_backend.broker.wire import Reply, Stats
+from flask_backend.broker.connection import PIPELINE_JOBS, Connection
+from flask_backend.broker.stats import JobRecord, Queue
+from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
-from flask_backend.durations import MAX_SECONDS
-from flask_backend.errors import BrokerConnectionError, MessageDecodeError, QueueNameError
-from flask_backend.names import check_queue_name, check_worked_queue_name, failures_tube, is_failures_tube
-from flask_backend.options import DEFAULT_PRIORITY
-from flask_backend.retry import Attempts
+from flask_backend.errors import MessageDecodeError, QueueNameError
+from flask_backend.names import check_worked_queue_name, failures_tube, is_failures_tube
 from flask_backend.stories import Story
-
-# A pause that ends when a person says so: the protocol's longest, a hundred and thirty-six years.
-UNTIL_RESUMED_S = MAX_SECONDS
 
 # Where a job is put, and deleted at once, to learn how far the server has counted.
 _PROBE_TUBE = "flask-backend.probe"
@@ -30,58 +24,6 @@ _PROBE_TUBE = "flask-backend.probe"
 _NOTES_AT_ONCE = 50
 # How long at most, at random, to wait before another look at notes that somebody else is looking at.
 _LOOK_AGAIN_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """What the server tells of a queue. Times are in seconds.
-
-    ``put`` and ``deleted`` count since the queue has come into being. ``watching`` are the connections that would take
-    a job of it, and ``waiting`` those that do nothing else now.
-    """
-
-    name: str
-    ready: int
-    reserved: int
-    delayed: int
-    buried: int
-    watching: int
-    waiting: int
-    put: int
-    deleted: int
-    pause_left_s: int
-
-    @classmethod
-    def from_stats(cls, stats: Stats) -> Queue:
-        return cls(
-            name=str(stats["name"]),
-            ready=int(stats["current-jobs-ready"]),
-            reserved=int(stats["current-jobs-reserved"]),
-            delayed=int(stats["current-jobs-delayed"]),
-            buried=int(stats["current-jobs-buried"]),
-            watching=int(stats["current-watching"]),
-            waiting=int(stats["current-waiting"]),
-            put=int(stats["total-jobs"]),
-            deleted=int(stats["cmd-delete"]),
-            pause_left_s=int(stats["pause-time-left"]),
-        )
-
-    @property
-    def jobs(self) -> int:
-        return self.ready + self.reserved + self.delayed + self.buried
-
-    @property
-    def is_unwatched(self) -> bool:
-        """Whether jobs are ready and nobody would take them."""
-        return self.ready > 0 and self.watching == 0
-
-    @property
-    def is_paused(self) -> bool:
-        return self.pause_left_s > 0
-
-    @property
-    def is_paused_until_resumed(self) -> bool:
-        return self.pause_left_s > UNTIL_RESUMED_S // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,49 +44,6 @@ def measure_rates(before: Iterable[Queue], after: Iterable[Queue], seconds: floa
             put = deleted = 0
         rates[queue.name] = Rates((queue.put - put) / seconds, (queue.deleted - deleted) / seconds)
     return rates
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """What the server tells of a job. Times are in seconds; ``state`` is ready, reserved, delayed or buried.
-
-    ``time_left_s`` counts down to the end of a delay, or of the time to run.
-    """
-
-    id: int
-    queue: str
-    state: str
-    priority: int
-    age_s: int
-    ttr_s: int
-    time_left_s: int
-    reserves: int
-    timeouts: int
-    releases: int
-    buries: int
-    kicks: int
-
-    @classmethod
-    def from_stats(cls, stats: Stats) -> JobRecord:
-        return cls(
-            id=int(stats["id"]),
-            queue=str(stats["tube"]),
-            state=str(stats["state"]),
-            priority=int(stats["pri"]),
-            age_s=int(stats["age"]),
-            ttr_s=int(stats["ttr"]),
-            time_left_s=int(stats["time-left"]),
-            reserves=int(stats["reserves"]),
-            timeouts=int(stats["timeouts"]),
-            releases=int(stats["releases"]),
-            buries=int(stats["buries"]),
-            kicks=int(stats["kicks"]),
-        )
-
-    @property
-    def attempts(self) -> Attempts:
-        """The attempts so far, seen from the next one: its ``number`` is the one that comes, or runs now."""
-        return Attempts(self.releases, self.buries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +80,7 @@ class Console:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connection = Connection(settings)
+        self._connection = Connection(settings.address, settings.timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -199,46 +98,29 @@ class Console:
 
     def queues(self) -> list[Queue]:
         """Return all queues by name: those that keep stories are none, nor is ``default`` that nobody really uses."""
-        found = self._queues(name for name in self._tubes() if not is_failures_tube(name))
+        found = self._connection.stats_tube(name for name in self._tubes() if not is_failures_tube(name))
         # Every connection, anybody's, uses and watches that one until it says otherwise.
         return [queue for queue in found if queue.name != "default" or queue.jobs or queue.waiting]
 
     def _tubes(self) -> list[str]:
-        [listed] = self._connection.ask([b"list-tubes\r\n"])
-        names = (line[2:].strip('"') for line in listed.data.decode("ascii").splitlines() if line.startswith("- "))
-        return sorted(name for name in names if name not in (IDLE_TUBE, _PROBE_TUBE))
+        return sorted(name for name in self._connection.list_tubes() if name != _PROBE_TUBE)
 
     def queue(self, name: str) -> Queue | None:
         """Return a queue; None if the server has none: nobody uses it, and it has no job."""
-        return next(iter(self._queues([check_queue_name(name)])), None)
-
-    def _queues(self, names: Iterable[str]) -> list[Queue]:
-        replies = self._connection.ask([b"stats-tube %b\r\n" % name.encode() for name in names])
-        return [Queue.from_stats(reply.stats) for reply in replies if reply.status == "OK"]
+        return next(iter(self._connection.stats_tube([name])), None)
 
     def next_ready_of(self, queues: Iterable[str]) -> dict[str, JobRecord]:
         """Return the job that comes next in each of these queues that has one."""
-        heads = self._peek(b"peek-ready\r\n", queues)
+        heads = self._connection.peek_ready(queues)
         jobs = {job.id: job for job in self.jobs(heads.values())}
         return {queue: jobs[job_id] for queue, job_id in heads.items() if job_id in jobs}
-
-    def _peek(self, command: bytes, queues: Iterable[str]) -> dict[str, int]:
-        """Return the ids of the jobs that a command finds in each queue."""
-        names = list(queues)
-        uses = [b"use %b\r\n" % check_queue_name(name).encode() for name in names]
-        pairs = chain.from_iterable((use, command) for use in uses)
-        # A queue that is used does not go away: ours may be the last connection that keeps it.
-        replies = self._connection.ask([*pairs, b"use default\r\n"])
-        found = zip(names, replies[1::2], strict=False)
-        return {name: int(reply.words[0]) for name, reply in found if reply.status == "FOUND"}
 
     def pause(self, queue: str, seconds: int) -> bool:
         """Have no job of a queue reserved for so long, 0 to end that; return whether there is such a queue.
 
         A pause is the server's: it ends with it, and with the queue when nobody uses that and its last job is gone.
         """
-        [reply] = self._connection.ask([b"pause-tube %b %d\r\n" % (check_queue_name(queue).encode(), seconds)])
-        return reply.status == "PAUSED"
+        return self._connection.pause_tube(queue, seconds)
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
@@ -247,16 +129,14 @@ class Console:
 
     def jobs(self, ids: Iterable[int]) -> list[JobRecord]:
         """Return what the server has of these jobs."""
-        replies = self._connection.ask([b"stats-job %d\r\n" % job_id for job_id in ids])
-        return [JobRecord.from_stats(reply.stats) for reply in replies if reply.status == "OK"]
+        return self._connection.stats_job(ids)
 
     def body(self, job_id: int) -> bytes | None:
         return self.bodies([job_id]).get(job_id)
 
     def bodies(self, ids: Iterable[int]) -> dict[int, bytes]:
         """Return the bodies of these jobs, of which some may be gone."""
-        replies = self._connection.ask([b"peek %d\r\n" % job_id for job_id in ids])
-        return {int(reply.words[0]): reply.data for reply in replies if reply.status == "FOUND"}
+        return self._connection.peek(ids)
 
     def kick(self, job_id: int) -> bool:
         """Make a buried or delayed job ready; return whether it was one."""
@@ -264,7 +144,7 @@ class Console:
 
     def kick_each(self, ids: Iterable[int]) -> list[int]:
         """Make buried or delayed jobs ready; return those that were."""
-        return self._tell_each(b"kick-job %d\r\n", ids, "KICKED")
+        return self._connection.kick_job(ids)
 
     def delete(self, job_id: int) -> bool:
         """Delete a job that nobody holds; return whether it was one."""
@@ -272,32 +152,17 @@ class Console:
 
     def delete_each(self, ids: Iterable[int]) -> list[int]:
         """Delete jobs that nobody holds; return those that were."""
-        return self._tell_each(b"delete %d\r\n", ids, "DELETED")
-
-    def _tell_each(self, command: bytes, ids: Iterable[int], done: str) -> list[int]:
-        wanted = list(ids)
-        replies = self._connection.ask([command % job_id for job_id in wanted])
-        return [job_id for job_id, reply in zip(wanted, replies, strict=True) if reply.status == done]
+        return self._connection.delete_each(ids)
 
     def next_buried(self, queue: str) -> int | None:
         """Return the id of the job that has been buried for longest."""
-        return self._peek(b"peek-buried\r\n", [queue]).get(queue)
+        return self._connection.peek_buried([queue]).get(queue)
 
     # -- all jobs: the protocol has no list, but ids are counted ----------------------------------------------
 
     def last_id(self) -> int:
-        """Return the id of the newest job, by putting one. A server that takes none tells less: see the source.
-
-        With a binlog its count of jobs starts over at a restart, and its ids do not.
-        """
-        use, put = b"use %b\r\n" % _PROBE_TUBE.encode(), b"put %d 0 1 0\r\n\r\n" % DEFAULT_PRIORITY
-        _, probe, _ = self._connection.ask([use, put, b"use default\r\n"])
-        if probe.status not in ("INSERTED", "BURIED"):
-            [reply] = self._connection.ask([b"stats\r\n"])
-            return int(reply.stats["total-jobs"])
-        probe_id = int(probe.words[0])
-        self.delete(probe_id)
-        return probe_id - 1
+        """Return the id of the newest job."""
+        return self._connection.probe_last_id(_PROBE_TUBE)
 
     def scan(
         self, newest: int, count: int, queues: Collection[str], states: Collection[str]
@@ -306,19 +171,10 @@ class Console:
 
         What was found are the jobs of ``queues`` in one of ``states``.
         """
-        # Later servers quote names. Parsing is what takes the time, where there are many others' jobs.
-        tubes = {f"tube: {quote}{name}{quote}".encode() for name in queues for quote in ("", '"')}
-        wanted = {f"state: {quote}{state}{quote}".encode() for state in states for quote in ("", '"')}
-
-        def is_wanted(reply: Reply) -> bool:
-            lines = reply.data.split(b"\n", 4)  # ---, id, tube, state, and the rest
-            return len(lines) > 4 and lines[2] in tubes and lines[3] in wanted  # noqa: PLR2004
-
         last = max(0, newest - count)
         for start in range(newest, last, -PIPELINE_JOBS):
             ids = range(start, max(last, start - PIPELINE_JOBS), -1)
-            replies = self._connection.ask([b"stats-job %d\r\n" % job_id for job_id in ids])
-            yield newest - ids[-1] + 1, [JobRecord.from_stats(reply.stats) for reply in replies if is_wanted(reply)]
+            yield newest - ids[-1] + 1, self._connection.find_jobs(ids, queues, states)
 
     # -- buried jobs and their stories -----------------------------------------------------------------------
 
@@ -386,9 +242,9 @@ class Console:
             time.sleep(_LOOK_AGAIN_S * random.random())
         return [], 0
 
-    def _sort_out(self, queue: str, held: Iterable[Reply], reader: Connection) -> list[StoredStory]:
+    def _sort_out(self, queue: str, held: Iterable[ReservedJob], reader: Connection) -> list[StoredStory]:
         """Return the notes that count, newest first; delete those that do not. All are held by ``reader``."""
-        notes = sorted((note for reply in held if (note := _decode(queue, reply))), key=lambda note: -note.id)
+        notes = sorted((note for each in held if (note := _decode(queue, each))), key=lambda note: -note.id)
         states = {job.id: job.state for job in self.jobs({each.note.job for each in notes}) if job.queue == queue}
         stories: dict[int, StoredStory] = {}
         stale: list[int] = []
@@ -398,7 +254,7 @@ class Console:
                 stories[each.note.job] = each
             elif state != "reserved":  # a job that is held may be about to be buried: its story comes first
                 stale.append(each.id)
-        reader.ask([b"delete %d\r\n" % note_id for note_id in stale])
+        reader.delete_each(stale)
         return list(stories.values())
 
     def _act_on(self, ids: Iterable[int], act: Callable[[Iterable[int]], list[int]]) -> ActionResult:
@@ -430,32 +286,29 @@ class Console:
 @contextmanager
 def _reading(settings: Settings, tube: str) -> Generator[Connection, None, None]:
     """Connect for reserving notes, and give back all at the end."""
-    reader = Connection(settings, watch=tube)
+    reader = Connection(settings.address, settings.timeout_s, watch=tube)
     try:
         yield reader
     finally:
-        # The server is to end it: after that the notes are there again, for others and for our own next command.
-        with suppress(BrokerConnectionError):
-            reader.ask([b"quit\r\n"])
-        reader.close()
+        reader.quit()  # after that the notes are there again, for others and for our own next command
 
 
-def _reserve(reader: Connection, count: int) -> Iterator[Reply]:
+def _reserve(reader: Connection, count: int) -> Iterator[ReservedJob]:
     while count > 0:
-        replies = reader.ask([b"reserve-with-timeout 0\r\n"] * min(count, _NOTES_AT_ONCE))
-        count -= len(replies)
-        yield from (reply for reply in replies if reply.status == "RESERVED")
-        if replies[-1].status != "RESERVED":
+        jobs = reader.reserve_ready(wanted := min(count, _NOTES_AT_ONCE))
+        yield from jobs
+        count -= wanted
+        if len(jobs) < wanted:
             return
 
 
-def _decode(queue: str, reply: Reply) -> StoredStory | None:
+def _decode(queue: str, job: ReservedJob) -> StoredStory | None:
     """Read a note; None for what somebody else has put there, and what is not ours to delete."""
     try:
-        note = Story.decode(reply.data)
+        note = Story.decode(job.body)
     except (MessageDecodeError, TypeError):
         return None
-    return StoredStory(int(reply.words[0]), note) if note.queue == queue else None
+    return StoredStory(job.id, note) if note.queue == queue else None
 
 
 def _what_it_is(job: JobRecord | None) -> str:

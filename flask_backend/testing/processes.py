@@ -153,15 +153,13 @@ def _comes_up(program: RunningProgram, address: Address) -> bool:
 def _serves(program: RunningProgram, address: Address) -> bool:
     """Say whether this very program answers there: the port may be that of another test's broker."""
     try:
-        with closing(Connection(Settings(address))) as connection:
-            [reply] = connection.ask([b"stats\r\n"])
+        with closing(Connection(address, Settings(address).timeout_s)) as connection:
+            return connection.stats()["pid"] == program.process.pid
     except BrokerConnectionError:
         return False
-    return reply.stats["pid"] == program.process.pid
 
 
 def _watching(settings: Settings, queue: str) -> int:
     """Return how many workers a queue has."""
-    with closing(Connection(settings)) as connection:
-        [reply] = connection.ask([b"stats-tube %b\r\n" % queue.encode()])
-    return int(reply.stats["current-watching"]) if reply.status == "OK" else 0
+    with closing(Connection(settings.address, settings.timeout_s)) as connection:
+        return sum(found.watching for found in connection.stats_tube([queue]))

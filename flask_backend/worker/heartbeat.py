@@ -16,7 +16,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from flask_backend.broker.connection import Connection, JobCounters
+from flask_backend.broker.connection import Connection
+from flask_backend.broker.stats import JobCounters
 from flask_backend.broker.wire import Replies, ReservedJob
 from flask_backend.errors import BrokerConnectionError, BrokerError, JobNotFoundError
 from flask_backend.system.loggers import get_logger

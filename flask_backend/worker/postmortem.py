@@ -41,7 +41,7 @@ def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashe
     job_id = death.activity.job_id
     connection: Connection | None = None
     try:
-        connection = Connection.adopt(fd, settings)
+        connection = Connection.adopt(fd, settings.address, settings.timeout_s)
         job = connection.recover_reserved(job_id)
         if job is None:
             logger.debug("job %d was settled before its worker died", job_id)
@@ -66,7 +66,7 @@ def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashe
 def _settle(  # noqa: PLR0913
     connection: Connection, settings: Settings, handlers: Handlers, job: ReservedState, death: Death, crashes: int
 ) -> Ending:
-    call = _read(handlers, connection.peek(job.id))
+    call = _read(handlers, connection.peek([job.id]).get(job.id, b""))
     label = call.label if call else None
     retry = (call.retry if call else None) or settings.retry
     attempts = job.counters.attempts

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from flask_backend.broker.connection import Connection
+from flask_backend.broker.stats import JobCounters, Queue
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.decisions import Bury, RetryLater, TaskDecision
 from flask_backend.errors import (
@@ -32,6 +33,17 @@ from .execution import Call
 task_logger = get_logger("flask_backend.task")
 
 
+class SettlingConnection(Protocol):
+    """What settling needs of the connection that holds the job."""
+
+    def counters(self, job_id: int) -> JobCounters: ...
+    def stats_tube(self, names: Iterable[str]) -> list[Queue]: ...
+    def put(self, queue: str, body: bytes, options: PutOptions) -> int: ...
+    def release(self, job_id: int, priority: int, delay_s: int) -> None: ...
+    def bury(self, job_id: int, priority: int) -> None: ...
+    def delete(self, job_id: int) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A job's call that has ended, in ``ran_s`` seconds, and the policy for it."""
@@ -43,7 +55,7 @@ class Attempt:
     ran_s: float
 
 
-def settle_failure(connection: Connection, attempt: Attempt, error: BaseException) -> Ending | None:
+def settle_failure(connection: SettlingConnection, attempt: Attempt, error: BaseException) -> Ending | None:
     """Release, bury or delete a job, as its retry policy or the task itself decides; tell it in any case.
 
     Returns None if the job was no longer held.
@@ -91,7 +103,7 @@ def settle_failure(connection: Connection, attempt: Attempt, error: BaseExceptio
         )
 
 
-def bury_undecodable(connection: Connection, queue: str, job: ReservedJob, error: MessageDecodeError) -> Ending:
+def bury_undecodable(connection: SettlingConnection, queue: str, job: ReservedJob, error: MessageDecodeError) -> Ending:
     """Bury a job that no version of the app could run."""
     log_failure(
         task_logger,
@@ -114,7 +126,7 @@ def bury_undecodable(connection: Connection, queue: str, job: ReservedJob, error
     return Ending.BURIED
 
 
-def bury(connection: Connection, note: Story, priority: int) -> None:
+def bury(connection: SettlingConnection, note: Story, priority: int) -> None:
     """Bury the job that the note is about, which ``connection`` holds.
 
     The note comes first: if we die in between it is one too many, and not one too few. A broker that takes no note,
@@ -130,20 +142,16 @@ def bury(connection: Connection, note: Story, priority: int) -> None:
     connection.bury(note.job, priority)
 
 
-def _keep(connection: Connection, note: Story) -> None:
+def _keep(connection: SettlingConnection, note: Story) -> None:
     tube = failures_tube(note.queue)
-    [reply] = connection.ask([b"stats-tube %b\r\n" % tube.encode()])
-    # Reserved while somebody looks at them.
-    if reply.status == "OK" and sum(int(reply.stats[f"current-jobs-{each}"]) for each in _KEPT) >= MAX_WHOLE:
+    # They are reserved while somebody looks at them.
+    if sum(kept.ready + kept.reserved for kept in connection.stats_tube([tube])) >= MAX_WHOLE:
         note = note.shortened()
     options = PutOptions(note.priority, 0, NOTE_TTR_S)
     try:
         connection.put(tube, note.encode(), options)
     except JobTooBigError:
         connection.put(tube, note.shortened().encode(), options)
-
-
-_KEPT = ("ready", "reserved")
 
 
 def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Story:

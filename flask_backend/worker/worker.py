@@ -190,7 +190,7 @@ class Worker:
         return self._connection
 
     def _connect(self) -> Connection:
-        return Connection(self._settings, watch=self._queue)
+        return Connection(self._settings.address, self._settings.timeout_s, watch=self._queue)
 
     def _use(self, connection: Connection) -> None:
         self._connection = connection
@@ -404,7 +404,7 @@ class Worker:
             job = self._pending_deletes[0]
             problem = "its message has no id of its own" if not _has_own_id(job) else None
             try:
-                if problem is None and connection.peek(job.id) == job.body:
+                if problem is None and connection.peek([job.id]).get(job.id) == job.body:
                     problem = "another worker has it by now"
                     connection.delete(job.id)
                     problem = None

@@ -95,7 +95,7 @@ def buried(broker):
     """Bury jobs as workers do; return their ids. Those without a reason have no story."""
 
     def make(count: int = 1, queue: str = QUEUE, **told) -> list[int]:
-        worker = Connection(Settings(Address("127.0.0.1", broker.port)), watch=queue)
+        worker = Connection(Address("127.0.0.1", broker.port), 5, watch=queue)
         ids = [broker.put(queue, b'{"endpoint": "hello", "args": ["world"]}') for _ in range(count)]
         worker.ask([b"reserve-with-timeout 0\r\n"] * count)
         for job_id in ids:

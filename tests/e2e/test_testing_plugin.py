@@ -93,7 +93,7 @@ def uri(backend_server):
 
 
 def stats(uri):
-    [reply] = Connection(Settings(Address.parse(uri))).ask([b"stats\\r\\n"])
+    [reply] = Connection(Address.parse(uri), 5).ask([b"stats\\r\\n"])
     return reply.stats
 
 

@@ -15,10 +15,11 @@ from support.reserving import reserved
 from support.waiting import wait_until
 
 from flask_backend.broker.connection import Connection
+from flask_backend.broker.stats import UNTIL_RESUMED_S
 from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, QueueNameError
 from flask_backend.names import failures_tube
-from flask_backend.operations.console import UNTIL_RESUMED_S, Console, Rates, measure_rates
+from flask_backend.operations.console import Console, Rates, measure_rates
 from flask_backend.operations.failures import Pattern, group
 from flask_backend.stories import Story, here_and_now
 from flask_backend.worker.settlement import bury
@@ -43,7 +44,7 @@ def connect(settings):
     made: list[Connection] = []
 
     def connect(queue: str) -> Connection:
-        made.append(Connection(settings, watch=queue))
+        made.append(Connection(settings.address, settings.timeout_s, watch=queue))
         return made[-1]
 
     yield connect
@@ -77,7 +78,7 @@ def buried_without_story(broker, settings):
 
 @contextmanager
 def holding(broker, settings, queue, count):
-    worker = Connection(settings, watch=queue)
+    worker = Connection(settings.address, settings.timeout_s, watch=queue)
     ids = [broker.put(queue, b"{}") for _ in range(count)]
     replies = worker.ask([b"reserve-with-timeout 0\r\n"] * count)
     assert [int(reply.words[0]) for reply in replies] == ids
@@ -399,7 +400,7 @@ class TestFailures:
 
     def test_somebody_who_is_stuck_in_looking_keeps_nobody_from_the_rest_for_long(self, broker, settings, buried):
         ids = buried(5)
-        stuck = Connection(settings, watch=TUBE)
+        stuck = Connection(settings.address, settings.timeout_s, watch=TUBE)
         stuck.ask([b"reserve-with-timeout 0\r\n"] * 2)
         with Console(replace(settings, timeout_s=0.2)) as console:
             failures = console.failures("q")
@@ -423,7 +424,7 @@ class TestFailures:
     def test_ten_thousand_are_no_trouble(self, console, settings):
         settle = [b"put 0 0 60 2\r\n{}\r\n", b"reserve-with-timeout 0\r\n", b"bury %d 0\r\n"]
         with_story = 10_000
-        worker = Connection(settings, watch="q")
+        worker = Connection(settings.address, settings.timeout_s, watch="q")
         worker.ask([b"use q\r\n"])
         ids = [int(reply.words[0]) for reply in worker.ask([settle[0]] * with_story)]
         worker.ask([settle[1]] * with_story)
@@ -553,7 +554,7 @@ class TestActing:
         failures = console.failures("q")
         for _ in range(2):
             console.delete(ids.pop())  # meanwhile
-        worker = Connection(settings, watch="q")
+        worker = Connection(settings.address, settings.timeout_s, watch="q")
         is_over = threading.Event()
 
         def work() -> None:

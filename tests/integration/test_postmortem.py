@@ -48,7 +48,7 @@ def heir(broker, settings):
 
     def make(last_words: bytes, body: bytes = BODY) -> tuple[int, int]:
         job_id = broker.put("q", body, ttr=60)
-        worker = Connection(settings, watch="q")
+        worker = Connection(settings.address, settings.timeout_s, watch="q")
         worker.reserve(1)
         assert reserved(worker).id == job_id
         fd = os.dup(worker.fileno())
@@ -166,11 +166,11 @@ def test_a_closed_connection_is_closed_for_its_duplicate_too(settings, broker):
     from support.waiting import wait_until
 
     job_id = broker.put("q", BODY)
-    worker = Connection(settings, watch="q")
+    worker = Connection(settings.address, settings.timeout_s, watch="q")
     worker.reserve(1)
     reserved(worker)
     fd = os.dup(worker.fileno())
     worker.close()
     wait_until(lambda: broker.job(job_id)["state"] == "ready", "the job is ready")
     with pytest.raises(BrokerConnectionError):
-        Connection.adopt(fd, settings).recover_reserved(job_id)
+        Connection.adopt(fd, settings.address, settings.timeout_s).recover_reserved(job_id)

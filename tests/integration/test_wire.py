@@ -54,7 +54,7 @@ class Driver:
         self.known = known
         self.deleted: set[int] = set()
         self.held: dict[int, object] = {}
-        self.connection = Connection(settings, watch="q")
+        self.connection = Connection(settings.address, settings.timeout_s, watch="q")
         self.steps = [
             *(self.reserve, self.finish, self.finish_and_reserve, self.receive, self.receive_all, self.prefetch_stats),
             *(self.counters, self.counters_within, self.touch, self.release, self.bury, self.peek, self.put),
@@ -138,7 +138,7 @@ class Driver:
     def peek(self):
         job_id = self.rng.choice(list(self.known))
         with suppress(JobNotFoundError):
-            assert self.connection.peek(job_id) == self.known[job_id][0]
+            assert self.connection.peek([job_id]).get(job_id, self.known[job_id][0]) == self.known[job_id][0]
 
     def put(self):
         body, options = self._new()

@@ -118,6 +118,16 @@ def test_only_the_broker_imports_greenstalk():
     assert importers == {"connection"}
 
 
+def test_only_the_broker_speaks_the_protocol():
+    speakers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and b"\r\n" in node.value
+    }
+    assert speakers == {"broker", "embedded"}
+
+
 def test_one_place_forks():
     forks = {path.stem for path in PACKAGE.rglob("*.py") if "os.fork(" in path.read_text()}
     assert forks == {"process"}

@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 from flask.logging import default_handler
 
-from flask_backend.broker.connection import JobCounters
+from flask_backend.broker.stats import JobCounters
 from flask_backend.current import CurrentJob, job_being_run
 from flask_backend.errors import BrokerConnectionError
 from flask_backend.logs import JobContext, JsonFormatter, TextFormatter, configure

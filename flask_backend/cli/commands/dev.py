@@ -146,7 +146,7 @@ def answer_about_app(ctx: click.Context, fd: int) -> None:
         raise
     settings = loaded.backend.settings_of(loaded.app)
     try:
-        Connection(settings).close()
+        Connection(settings.address, settings.timeout_s).close()
         answers = True
     except BrokerConnectionError:
         answers = False

@@ -38,7 +38,8 @@ from .jobs import JobGoneError
 from .queues import no_such_queue
 
 if TYPE_CHECKING:
-    from flask_backend.operations.console import ActionResult, Console, Failures, JobRecord
+    from flask_backend.broker.stats import JobRecord
+    from flask_backend.operations.console import ActionResult, Console, Failures
     from flask_backend.operations.failures import FailureGroup, Pattern
     from flask_backend.stories import Story
 

@@ -35,7 +35,8 @@ from flask_backend.visible import visible
 from .queues import no_such_queue
 
 if TYPE_CHECKING:
-    from flask_backend.operations.console import Console, JobRecord
+    from flask_backend.broker.stats import JobRecord
+    from flask_backend.operations.console import Console
     from flask_backend.stories import Story
 
 STATES = ("ready", "reserved", "delayed", "buried")

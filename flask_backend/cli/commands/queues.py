@@ -25,7 +25,8 @@ from flask_backend.system.exits import ExitCode
 from flask_backend.visible import listed
 
 if TYPE_CHECKING:
-    from flask_backend.operations.console import Console, Queue, Rates
+    from flask_backend.broker.stats import Queue
+    from flask_backend.operations.console import Console, Rates
 
 _TENFOLD = 10  # from here on a rate has no decimals
 
@@ -153,7 +154,7 @@ def pause(  # noqa: PLR0913  # one parameter for each option
     Jobs can still be put, and those that run go on. The server forgets a pause when it restarts, and when the queue is
     empty and nobody uses it any more.
     """
-    from flask_backend.operations.console import UNTIL_RESUMED_S
+    from flask_backend.broker.stats import UNTIL_RESUMED_S
 
     with open_console(ctx, broker_uri) as console:
         known = _find_queue(console, queue)

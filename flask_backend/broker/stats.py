@@ -1,0 +1,124 @@
+"""What the server reports of queues and jobs: the replies to its ``stats`` commands as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flask_backend.durations import MAX_SECONDS
+from flask_backend.retry import Attempts
+
+from .wire import Stats
+
+# A pause that ends when a person says so: the protocol's longest, a hundred and thirty-six years.
+UNTIL_RESUMED_S = MAX_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class JobCounters:
+    """What the server knows of a job: its priority, time to run and age in seconds, and how its attempts ended."""
+
+    priority: int
+    ttr_s: int
+    age_s: int
+    attempts: Attempts
+
+    @classmethod
+    def from_stats(cls, stats: Stats) -> JobCounters:
+        number = {key: int(stats[key]) for key in ("pri", "ttr", "age", "releases", "buries")}
+        attempts = Attempts(releases=number["releases"], buries=number["buries"])
+        return cls(number["pri"], number["ttr"], number["age"], attempts)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """What the server tells of a job. Times are in seconds; ``state`` is ready, reserved, delayed or buried.
+
+    ``time_left_s`` counts down to the end of a delay, or of the time to run.
+    """
+
+    id: int
+    queue: str
+    state: str
+    priority: int
+    age_s: int
+    ttr_s: int
+    time_left_s: int
+    reserves: int
+    timeouts: int
+    releases: int
+    buries: int
+    kicks: int
+
+    @classmethod
+    def from_stats(cls, stats: Stats) -> JobRecord:
+        return cls(
+            id=int(stats["id"]),
+            queue=str(stats["tube"]),
+            state=str(stats["state"]),
+            priority=int(stats["pri"]),
+            age_s=int(stats["age"]),
+            ttr_s=int(stats["ttr"]),
+            time_left_s=int(stats["time-left"]),
+            reserves=int(stats["reserves"]),
+            timeouts=int(stats["timeouts"]),
+            releases=int(stats["releases"]),
+            buries=int(stats["buries"]),
+            kicks=int(stats["kicks"]),
+        )
+
+    @property
+    def attempts(self) -> Attempts:
+        """The attempts so far, seen from the next one: its ``number`` is the one that comes, or runs now."""
+        return Attempts(self.releases, self.buries)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What the server tells of a queue. Times are in seconds.
+
+    ``put`` and ``deleted`` count since the queue has come into being. ``watching`` are the connections that would take
+    a job of it, and ``waiting`` those that do nothing else now.
+    """
+
+    name: str
+    ready: int
+    reserved: int
+    delayed: int
+    buried: int
+    watching: int
+    waiting: int
+    put: int
+    deleted: int
+    pause_left_s: int
+
+    @classmethod
+    def from_stats(cls, stats: Stats) -> Queue:
+        return cls(
+            name=str(stats["name"]),
+            ready=int(stats["current-jobs-ready"]),
+            reserved=int(stats["current-jobs-reserved"]),
+            delayed=int(stats["current-jobs-delayed"]),
+            buried=int(stats["current-jobs-buried"]),
+            watching=int(stats["current-watching"]),
+            waiting=int(stats["current-waiting"]),
+            put=int(stats["total-jobs"]),
+            deleted=int(stats["cmd-delete"]),
+            pause_left_s=int(stats["pause-time-left"]),
+        )
+
+    @property
+    def jobs(self) -> int:
+        return self.ready + self.reserved + self.delayed + self.buried
+
+    @property
+    def is_unwatched(self) -> bool:
+        """Whether jobs are ready and nobody would take them."""
+        return self.ready > 0 and self.watching == 0
+
+    @property
+    def is_paused(self) -> bool:
+        return self.pause_left_s > 0
+
+    @property
+    def is_paused_until_resumed(self) -> bool:
+        return self.pause_left_s > UNTIL_RESUMED_S // 2
