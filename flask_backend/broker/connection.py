@@ -8,7 +8,6 @@ a dead worker's job reserved.
 
 from __future__ import annotations
 
-import functools
 import os
 import select
 import socket
@@ -29,13 +28,11 @@ from flask_backend.system.loggers import get_logger
 
 from .stats import JobCounters, JobRecord, Queue
 from .wire import (
-    Deletions,
     OutOfStepError,
     Puts,
     Replies,
     Reply,
     ReplyReceiver,
-    Reservations,
     ReservedJob,
     Stats,
     Wire,
@@ -112,14 +109,12 @@ class Connection:
         self._pid = os.getpid()
         self._max_job_size: int | None = None
         self._socket = sock or _open_socket(address, timeout_s)
-        self._wire = Wire(self._socket)
-        self._deletions = Deletions()
-        self._reservations = Reservations()
+        self.wire = Wire(self._socket)
         self._timed_out_last_time = False  # when it had so much time as a log line may wait
         _open_connections.add(self)
         self._client = self._call(greenstalk.Client, self._socket, encoding=None)
         if sock is None:
-            self._guard(self._watch_only, check_queue_name(watch) if watch is not None else IDLE_TUBE)
+            self.guard(self._watch_only, check_queue_name(watch) if watch is not None else IDLE_TUBE)
 
     @classmethod
     def adopt(cls, fd: int, address: Address, timeout_s: float) -> Connection:
@@ -146,13 +141,13 @@ class Connection:
         if self._pid != os.getpid():  # forked by C code that runs no Python hooks, as uWSGI does
             self.abandon()
             return False
-        return self.is_awaiting or not self._wire.is_readable(0)
+        return self.is_awaiting or not self.wire.is_readable(0)
 
     def close(self) -> None:
         """Close; the server gives back every job that this connection holds. More than once is harmless."""
         with suppress(OSError):  # it is closed, or the server has closed it
             self._socket.shutdown(socket.SHUT_RDWR)  # for the duplicate, too, that a supervisor may have
-        self._wire.close()
+        self.wire.close()
         # By the descriptor, in one step: the socket's own method leaves that to greenstalk's reader, and never
         # does it if the exception of a signal handler has interrupted an earlier close.
         socket.SocketType.close(self._socket)
@@ -162,7 +157,7 @@ class Connection:
     def abandon(self) -> None:
         """Close this process's copy of a descriptor that another process goes on using."""
         if self.fileno() >= 0:
-            self._wire.close()
+            self.wire.close()
             os.close(self._socket.detach())
 
     # -- for producers ---------------------------------------------------------------------------------------
@@ -193,7 +188,7 @@ class Connection:
             commands.insert(0, b"use %b\r\n" % check_queue_name(queue).encode())
             takers.insert(0, pending.use)
         self._used = queue
-        self._guard(self._wire.send, b"".join(commands), *takers)
+        self.guard(self.wire.send, b"".join(commands), *takers)
         return pending
 
     def receive_results(self, pending: PendingPuts, results: list[int | BrokerError]) -> None:
@@ -229,33 +224,12 @@ class Connection:
                 self.close()
                 raise BrokerConnectionError(f"Beanstalkd at {self.address} answered a put with {status}")
 
-    # -- for workers -----------------------------------------------------------------------------------------
-    #
-    # A worker's loop does not wait for one reply before it sends the next command: it sends with reserve(),
-    # delete_and_reserve() and prefetch_stats(), then calls receive() whenever fileno() is readable, until nothing
-    # is_awaiting. Every other command first waits for all these replies, so do not call one while a reserve is in
-    # flight.
+    # -- for whoever holds a job, or waits for one -----------------------------------------------------------
 
     @property
     def is_awaiting(self) -> bool:
         """Whether replies are on their way."""
-        return self._wire.is_awaiting
-
-    @property
-    def is_reserving(self) -> bool:
-        """Whether jobs have been asked for, and not all replies have come."""
-        return self._reservations.pending > 0
-
-    @property
-    def pending_deletes(self) -> Sequence[ReservedJob]:
-        """The jobs of which it is open whether the server has deleted them."""
-        return self._deletions.pending
-
-    def pop_pending_deletes(self) -> list[ReservedJob]:
-        """Return these jobs, once, after :meth:`close`."""
-        jobs = list(self._deletions.pending)
-        self._deletions.pending.clear()
-        return jobs
+        return self.wire.is_awaiting
 
     @property
     def is_cut(self) -> bool:
@@ -266,68 +240,22 @@ class Connection:
         poll.register(fd, _HANG_UP)
         return bool(poll.poll(0))
 
-    def reserve(self, wait_s: int, count: int = 1) -> None:
-        """Ask for jobs: for one, to come within ``wait_s`` seconds, and for more that are there at that moment.
-
-        The wait is finite, so that a waiter whose host vanished cannot swallow jobs for long.
-        """
-        self._guard(lambda: self._wire.send(_reserves(wait_s, count), *self._expect_jobs(count)))
-
-    def delete_and_reserve(self, job: ReservedJob, wait_s: int = 0, count: int = 0) -> None:
-        """Delete a job, and ask for ``count`` jobs as :meth:`reserve` does, all in one write."""
-        try:
-            self._deletions.pending.append(job)
-            if count == 0:
-                self._wire.send(b"delete %d\r\n" % job.id, self._deletions)
-            else:
-                commands = b"delete %d\r\n%b" % (job.id, _reserves(wait_s, count))
-                self._wire.send(commands, self._deletions, *self._expect_jobs(count))
-        except BaseException as error:
-            self._fail(error)
-
     def prefetch_stats(self, job_id: int) -> Replies:
         """Ask for the statistics of a job, for :meth:`counters_within` to have them soon."""
         replies = Replies()
-        self._guard(self._wire.send, b"stats-job %d\r\n" % job_id, replies)
+        self.guard(self.wire.send, b"stats-job %d\r\n" % job_id, replies)
         return replies
 
     def receive(self) -> None:
         """Take in the replies that have come. Call it when :meth:`fileno` is readable."""
         try:
-            self._wire.receive()
+            self.wire.receive()
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
 
     def receive_all(self) -> None:
         """Wait for all replies that are on their way."""
-        self._guard(self._wire.receive_all)
-
-    def take_jobs(self) -> list[ReservedJob]:
-        """Return the jobs that have come since the last call."""
-        jobs, self._reservations.jobs = self._reservations.jobs, []
-        return jobs
-
-    def pop_expired(self) -> list[ReservedJob]:
-        """Return the jobs, since the last call, that were not held any more when they were to be deleted."""
-        late = self._deletions.late
-        if late:
-            self._deletions.late = []
-        return late
-
-    def give_back(self) -> None:
-        """Wait until what is finished is deleted, then close, which gives back all else that it holds or is sent.
-
-        The server puts such jobs where they were, and does not count it: a ``release`` would count as an attempt.
-        """
-        try:
-            while self._deletions.pending:
-                self._guard(self._wire.receive_next)
-        finally:
-            self.close()
-
-    def _expect_jobs(self, count: int) -> list[Reservations]:
-        self._reservations.pending += count
-        return [self._reservations] * count
+        self.guard(self.wire.receive_all)
 
     def delete(self, job_id: int) -> None:
         self._call(self._client.delete, job_id)
@@ -357,12 +285,12 @@ class Connection:
         ``asked`` is what :meth:`prefetch_stats` has returned for the job.
         """
         deadline = time.monotonic() + wait_s
-        if self._timed_out_last_time and not self._wire.is_readable(0):
+        if self._timed_out_last_time and not self.wire.is_readable(0):
             return None  # as before
         if asked is None:
             asked = self.prefetch_stats(job_id)
         while not asked:
-            self._timed_out_last_time = not self._wire.is_readable(max(0.0, deadline - time.monotonic()))
+            self._timed_out_last_time = not self.wire.is_readable(max(0.0, deadline - time.monotonic()))
             if self._timed_out_last_time:
                 return None
             self.receive()
@@ -395,7 +323,7 @@ class Connection:
         # The second command is there to be recognized: no worker sends it, and its reply is the last, whatever comes.
         self._socket.sendall(b"stats-job %d\r\nlist-tubes-watched\r\n" % job_id)
         found: ReservedState | None = None
-        while not (reply := self._wire.read()).data.startswith(b"---\n- "):
+        while not (reply := self.wire.read()).data.startswith(b"---\n- "):
             found = None  # the last one counts: those before answer what the owner has asked
             if reply.status == "OK":
                 stats = reply.stats
@@ -532,19 +460,19 @@ class Connection:
     def _call(self, command: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one command to its reply, after all that are awaited have come."""
         self.receive_all()
-        return self._guard(command, *args, **kwargs)
+        return self.guard(command, *args, **kwargs)
 
-    def _guard(self, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def guard(self, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do something on the connection; close it unless that ends well, or with a plain reply of the server.
 
-        What is done for every job, :meth:`delete_and_reserve` and :meth:`receive`, does so itself.
+        What is done for every job, in :class:`Pipeline` and :meth:`receive`, calls :meth:`fail` itself.
         """
         try:
             return action(*args, **kwargs)
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
 
-    def _fail(self, error: BaseException) -> NoReturn:
+    def fail(self, error: BaseException) -> NoReturn:
         """Close the connection unless ``error`` is a plain reply of the server; raise it in our words."""
         match error:
             case greenstalk.BuriedError():
@@ -577,7 +505,7 @@ class Connection:
             commands.append(b"ignore default\r\n")
         replies = Replies()
         try:
-            self._wire.send(b"".join(commands), *[replies] * len(commands))
+            self.wire.send(b"".join(commands), *[replies] * len(commands))
             begin = self._socket.recv(_LOOKED_AT_BYTES, socket.MSG_PEEK)
         except OSError as error:
             raise _cannot_connect(self.address, _reason(error, self._timeout_s)) from error
@@ -588,15 +516,15 @@ class Connection:
                 f"the server at {self.address} is not Beanstalkd: it answers {show_stranger(begin)}; "
                 "check BACKEND_CONNECTION_URI"
             )
-        self._wire.receive_all()
+        self.wire.receive_all()
         for reply in replies:
             if reply.status != "WATCHING":
                 raise BrokerError(f"Beanstalkd at {self.address} refuses to watch {tube}: it answers {reply.status}")
 
     def _exchange(self, commands: Sequence[bytes], replies: Replies) -> None:
         """Send commands in one go and wait for the replies; those that came before an error are kept."""
-        self._wire.send(b"".join(commands), *[replies] * len(commands))
-        self._wire.receive_all()
+        self.wire.send(b"".join(commands), *[replies] * len(commands))
+        self.wire.receive_all()
 
     def _too_big(self, body: bytes) -> JobTooBigError:
         if self._max_job_size is None:
@@ -606,11 +534,6 @@ class Connection:
             f"the job has {len(body)} bytes, but Beanstalkd at {self.address} takes at most {limit} "
             "(its option -z); pass a reference to the data, for example a row's id or a file's name"
         )
-
-
-@functools.cache
-def _reserves(wait_s: int, count: int) -> bytes:
-    return b"reserve-with-timeout %d\r\n" % wait_s + b"reserve-with-timeout 0\r\n" * (count - 1)
 
 
 # What a dead worker may have left unread: replies to its last command.

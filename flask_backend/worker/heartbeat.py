@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from flask_backend.broker.connection import Connection
+from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.stats import JobCounters
 from flask_backend.broker.wire import Replies, ReservedJob
 from flask_backend.errors import BrokerConnectionError, BrokerError, JobNotFoundError
@@ -53,7 +54,7 @@ class WorkerLease:
     """
 
     heartbeat: Heartbeat
-    connection: Connection
+    pipeline: Pipeline
     job: ReservedJob
     reserved_at: float
     waiting: Sequence[WorkerLease]
@@ -68,6 +69,10 @@ class WorkerLease:
     is_cut: bool = field(init=False, default=False)  # its connection broke, and a thread tries to get it back
     is_lost: bool = field(init=False, default=False)
     prefetched_stats: Replies | None = field(init=False, default=None)  # for the job's counters
+
+    @property
+    def connection(self) -> Connection:
+        return self.pipeline.connection
 
     def counters(self) -> JobCounters:
         with self.heartbeat.exchange(self) as connection:

@@ -18,6 +18,7 @@ from types import FrameType
 from flask import Flask
 
 from flask_backend.broker.connection import Connection
+from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
 from flask_backend.current import CurrentJob, job_being_run
@@ -95,7 +96,7 @@ class Worker:
         self._runner = Runner(app, self._handlers, self._event_loop, self._settings.base_url)
         # A broker that does not answer has this time for a reserve to be sent, and again for its reply.
         self._silent_ns = int(2 * self._settings.timeout_s * 1e9)
-        self._connection: Connection | None = None
+        self._pipeline: Pipeline | None = None  # of the connection in use
         self._poll: select.poll | None = None  # for that connection
         self._is_holding = False
         self._pending_deletes: list[ReservedJob] = []  # finished when their connection broke
@@ -168,35 +169,35 @@ class Worker:
             try:
                 # How long this takes is up to the resolver and the network: a worker that waits is not stuck.
                 self._host.live(UNBOUNDED_NS)
-                connection = self._connected()
+                pipeline = self._connected()
                 if backoff.is_away:
                     logger.info("%s: back at Beanstalkd at %s", self._queue, self._settings.address)
-                    if connection.has_old_jobs(self._queue, backoff.end()):
+                    if pipeline.connection.has_old_jobs(self._queue, backoff.end()):
                         self._stop.wait(RECLAIM_PATIENCE_S)
-                self._process_jobs(connection)
+                self._process_jobs(pipeline)
             except BrokerError as error:
                 self._host.live()
-                if self._connection is not None:
-                    self._disconnect(self._connection)  # which gives back the job, if it holds one
+                if self._pipeline is not None:
+                    self._disconnect(self._pipeline)  # which gives back the job, if it holds one
                 if not backoff.is_away:  # said once for each outage
                     logger.warning("%s: %s; trying again", self._queue, error)
                 most_s = RECLAIM_EVERY_S if self._pending_deletes else RECONNECT_MAX_S
                 self._stop.wait(backoff.next(most_s, self._jobs_done))
 
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.fileno() < 0:
-            self._use(connection := self._connect())
-            return connection
-        return self._connection
+    def _connected(self) -> Pipeline:
+        if self._pipeline is None or self._pipeline.connection.fileno() < 0:
+            self._use(pipeline := Pipeline(self._connect()))
+            return pipeline
+        return self._pipeline
 
     def _connect(self) -> Connection:
         return Connection(self._settings.address, self._settings.timeout_s, watch=self._queue)
 
-    def _use(self, connection: Connection) -> None:
-        self._connection = connection
-        self._poll = self._stop.poll_with(connection)
-        self._host.lend(connection.fileno())
-        self._delete_finished(connection)
+    def _use(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._poll = self._stop.poll_with(pipeline.connection)
+        self._host.lend(pipeline.connection.fileno())
+        self._delete_finished(pipeline.connection)
 
     def _take_over(self, lease: WorkerLease, connection: Connection) -> bool:
         """Go on with ``connection`` if it can reserve the running task's job again; return whether it could.
@@ -205,15 +206,15 @@ class Worker:
         """
         if not (_has_own_id(lease.job) and connection.reserve_again(lease.job)):
             return False
-        self._disconnect(lease.connection)
-        lease.connection = connection
-        self._use(connection)
+        self._disconnect(lease.pipeline)
+        lease.pipeline = Pipeline(connection)
+        self._use(lease.pipeline)
         return True
 
-    def _disconnect(self, connection: Connection) -> None:
-        connection.close()
-        self._pending_deletes += connection.pop_pending_deletes()
-        self._connection = None
+    def _disconnect(self, pipeline: Pipeline) -> None:
+        pipeline.connection.close()
+        self._pending_deletes += pipeline.pop_pending_deletes()
+        self._pipeline = None
 
     def _close(self) -> None:
         """Close the connection, after a last try to delete the jobs that finished when it broke."""
@@ -223,10 +224,10 @@ class Worker:
             except BrokerError as error:
                 for job in self._pending_deletes:
                     logger.warning("job %d is finished but cannot be deleted, and will run twice: %s", job.id, error)
-        if self._connection is not None:
-            self._connection.close()
+        if self._pipeline is not None:
+            self._pipeline.connection.close()
 
-    def _process_jobs(self, connection: Connection) -> None:
+    def _process_jobs(self, pipeline: Pipeline) -> None:
         """Do jobs until a stop is requested; those that are here by then and were not begun go back untouched.
 
         The next job is asked for as the last one is deleted, in one write; after a failure, when that is settled.
@@ -234,15 +235,15 @@ class Worker:
         while not self._stop.requested:
             self._host.live(self._silent_ns)
             if self._wanted() == 0:
-                self._ask_to_be_recycled(connection)
+                self._ask_to_be_recycled(pipeline.connection)
                 continue
-            if not connection.is_reserving:
-                connection.reserve(RESERVE_S, self._wanted())
-            held = self._receive(connection)
+            if not pipeline.is_reserving:
+                pipeline.reserve(RESERVE_S, self._wanted())
+            held = self._receive(pipeline)
             while held and not self._stop.requested:
                 self._process(held.popleft(), is_last=not held)
-            connection = self._connection or connection  # another one, if it broke and its job was taken back
-        connection.give_back()
+            pipeline = self._pipeline or pipeline  # of another connection, if it broke and its job was taken back
+        pipeline.give_back()
 
     def _wanted(self) -> int:
         """Return how many jobs to reserve: none once there were as many as there should be, until that was said."""
@@ -256,31 +257,32 @@ class Worker:
         self._host.recycle_due()
         self._stop.wait(RECYCLE_PATIENCE_S)
 
-    def _receive(self, connection: Connection) -> deque[WorkerLease]:
+    def _receive(self, pipeline: Pipeline) -> deque[WorkerLease]:
         """Wait for the replies that are on their way; return the jobs that have come with them.
 
         The wait is for the socket and the signals together, since a signal does not end a blocking read.
         """
         soon = False
+        connection = pipeline.connection
         while connection.is_awaiting:
-            is_owed = bool(connection.pending_deletes)  # a reply that comes at once; one to the reserve may follow it
+            is_owed = bool(pipeline.pending_deletes)  # a reply that comes at once; one to the reserve may follow it
             soon |= is_owed
             patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
             if self._stop.wait(patience_s, self._poll, soon=soon):
                 connection.receive()
-                self._warn_expired(connection)
+                self._warn_expired(pipeline)
             elif self._stop.requested:
                 break
             else:
                 raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
         now = time.monotonic()
         held = deque[WorkerLease]()
-        for job in connection.take_jobs():
-            held.append(WorkerLease(self._heartbeat, connection, job, now, held))
+        for job in pipeline.take_jobs():
+            held.append(WorkerLease(self._heartbeat, pipeline, job, now, held))
         return held
 
-    def _warn_expired(self, connection: Connection) -> None:
-        for job in connection.pop_expired():
+    def _warn_expired(self, pipeline: Pipeline) -> None:
+        for job in pipeline.pop_expired():
             label = read_call(self._handlers, job.body).label
             logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
 
@@ -389,7 +391,7 @@ class Worker:
         """Have the job deleted and the next ones reserved; the replies are read when those are wanted."""
         count = self._wanted() if is_last and not self._stop.requested else 0
         try:
-            lease.connection.delete_and_reserve(lease.job, RESERVE_S, count)
+            lease.pipeline.delete_and_reserve(lease.job, RESERVE_S, count)
         except BrokerError:
             self._end(Ending.DONE)  # its deletion is tried again on the next connection
             raise

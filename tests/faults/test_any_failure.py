@@ -156,9 +156,9 @@ CRASHES = {
     "telling": "import flask_backend.worker.worker as w; w.settle_failure = fails",
     "decoding": "import flask_backend.worker.worker as w; w.read_call = fails",
     "burying": "import flask_backend.worker.worker as w; w.bury_undecodable = fails",
-    "a command": "import flask_backend.broker.connection as b; b.Connection.counters = lambda c, _: c._guard(fails)",
+    "a command": "import flask_backend.broker.connection as b; b.Connection.counters = lambda c, _: c.guard(fails)",
     "letting go": "from flask_backend.worker.heartbeat import Heartbeat; Heartbeat.let_go = fails",
-    "the end": "from flask_backend.broker.connection import Connection as C; C.delete_and_reserve = fails",
+    "the end": "from flask_backend.broker.pipeline import Pipeline as P; P.delete_and_reserve = fails",
 }
 
 

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from support.reserving import reserved
+from support.reserving import reserve, reserved
 from support.waiting import wait_until
 
 from flask_backend.broker.connection import Connection
+from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.stats import UNTIL_RESUMED_S
 from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, QueueNameError
@@ -132,7 +133,7 @@ class TestQueues:
 
     def test_workers_that_watch_it_and_those_that_wait_are_counted(self, console, connect):
         connect("q")
-        connect("q").reserve(60)
+        Pipeline(connect("q")).reserve(60)
         wait_until(lambda: console.queue("q").waiting == 1, "one waits")
         assert console.queue("q").watching == 2
 
@@ -196,12 +197,12 @@ class TestQueues:
         queue = console.queue("q")
         assert (queue.is_paused, queue.is_paused_until_resumed) == (True, False)
         assert 98 <= queue.pause_left_s <= 100
-        worker.reserve(0)
-        assert reserved(worker) is None
-        worker.reserve(60)
+        assert reserve(worker, 0) is None
+        waiting = Pipeline(worker)
+        waiting.reserve(60)
         wait_until(lambda: broker.waiting("q") == 1, "it waits")
         assert console.pause("q", 0)
-        assert reserved(worker).body == b"x"
+        assert reserved(waiting).body == b"x"
         assert not console.queue("q").is_paused
 
     def test_a_pause_may_last_until_it_is_ended(self, console, broker):
@@ -324,8 +325,7 @@ class TestFailures:
             console.kick(job_id)
         if fate == "delayed":
             worker = connect("q")
-            worker.reserve(1)
-            worker.release(reserved(worker).id, 0, 100)
+            worker.release(reserve(worker).id, 0, 100)
         elif fate == "taken elsewhere":
             broker.take("q")
         assert broker.count(TUBE, "ready") == 2
@@ -338,8 +338,7 @@ class TestFailures:
         [job_id] = buried(1, message="before")
         console.kick(job_id)
         worker = connect("q")
-        worker.reserve(1)
-        reserved(worker)
+        reserve(worker)
         bury(worker, a_note(job_id, message="after", buried_at=1_000_000_000), 0)
         assert [story.note.message for story in console.failures("q").stories] == ["after"]
         assert broker.count(TUBE, "ready") == 1
@@ -349,8 +348,7 @@ class TestFailures:
     ):
         job_id = broker.put("q", b"x")
         worker = connect("q")
-        worker.reserve(1)
-        reserved(worker)
+        reserve(worker)
         put_note(broker, a_note(job_id))
         assert console.failures("q").count == 0
         worker.bury(job_id, 0)
@@ -559,8 +557,7 @@ class TestActing:
 
         def work() -> None:
             while not is_over.is_set():
-                worker.reserve(0)
-                if job := reserved(worker):
+                if job := reserve(worker, 0):
                     worker.bury(job.id, 0)
 
         thread = threading.Thread(target=work)

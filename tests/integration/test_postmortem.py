@@ -7,7 +7,7 @@ import os
 import socket
 
 import pytest
-from support.reserving import reserved
+from support.reserving import reserve
 
 from flask_backend.broker.connection import Connection
 from flask_backend.config import Address, Settings
@@ -49,8 +49,7 @@ def heir(broker, settings):
     def make(last_words: bytes, body: bytes = BODY) -> tuple[int, int]:
         job_id = broker.put("q", body, ttr=60)
         worker = Connection(settings.address, settings.timeout_s, watch="q")
-        worker.reserve(1)
-        assert reserved(worker).id == job_id
+        assert reserve(worker).id == job_id
         fd = os.dup(worker.fileno())
         if last_words:
             duplicate = socket.socket(fileno=os.dup(fd))
@@ -167,8 +166,7 @@ def test_a_closed_connection_is_closed_for_its_duplicate_too(settings, broker):
 
     job_id = broker.put("q", BODY)
     worker = Connection(settings.address, settings.timeout_s, watch="q")
-    worker.reserve(1)
-    reserved(worker)
+    reserve(worker)
     fd = os.dup(worker.fileno())
     worker.close()
     wait_until(lambda: broker.job(job_id)["state"] == "ready", "the job is ready")

@@ -13,6 +13,7 @@ from support.proxy import Proxy
 from support.waiting import wait_until
 
 from flask_backend.broker.connection import Connection
+from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.wire import OutOfStepError, Replies, Reply, Wire
 from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, JobNotFoundError
@@ -55,6 +56,7 @@ class Driver:
         self.deleted: set[int] = set()
         self.held: dict[int, object] = {}
         self.connection = Connection(settings.address, settings.timeout_s, watch="q")
+        self.pipeline = Pipeline(self.connection)
         self.steps = [
             *(self.reserve, self.finish, self.finish_and_reserve, self.receive, self.receive_all, self.prefetch_stats),
             *(self.counters, self.counters_within, self.touch, self.release, self.bury, self.peek, self.put),
@@ -67,15 +69,15 @@ class Driver:
     # -- the worker's way: nothing waits ---------------------------------------------------------------------
 
     def reserve(self):
-        self.connection.reserve(0, self.rng.randint(1, 4))
+        self.pipeline.reserve(0, self.rng.randint(1, 4))
 
     def finish(self):
         if job := self._let_go():
-            self.connection.delete_and_reserve(job)
+            self.pipeline.delete_and_reserve(job)
 
     def finish_and_reserve(self):
         if job := self._let_go():
-            self.connection.delete_and_reserve(job, 0, self.rng.randint(1, 4))
+            self.pipeline.delete_and_reserve(job, 0, self.rng.randint(1, 4))
 
     def receive(self):
         if self.connection.is_awaiting:
@@ -84,7 +86,7 @@ class Driver:
 
     def _receive_one(self):
         with suppress(BlockingIOError):
-            if self.connection._wire.is_readable(0.01):
+            if self.connection.wire.is_readable(0.01):
                 self.connection.receive()
 
     def receive_all(self):
@@ -99,11 +101,11 @@ class Driver:
                 self._check(job_id, self.connection.counters_within(job_id, 1, asked))
 
     def _take(self):
-        for job in self.connection.take_jobs():
+        for job in self.pipeline.take_jobs():
             assert self.known[job.id][0] == job.body
             assert job.id not in self.deleted
             self.held[job.id] = job
-        assert self.connection.pop_expired() == []
+        assert self.pipeline.pop_expired() == []
 
     def _let_go(self):
         self._take()

@@ -80,6 +80,7 @@ def reasons(clock, monkeypatch):
         clock.on_move = look
         monkeypatch.setattr(waiting._stop, "wait", stop_wait)
         monkeypatch.setattr(worker, "Connection", attempt)
+        monkeypatch.setattr(worker, "Pipeline", lambda connection: connection)
         waiting._serve()
         assert clock.now >= until
         return reasons
@@ -107,13 +108,14 @@ def test_a_try_to_connect_may_take_as_long_as_the_resolver_and_the_network_have_
 
 
 class Frozen:
-    """A connection whose server does not answer: the worker waits its whole time out for each reply."""
+    """A connection and its pipeline; the server never answers, so the worker waits in full for each reply."""
 
     is_reserving = is_awaiting = False
     pending_deletes = ()
 
     def __init__(self, *_args, **_options) -> None:
         self._fd = 0
+        self.connection = self
 
     def fileno(self) -> int:
         return self._fd

@@ -1,0 +1,91 @@
+"""A worker's way to use a connection: it does not wait for one reply before it sends the next command.
+
+It sends with :meth:`Pipeline.reserve` and :meth:`Pipeline.delete_and_reserve`, then calls :meth:`Connection.receive`
+whenever the socket is readable, until no reply is awaited. Every other command of the connection first waits for all
+these replies, so do not call one while a reserve is in flight.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from .connection import Connection
+from .wire import Deletions, Reservations, ReservedJob
+
+
+class Pipeline:
+    """The reserves and deletes that are in flight on a connection, and what has come of them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._wire = connection.wire
+        self._deletions = Deletions()
+        self._reservations = Reservations()
+
+    @property
+    def is_reserving(self) -> bool:
+        """Whether jobs have been asked for, and not all replies have come."""
+        return self._reservations.pending > 0
+
+    @property
+    def pending_deletes(self) -> Sequence[ReservedJob]:
+        """The jobs that the server may or may not have deleted: their replies have not come."""
+        return self._deletions.pending
+
+    def pop_pending_deletes(self) -> list[ReservedJob]:
+        """Return these jobs, once, after the connection is closed."""
+        jobs = list(self._deletions.pending)
+        self._deletions.pending.clear()
+        return jobs
+
+    def reserve(self, wait_s: int, count: int = 1) -> None:
+        """Ask for jobs: for one, to come within ``wait_s`` seconds, and for more that are ready at that moment.
+
+        The wait is finite, so that a waiter whose host vanished cannot swallow jobs for long.
+        """
+        self.connection.guard(lambda: self._wire.send(_reserves(wait_s, count), *self._expect_jobs(count)))
+
+    def delete_and_reserve(self, job: ReservedJob, wait_s: int = 0, count: int = 0) -> None:
+        """Delete a job, and ask for ``count`` jobs as :meth:`reserve` does, all in one write."""
+        try:
+            self._deletions.pending.append(job)
+            if count == 0:
+                self._wire.send(b"delete %d\r\n" % job.id, self._deletions)
+            else:
+                commands = b"delete %d\r\n%b" % (job.id, _reserves(wait_s, count))
+                self._wire.send(commands, self._deletions, *self._expect_jobs(count))
+        except BaseException as error:
+            self.connection.fail(error)
+
+    def take_jobs(self) -> list[ReservedJob]:
+        """Return the jobs that have come since the last call."""
+        jobs, self._reservations.jobs = self._reservations.jobs, []
+        return jobs
+
+    def pop_expired(self) -> list[ReservedJob]:
+        """Return the jobs, since the last call, that were no longer held when they were to be deleted."""
+        late = self._deletions.late
+        if late:
+            self._deletions.late = []
+        return late
+
+    def give_back(self) -> None:
+        """Wait until all finished jobs are deleted, then close, which gives back all others that it holds or is sent.
+
+        The server puts such jobs where they were, and does not count it: a ``release`` would count as an attempt.
+        """
+        try:
+            while self._deletions.pending:
+                self.connection.guard(self._wire.receive_next)
+        finally:
+            self.connection.close()
+
+    def _expect_jobs(self, count: int) -> list[Reservations]:
+        self._reservations.pending += count
+        return [self._reservations] * count
+
+
+@functools.cache
+def _reserves(wait_s: int, count: int) -> bytes:
+    return b"reserve-with-timeout %d\r\n" % wait_s + b"reserve-with-timeout 0\r\n" * (count - 1)
