@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import greenstalk
 
@@ -96,7 +96,7 @@ class Connection:
     """One connection to the server: opened at once, used by one thread at a time, closed for good on any doubt."""
 
     def __init__(
-        self, address: Address, timeout_s: float, *, watch: str | None = None, sock: socket.socket | None = None
+        self, address: Address, timeout_s: float, *, watch: str | None = None, sock: _Socket | None = None
     ) -> None:
         """Connect, unless there is a socket already, and watch one queue and no other; without ``watch``, none.
 
@@ -109,7 +109,7 @@ class Connection:
         self._pid = os.getpid()
         self._max_job_size: int | None = None
         self._socket = sock or _open_socket(address, timeout_s)
-        self.wire = Wire(self._socket)
+        self.wire = self._socket.wire
         self._timed_out_last_time = False  # when it had so much time as a log line may wait
         _open_connections.add(self)
         self._client = self._call(greenstalk.Client, self._socket, encoding=None)
@@ -119,8 +119,7 @@ class Connection:
     @classmethod
     def adopt(cls, fd: int, address: Address, timeout_s: float) -> Connection:
         """Go on with the connection of a process that is dead. Call :meth:`recover_reserved` first."""
-        sock = socket.socket(fileno=fd)
-        sock.settimeout(timeout_s)
+        sock = _Socket(fd, timeout_s)
         connection = cls(address, timeout_s, sock=sock)
         connection._used = None  # whatever its owner has used last
         return connection
@@ -148,11 +147,7 @@ class Connection:
         with suppress(OSError):  # it is closed, or the server has closed it
             self._socket.shutdown(socket.SHUT_RDWR)  # for the duplicate, too, that a supervisor may have
         self.wire.close()
-        # By the descriptor, in one step: the socket's own method leaves that to greenstalk's reader, and never
-        # does it if the exception of a signal handler has interrupted an earlier close.
-        socket.SocketType.close(self._socket)
-        if hasattr(self, "_client"):
-            self._client.close()
+        self._socket.close()
 
     def abandon(self) -> None:
         """Close this process's copy of a descriptor that another process goes on using."""
@@ -460,7 +455,9 @@ class Connection:
     def _call(self, command: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one command to its reply, after all that are awaited have come."""
         self.receive_all()
-        return self.guard(command, *args, **kwargs)
+        result = self.guard(command, *args, **kwargs)
+        self.guard(self.wire.check_in_step)
+        return result
 
     def guard(self, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do something on the connection; close it unless that ends well, or with a plain reply of the server.
@@ -540,9 +537,37 @@ class Connection:
 _STALE_REPLIES = {"DELETED", "RELEASED", "BURIED", "TOUCHED", "NOT_FOUND", "TIMED_OUT", "USING", "INSERTED"}
 
 
-def _open_socket(address: Address, timeout_s: float) -> socket.socket:
+class _Socket(socket.socket):
+    """A connected socket that greenstalk reads from by the same buffer, deadline and close as we do."""
+
+    def __init__(self, fd: int, timeout_s: float) -> None:
+        super().__init__(fileno=fd)
+        self.settimeout(timeout_s)
+        self.wire = Wire(self)
+
+    def makefile(self, *_args: Any, **_options: Any) -> Any:
+        return _Reader(self.wire)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What greenstalk asks of a file for reading."""
+
+    wire: Wire
+
+    def readline(self) -> bytes:
+        return self.wire.read_line()
+
+    def read(self, size: int) -> bytes:
+        return self.wire.read_data(size)
+
+    def close(self) -> None:
+        """Leave that to the connection."""
+
+
+def _open_socket(address: Address, timeout_s: float) -> _Socket:
     try:
-        sock = socket.create_connection((address.host, address.port), timeout_s)
+        sock = _Socket(socket.create_connection((address.host, address.port), timeout_s).detach(), timeout_s)
     except (OSError, UnicodeError) as error:  # the latter for a name that cannot be encoded
         raise _cannot_connect(address, _reason(error, timeout_s)) from error
     # Commands are small and each waits for its reply: Nagle's algorithm would add 40 ms to some.

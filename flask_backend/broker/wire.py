@@ -24,6 +24,7 @@ Stats = dict[str, int | str]
 SPIN_S = 50e-6 if hasattr(os, "sched_yield") else 0.0
 
 _READ_BYTES = 1 << 16
+_MAX_LINE = 1 << 10  # bytes; the server's longest names a tube, of 200
 _WITH_DATA = frozenset({b"OK", b"FOUND", b"RESERVED"})
 # The server read something else than we meant to say: what follows on the stream cannot be trusted.
 _OUT_OF_STEP = frozenset({"BAD_FORMAT", "UNKNOWN_COMMAND", "EXPECTED_CRLF"})
@@ -225,6 +226,42 @@ class Wire:
                 return replies[0]
             self._received += self._read_some()
 
+    def read_line(self) -> bytes:
+        """Wait for a line that nobody awaits, and return it with its end."""
+        deadline = self._deadline()
+        while (end := self._received.find(b"\n")) < 0:
+            if len(self._received) > _MAX_LINE:
+                raise OutOfStepError("it sent a line without end")
+            self._read_more(deadline)
+        return self._cut(end + 1)
+
+    def read_data(self, size: int) -> bytes:
+        """Wait for so many bytes that nobody awaits, and return them."""
+        deadline = self._deadline()
+        while len(self._received) < size:
+            self._read_more(deadline)
+        return self._cut(size)
+
+    def check_in_step(self) -> None:
+        """Raise :exc:`OutOfStepError` if something is left that nobody has asked for."""
+        if self._received and not self._awaited:
+            raise OutOfStepError("it sent more than was asked for")
+
+    def _deadline(self) -> float | None:
+        timeout_s = self._socket.gettimeout()
+        return None if timeout_s is None else time.monotonic() + timeout_s
+
+    def _read_more(self, deadline: float | None) -> None:
+        # The socket's timeout is for each part that comes. A reply that drips in gets no more time than others.
+        if deadline is not None and not self.is_readable(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError
+        self._received += self._read_some()
+
+    def _cut(self, end: int) -> bytes:
+        data = bytes(self._received[:end])
+        del self._received[:end]
+        return data
+
     def _take_in(self, data: bytes) -> None:
         received = self._received
         if received:
@@ -232,8 +269,7 @@ class Wire:
             del received[: self._dispatch(received)]
         elif (end := self._dispatch(data)) < len(data):
             received += data[end:]
-        if received and not self._awaited:
-            raise OutOfStepError("it sent more than was asked for")
+        self.check_in_step()
 
     def _read_some(self) -> bytes:
         return _checked(self._socket.recv(_READ_BYTES))
