@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from flask_backend.supervisor.reload import FORMAT
+
 pytestmark = pytest.mark.any_broker
 
 BIN = Path(sys.executable).parent
@@ -98,7 +100,7 @@ def test_what_a_hook_has_patched_is_refused(run, patch, command):
 
 @pytest.mark.parametrize("patch", ["gevent", "eventlet"])
 def test_the_check_of_a_reload_refuses_what_a_hook_has_patched(run, patch):
-    checked = {"FLASK_BACKEND_CHECK": "2"}
+    checked = {"FLASK_BACKEND_CHECK": FORMAT}
     assert_refused(
         run(BIN / "flask-backend", "supervise", "--workers", "1", patch=patch, when="hook", **checked), patch
     )
