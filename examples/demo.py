@@ -1,6 +1,6 @@
 """The demo: a broker, a web app and a supervisor with four workers; trouble, and how it ends. See `./run demo`.
 
-It exits with 0 only if all that it shows was true.
+It exits with 0 only if everything that it shows was true.
 """
 
 import json
@@ -27,11 +27,11 @@ HERE = Path(__file__).parent
 QUEUE = "com.example/thumbnails"
 WORKERS = 4
 PHOTOS = sorted(path.name for path in (HERE / "thumbnails" / "photos").glob("*.jpg"))
-DEADLINE_S = 15  # for any one thing to come true; a loaded machine is slow, and the retry alone takes two seconds
+DEADLINE_S = 15  # for each condition; a loaded machine is slow, and the retry alone takes two seconds
 
 
 class DemoError(Exception):
-    """Something did not come true."""
+    """A condition was not met."""
 
 
 class Program:
@@ -39,7 +39,7 @@ class Program:
 
     def __init__(self, *command: str | Path, log: Path, env: dict[str, str] | None = None) -> None:
         self.log = log
-        # What the caller has set for programs of his own is not for these.
+        # The caller's settings for other programs do not apply to these.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FLASK_", "BACKEND_"))}
         with log.open("wb") as file:
             self.process = subprocess.Popen(
@@ -53,7 +53,7 @@ class Program:
         self.stop()
 
     def stop(self) -> int:
-        """Send TERM and return the exit code: of a program that is killed by a signal, minus its number."""
+        """Send TERM and return the exit code, or minus the number of the signal that killed the program."""
         self.process.terminate()  # does nothing if it has ended
         try:
             return self.process.wait(DEADLINE_S)
@@ -66,13 +66,13 @@ class Program:
         return self.process.poll() is not None
 
     def said(self, pattern: str) -> list[re.Match[str]]:
-        """Find every place in the log that matches."""
+        """Return every match in the log."""
         return list(re.finditer(pattern, self.log.read_text(errors="replace")))
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        wait_until(lambda: self.has_ended or self.said(pattern), f"{self.log.stem} says {pattern!r}")
+        wait_until(lambda: self.has_ended or self.said(pattern), f"{self.log.stem} logs {pattern!r}")
         if not self.said(pattern):
-            raise DemoError(f"{self.log.stem} has ended. It said:\n{self.log.read_text(errors='replace')[-2000:]}")
+            raise DemoError(f"{self.log.stem} has ended. Its log:\n{self.log.read_text(errors='replace')[-2000:]}")
         return self.said(pattern)[0]
 
 
@@ -88,7 +88,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def start_broker(stack: ExitStack, folder: Path) -> tuple[str, int]:
-    for _ in range(10):  # another program can take the port between our look and the broker's
+    for _ in range(10):  # another program can take the port before the broker does
         with socket.create_server(("127.0.0.1", 0)) as probe:
             host, port = probe.getsockname()
         command = broker_command(host, port)
@@ -132,12 +132,12 @@ def start_supervisor(stack: ExitStack, folder: Path, env: dict[str, str]) -> Pro
     return supervisor
 
 
-# -- what is asked of them -----------------------------------------------------------------------------------
+# -- requests to them ----------------------------------------------------------------------------------------
 
 
 def post(url: str) -> str:
-    """Press a button of the web app; a redirect is followed as a browser would."""
-    opener = build_opener(ProxyHandler({}))  # a proxy, if one is set, cannot know this machine's ports
+    """Press a button of the web app; follow a redirect as a browser does."""
+    opener = build_opener(ProxyHandler({}))  # a proxy, if any, cannot reach this machine's ports
     with opener.open(url, data=b"", timeout=DEADLINE_S) as answer:
         return answer.read().decode()
 
@@ -154,7 +154,7 @@ def jobs_left(host: str, port: int) -> int:
 
 @dataclass
 class Facts:
-    """What was seen while it ran, and what the supervisor's and its workers' log says."""
+    """Observations during the run, and matches in the log of the supervisor and its workers."""
 
     job_ids: dict[str, int]
     first_workers: set[int]
@@ -232,7 +232,7 @@ def tell(facts: Facts) -> None:
 
 
 def judge(facts: Facts) -> dict[str, bool]:
-    """Say what should have come true, and whether it did."""
+    """Return each statement that should be true, and whether it is."""
     old, new = facts.first_workers - facts.last_workers, facts.last_workers - facts.first_workers
     killed_pids, killed_jobs = [int(match[1]) for match in facts.killed], [int(match[2]) for match in facts.killed]
     return {

@@ -1,4 +1,4 @@
-"""The app of the demo: the gallery, and two tasks that come to grief the first time they run."""
+"""The app of the demo: the gallery, and two tasks that fail the first time they run."""
 
 import os
 import signal

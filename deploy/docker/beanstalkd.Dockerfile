@@ -9,10 +9,10 @@ RUN apt-get update \
 USER 10001:10001
 VOLUME /data
 EXPOSE 11300
-# As process 1, Beanstalkd 1.12 answers TERM by killing itself, which the kernel does not allow to process 1: it would
-# go on until Docker's patience is over. TERM would not do more than KILL: it has nothing to finish, its log is on the volume.
+# Beanstalkd 1.12 answers TERM by killing itself, which the kernel does not allow to process 1: it would run until
+# Docker's timeout. TERM has no advantage over KILL: Beanstalkd has no work to finish, its binlog is on the volume.
 STOPSIGNAL SIGKILL
-# It accepts connections before it has read its log; only an answer means that it is there.
+# It accepts connections before it has read its binlog; only an answer shows that it is ready.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/11300; printf 'stats\\r\\n' >&3; read -r -t 4 reply <&3; [[ $reply == OK* ]]"]
 ENTRYPOINT ["beanstalkd"]

@@ -1,8 +1,8 @@
 # ruff: noqa: INP001  # a script, not a module
-"""Exit 0 if a process is a supervisor that has a worker which finished starting; for process 1, or the pid given.
+"""Exit 0 if process 1, or the pid given, is a supervisor with a worker that has finished starting.
 
-Only reads /proc, so that it costs a few milliseconds. It says nothing of Beanstalkd: workers outlive a broker that is
-away, and restarting them would not bring it back.
+Reads only /proc, which takes a few milliseconds. It does not check Beanstalkd: workers outlive a broker that is away,
+and restarting them would not bring it back.
 """
 
 import sys
@@ -15,12 +15,12 @@ def title(pid: str) -> str:
     try:
         return (PROC / pid / "cmdline").read_text(encoding="utf-8", errors="replace").rstrip("\0")
     except OSError:
-        return ""  # it has just ended
+        return ""  # the process has just ended
 
 
 def parent(pid: str) -> str:
     try:
-        # The name in parentheses may hold anything, parentheses too: what follows the last one is numbers.
+        # The name in parentheses may hold anything, parentheses too: only numbers follow the last one.
         stat = (PROC / pid / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
@@ -33,7 +33,7 @@ def complaint(supervisor: str) -> str | None:
     pids = [entry.name for entry in PROC.iterdir() if entry.name.isdecimal()]
     workers = [title(pid) for pid in pids if parent(pid) == supervisor]
     if not any(name.startswith("flask-backend: worker ") and not name.endswith("[starting]") for name in workers):
-        return f"no worker is ready: {', '.join(workers) or 'there is none'}"
+        return f"no worker is ready: {', '.join(workers) or 'it has none'}"
     return None
 
 

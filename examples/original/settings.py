@@ -1,2 +1,2 @@
-# For development: a key that is published signs nothing. In production it comes from outside of the code.
+# For development only: a published key protects no session. In production set it outside the code.
 SECRET_KEY = "development"

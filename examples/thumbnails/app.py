@@ -1,4 +1,4 @@
-"""A gallery that makes the thumbnails of its photographs in the background. To be started in this folder, with
+"""A gallery that makes the thumbnails of its photographs in the background. Start it in this folder, with
 
     flask run
     flask-backend supervise --workers 4
@@ -26,12 +26,12 @@ from flask_backend import Backend, BrokerConnectionError, BulkError, Bury, Disca
 
 QUEUE = "com.example/thumbnails"
 SHIPPED = Path(__file__).parent / "photos"
-FORMATS = ("JPEG", "PNG", "WEBP")  # what may be uploaded
+FORMATS = ("JPEG", "PNG", "WEBP")  # accepted uploads
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # MPO is how some cameras write JPEG
-KEPT = timedelta(days=1)  # how long an upload is
+KEPT = timedelta(days=1)  # how long an upload is kept
 LATER = 100_000  # a priority behind that of other calls, 65536
 
-# A file of some kilobytes can claim a size that fills the memory when it is read: refuse it, not only warn.
+# A file of a few kilobytes can claim a size that fills the memory when it is read: refuse it instead of warning.
 Image.MAX_IMAGE_PIXELS = 40_000_000
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -57,16 +57,16 @@ VARIANTS = {
 
 @backend.before_first_task(QUEUE)
 def load_decoders():
-    Image.init()  # Pillow would load them at the first image; now no task has to wait for that
+    Image.init()  # otherwise Pillow loads them at the first image, and the first task waits for that
 
 
-# A full disk, or a share that is away, may be better in a minute; after any other error a person is to look.
+# A full disk, or a share that is away, may recover in a minute; any other error is for a person to look at.
 @backend.task(QUEUE, retry=Retry(max_retries=5, on=OSError))
 def thumbnail(name: str) -> None:
     """Make every variant of one photograph.
 
-    Running twice does no harm, nor does being killed at any instant: the same photograph gives the same files, and
-    a file is either there and whole or not there at all.
+    The task is idempotent and may be killed at any time: the same photograph gives the same files, and a file is
+    either complete or absent.
     """
     started = time.perf_counter()
     photo = photos().get(name)
@@ -76,7 +76,7 @@ def thumbnail(name: str) -> None:
     try:
         with Image.open(io.BytesIO(data)) as source:
             image = ImageOps.exif_transpose(source).convert("RGB")
-    except Exception as error:  # decoders raise all sorts of things at a broken file
+    except Exception as error:  # decoders raise many kinds of errors for a broken file
         raise Bury(f"{name} cannot be read: {error}") from error
     for variant, make in VARIANTS.items():
         with whole_file(THUMBNAILS / f"{name}.{variant}.jpg") as part:
@@ -94,7 +94,7 @@ def forget(name: str) -> None:
 # -- in the web server ---------------------------------------------------------------------------------------
 
 
-# What this process has scheduled, by photograph. Only for its page: the tasks are run whether it lives or not.
+# The jobs scheduled by this process, by photograph. Only for its page: the tasks run even if the process ends.
 jobs: dict[str, Job] = {}
 
 
@@ -107,7 +107,7 @@ def index():
 
 
 def states_of_jobs() -> dict[str, JobState]:
-    """Ask where the jobs are that are not done."""
+    """Return the states of the jobs that are not done."""
     try:
         states = {name: job.state() for name, job in jobs.copy().items()}
     except BrokerConnectionError:
@@ -118,7 +118,7 @@ def states_of_jobs() -> dict[str, JobState]:
 @app.post("/thumbnails")
 def make_all():
     names = list(photos())
-    # Nobody waits for these as for a single one.
+    # These are less urgent than a single one.
     jobs.update(zip(names, thumbnail.options(priority=LATER).map(names), strict=True))
     return redirect(url_for("index"))
 
@@ -179,17 +179,17 @@ def photos() -> dict[str, Path]:
 
 
 def keep(upload: FileStorage) -> str:
-    """Keep an uploaded photograph, if it begins as one, and return its name. To read it all is the task's work."""
+    """Keep an upload that begins as a photograph, and return its name. The task reads the whole file."""
     data = upload.read()
     if not upload.filename or not data:
         raise UploadError("Choose a photograph first.")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             suffix = SUFFIXES[image.format]
-    except Exception as error:  # decoders raise all sorts of things at what is no image
+    except Exception as error:  # decoders raise many kinds of errors for other files
         raise UploadError(f"“{upload.filename}” is not a JPEG, PNG or WebP image that can be read.") from error
     stem = Path(secure_filename(upload.filename)).stem[:50] or "photo"
-    # Its content in its name: two photographs never share one, and the same photograph sent twice is kept once.
+    # The name contains a hash of the content: photographs never share a name, and duplicates are kept once.
     name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}"
     with whole_file(UPLOADS / name) as part:
         part.write_bytes(data)
@@ -198,7 +198,7 @@ def keep(upload: FileStorage) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a place to write a file that appears at ``path`` only when it is complete."""
+    """Yield a temporary path for a file that appears at ``path`` only when it is complete."""
     with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         part = Path(folder) / path.name
         yield part

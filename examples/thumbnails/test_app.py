@@ -1,4 +1,4 @@
-"""The tests of the gallery, without a broker and without a worker. To be started in this folder, with `pytest`."""
+"""The tests of the gallery, without a broker and without a worker. Run them in this folder, with `pytest`."""
 
 import importlib
 import io
@@ -17,7 +17,7 @@ CHELSEA = (Path(__file__).parent / "photos" / "chelsea.jpg").read_bytes()
 
 @pytest.fixture
 def gallery(tmp_path, monkeypatch):
-    """Import the app anew: it reads its settings when it is imported."""
+    """Import the app again: it reads its settings when it is imported."""
     monkeypatch.setenv("BACKEND_CONNECTION_URI", "memory://")
     monkeypatch.setenv("FLASK_GALLERY_FOLDER", str(tmp_path))
     monkeypatch.delitem(sys.modules, "app", raising=False)
