@@ -1,8 +1,8 @@
-"""How fast Flask-Backend is beside what the wire allows, and beside Celery, Dramatiq, Huey and RQ.
+"""Compare Flask-Backend with the limit set by the wire, and with Celery, Dramatiq, Huey and RQ.
 
-Usage: ./run bench [--rounds N] [--only NAME] [--check]. In each round all contenders of a figure are measured in turn,
-each with a broker of its own and in processes of its own. Times depend on the machine: compare values of one run. Linux
-only, for it reads /proc and chooses cores.
+Usage: ./run bench [--rounds N] [--only NAME] [--check]. Each round measures all contenders of a figure in turn, each
+with its own broker and in its own processes. Times depend on the machine: compare values of one run. Linux only: it
+reads /proc and chooses cores.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from measures import ENQUEUE, LATENCY, MEASURES, ONE_WORKER, TWO_WORKERS, Effort
 from report import Report, figures_table, put_between_markers
 
 DOCS = HERE.parent / "docs"
-# Modules that measure other things: each has GOALS, and measure(rounds), which returns figures.
+# Modules with other measurements: each has GOALS and measure(rounds), which returns figures.
 OTHERS = (supervision, memory)
 
 
 def measure(rounds: int, only: str) -> Iterator[list[Figure]]:
-    """Measure all figures whose name has ``only`` in it; print, and return, each when it is there."""
+    """Measure all figures whose name contains ``only``; print each as it is measured, and return them."""
     contenders = find(with_peers=True)
     for each in MEASURES:
         if any(only in name for name in each.names):
@@ -78,7 +78,7 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="fail if we have become slower; takes a minute")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # and so end what was started
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # and so end the processes started
     if options.check:
         return 0 if check() else 1
     settings = {contender.name: contender.settings for contender in find(with_peers=True).values()}
@@ -88,7 +88,7 @@ def main() -> int:
     for some in measure(options.rounds, options.only):
         figures += some
         if not options.only:
-            write(report)  # each time, for it takes long to have all
+            write(report)  # write after each figure: the whole run takes long
     if options.only:
         print(f"\n{report.markdown()}")
     return 0

@@ -1,8 +1,8 @@
-"""What a beanstalkd with a binlog keeps when it is killed again and again under load. No worker of ours is involved.
+"""Check what a beanstalkd with a binlog keeps when it is killed repeatedly under load. No worker of ours is involved.
 
-Usage: python benchmarks/binlog.py [--runs N]. In each run 2,000 jobs are put, one by one or in pipelines of 500, before
-or while three greenstalk clients reserve and delete, and the server is killed (SIGKILL) and restarted eight times.
-Prints in how many runs an acknowledged job was lost, or came back mangled.
+Usage: python benchmarks/binlog.py [--runs N]. Each run puts 2,000 jobs, one by one or in pipelines of 500, before or
+while three greenstalk clients reserve and delete. The server is killed (SIGKILL) and restarted eight times. Prints in
+how many runs an acknowledged job was lost or corrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BODY = b"%05d"
 
 
 class Consumers:
-    """Clients that reserve and delete, and connect again when they must."""
+    """Clients that reserve and delete, and reconnect when necessary."""
 
     def __init__(self, port: int) -> None:
         self.seen: set[int] = set()
@@ -54,7 +54,7 @@ class Consumers:
             try:
                 with greenstalk.Client(self._address, encoding=None, watch="q") as client:
                     self._consume(client)
-            except AssertionError:  # greenstalk's word for a body without its line break, or for half a reply
+            except AssertionError:  # greenstalk's error for a body without its line break, or for half a reply
                 self.has_seen_mangled = self._is_mangled()
             except (OSError, ValueError, greenstalk.Error):
                 time.sleep(0.01)
@@ -69,7 +69,7 @@ class Consumers:
             client.delete(job)
 
     def _is_mangled(self) -> bool:
-        """Look again: half a reply does not come twice."""
+        """Retry: half a reply does not come twice."""
         try:
             with greenstalk.Client(self._address, encoding=None, use="q") as client:
                 client.peek_ready()
@@ -91,7 +91,7 @@ def put_all(broker: Beanstalkd, *, pipelined: bool) -> set[int]:
 
 
 def run(seed: int, *, pipelined: bool, meanwhile: bool) -> bool:
-    """Return whether every job came through."""
+    """Return whether every job was processed intact."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         broker = Beanstalkd(Path(folder))

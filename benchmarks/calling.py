@@ -1,9 +1,9 @@
-"""Schedule calls of one contender's no-op task, in a process of its own, and print what that took, as JSON.
+"""Schedule calls of one contender's no-op task in a separate process, and print the measurements as JSON.
 
-Usage: python calling.py MODULE fill COUNT        schedule so many
+Usage: python calling.py MODULE fill COUNT        schedule COUNT calls
        python calling.py MODULE each SECONDS      calls a second, one by one
        python calling.py MODULE many COUNT        calls a second, all at once
-       python calling.py MODULE memory COUNT      the peak of traced memory while so many are scheduled at once, in MB
+       python calling.py MODULE memory COUNT      peak of traced memory while COUNT calls are scheduled at once, in MB
        python calling.py MODULE pace COUNT STAMPS  from each call to the start of its task on an idle worker, in ms
 """
 
@@ -20,10 +20,10 @@ from pathlib import Path
 import stamps
 from contenders import Caller, load
 
-# So many calls, after which connections are open and caches full, are not counted.
+# The first calls open connections and fill caches; they are not counted.
 WARM_UP = 20
 PATIENCE_S = 30
-# The worker is idle for so long, at random so that nothing that polls keeps in step.
+# The worker idles for a random time, so that no polling loop falls into step.
 IDLE_S = (0.005, 0.010)
 
 

@@ -1,4 +1,4 @@
-"""The figures as horizontal bars, in an SVG that has its own ground and follows the reader's colour scheme."""
+"""The figures as horizontal bars, in an SVG with its own background that follows the reader's colour scheme."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure's bars; ``note`` says what is better, and the like."""
+    """One figure's bars; ``note`` states which direction is better."""
 
     figures: Sequence[Figure]
     note: str
@@ -44,7 +44,7 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel]) -> str:
-    """Lay the panels out in two columns, each below the shorter one so far."""
+    """Lay the panels out in two columns, each below the shorter column so far."""
     ends = [MARGIN, MARGIN]
     parts: list[str] = []
     for panel in panels:

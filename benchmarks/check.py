@@ -1,7 +1,7 @@
-"""A short run that tells whether we have become slower, by what we reach of the bare loops measured beside us.
+"""A short run that detects a slowdown, by comparing us with the bare loops measured beside us.
 
-All on one core, see :class:`stage.Cores`. What is asked for is three quarters of what was measured when it was last
-written down here: that is no goal, and goes up with what we reach.
+All on one core, see :class:`stage.Cores`. The thresholds are three quarters of the values last recorded here: they
+are not goals, and rise as we get faster.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MEASURES = (
     Measure((LATENCY, LATENCY_P99), "ms", (OURS, LOOP), partial(latency, cores=Cores.ONE)),
 )
 
-# How much of what was reached must be reached again.
+# The share of the recorded value that must be reached again.
 ROOM = 0.75
 
 LIMITS = (
@@ -53,10 +53,10 @@ LIMITS = (
 
 
 def check() -> bool:
-    """Measure, and once more what has failed; print what was found and return whether all is well."""
+    """Measure, and repeat failed measurements once; print the results and return whether all passed."""
     failed = _failures(MEASURES, LIMITS)
     if failed:
-        print("Once more, what has failed:", flush=True)
+        print("Repeating the failed measurements:", flush=True)
         names = {goal.name for goal in failed}
         failed = _failures([each for each in MEASURES if not names.isdisjoint(each.names)], failed)
     return not failed

@@ -1,11 +1,11 @@
-"""What a job, a connection, a tube and a worker cost: the numbers that docs/scaling.md reckons with.
+"""Measure what a job, a connection, a tube and a worker cost: the numbers used in docs/scaling.md.
 
 Usage: python benchmarks/costs.py [--rounds N] [--only server|memory|workers] [--write]. Starts its own beanstalkd and
 supervisors; prints tables of medians with ranges. --write puts them into docs/scaling.md, between its markers. Costs
-depend on the machine: compare what was measured in one run. Linux only, for it reads /proc.
+depend on the machine: compare values of one run. Linux only: it reads /proc.
 
-The server is driven over raw sockets, many commands in a write where that is said, so that its own CPU time is what is
-measured, and not how fast the one who asks is.
+The server is driven over raw sockets, with many commands in a write where noted, so that the measurement covers the
+server's own CPU time and not the speed of the client.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 BODY = b"x" * 100
 BINLOGS = {"in memory": None, "`-b`": (), "`-b -f0`": ("-f0",)}
 PREFETCH = "--prefetch 8"
-CONNECTIONS = 50  # that ask at once, as so many workers or web processes: a busy server is not woken for each command
+CONNECTIONS = 50  # concurrent clients, like workers or web processes: a busy server is not woken for each command
 
 
 class Server(RealBeanstalkd):
@@ -61,7 +61,7 @@ class Server(RealBeanstalkd):
 
     @property
     def cpu_s(self) -> float:
-        """What its one thread has used, as the scheduler counts it: in nanoseconds, where stat has hundredths."""
+        """Return the CPU time of its one thread, from the scheduler: in nanoseconds, where stat has hundredths."""
         return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[0]) / 1e9
 
 
@@ -80,7 +80,7 @@ def running(server: Server) -> Iterator[Server]:
 
 
 class Wire:
-    """A connection over which many commands go in one write."""
+    """A connection that sends many commands in one write."""
 
     def __init__(self, server: Server) -> None:
         self._socket = socket.create_connection(("127.0.0.1", server.port))
@@ -99,7 +99,7 @@ class Wire:
         self._socket.sendall(commands)
 
     def receive(self, lines: int) -> bytes:
-        """Return so many lines: as many as were asked for, since no body has a line break."""
+        """Return as many lines as were requested: no body contains a line break."""
         chunks: list[bytes] = []
         while lines > 0:
             chunk = self._socket.recv(1 << 18)
@@ -110,7 +110,7 @@ class Wire:
         return b"".join(chunks)
 
     def ask(self, commands: bytes, lines: int, expected: bytes, count: int) -> bytes:
-        """Send commands and return their replies, of which so many begin with what was expected."""
+        """Send commands and return their replies; ``count`` of them must begin with the expected text."""
         self.send(commands)
         replies = self.receive(lines)
         if replies.count(expected) != count:
@@ -135,7 +135,7 @@ class Wire:
 
 @dataclass(slots=True)
 class Spent:
-    """What so many operations took."""
+    """The cost of a number of operations."""
 
     count: int = 0
     cpu_s: float = 0.0
@@ -150,7 +150,7 @@ class Spent:
         self.count += count
 
     def with_each(self, other: Spent) -> Spent:
-        """Return what it takes to do as many of both."""
+        """Return the cost of as many of both operations."""
         return Spent(self.count, self.cpu_s + other.cpu_s, self.wall_s + other.wall_s)
 
 
@@ -162,7 +162,7 @@ def putting(wire: Wire, server: Server, count: int, batch: int) -> Spent:
 
 
 def in_batches(wire: Wire, server: Server, count: int, batch: int = 100) -> tuple[Spent, Spent]:
-    """Take and delete jobs, many in a write; return what each of the two cost."""
+    """Take and delete jobs, many in a write; return the cost of each operation."""
     reserving, deleting = Spent(), Spent()
     for _ in range(count // batch):
         with reserving.measured(server, batch):
@@ -206,7 +206,7 @@ def as_workers(server: Server, count: int) -> Spent:
 
 
 def measure_server(rounds: int, progress: Callable[[str], None]) -> tuple[list[Figure], list[Figure]]:
-    """Return the CPU time of each operation in µs, and how many a second were done, with each kind of binlog."""
+    """Return the CPU time of each operation in µs, and the operations per second, with each kind of binlog."""
     costs: dict[tuple[str, str], Figure] = {}
     rates: dict[tuple[str, str], Figure] = {}
 
@@ -233,7 +233,7 @@ def measure_server(rounds: int, progress: Callable[[str], None]) -> tuple[list[F
     return list(costs.values()), list(rates.values())
 
 
-# -- memory, and what else grows with numbers ----------------------------------------------------------------
+# -- memory, and other costs that grow with numbers ----------------------------------------------------------
 
 
 def bytes_per_job(size: int, count: int = 100_000) -> float:
@@ -276,7 +276,7 @@ def watch_tubes(wire: Wire, count: int) -> None:
 
 
 def restart(count: int = 200_000) -> tuple[float, float]:
-    """Return how long a server with so many jobs needs until it answers, and the bytes on disk of each."""
+    """Return how long a server with a number of jobs takes until it answers, and the bytes on disk of each."""
     with tempfile.TemporaryDirectory() as folder, running(Server("-b", folder)) as server:
         with Wire(server) as wire:
             wire.put(count)
@@ -320,7 +320,7 @@ def measure_memory(rounds: int, progress: Callable[[str], None]) -> list[Figure]
 
 
 def create_app() -> Flask:
-    """Return the app of the workers that are measured: a bare Flask app with a task that does nothing."""
+    """Return the app of the measured workers: a bare Flask app with a no-op task."""
     from flask import Flask
 
     from flask_backend import Backend
@@ -352,7 +352,7 @@ def put_nothing(server: Server, count: int) -> None:
 
 
 def worker_us(*options: str, count: int = 20_000) -> tuple[float, float, float]:
-    """Return the CPU time of a no-op job in a worker, and in the server but for the put; and the wall time."""
+    """Return the CPU time of a no-op job in a worker, and in the server excluding the put; and the wall time."""
     with running(Server()) as server, workers(server, 1, *options) as supervised:
         pid = supervised.workers()[0]
         put_nothing(server, 500)
@@ -369,7 +369,7 @@ def worker_us(*options: str, count: int = 20_000) -> tuple[float, float, float]:
 
 
 def bare_us(count: int = 20_000) -> float:
-    """Return the CPU time of the same in a bare loop over greenstalk."""
+    """Return the CPU time of the same job in a bare loop over greenstalk."""
     with running(Server()) as server:
         put_nothing(server, count)
         with greenstalk.Client(("127.0.0.1", server.port), encoding=None, watch=QUEUE) as client:
@@ -382,7 +382,7 @@ def bare_us(count: int = 20_000) -> float:
 
 
 def memory_of(count: int) -> tuple[float, float]:
-    """Return the shared-out memory of a supervisor and its workers, and a worker's own, once all have run tasks."""
+    """Return the proportional memory of a supervisor and its workers, and a worker's own, once all have run tasks."""
     with running(Server()) as server, workers(server, count) as supervised:
         put_nothing(server, 500 * count)
         wait_until(lambda: server.is_empty(QUEUE), "all are done", 60)
@@ -427,11 +427,11 @@ def measure_workers(rounds: int, progress: Callable[[str], None]) -> list[Figure
     return [ours, bare, factor, rate, server, ours_8, rate_8, gain, server_8, first, further, own]
 
 
-# -- showing them --------------------------------------------------------------------------------------------
+# -- output --------------------------------------------------------------------------------------------------
 
 
 def rounded(value: float) -> str:
-    """Two significant digits, or three of what begins with 1: more the machine does not give."""
+    """Return two significant digits, or three if the first is 1: the machine does not give more precision."""
     digits = 2 if f"{value:e}"[0] != "1" else 3
     return f"{float(f'{value:.{digits - 1}e}'):,.10g}"
 
@@ -463,7 +463,7 @@ def table_by_binlog(title: str, figures: list[Figure]) -> str:
 
 
 def write(section: str, text: str) -> None:
-    """Put a section into the document, in the place of what was there."""
+    """Put a section into the document, in place of the existing text."""
     begin, end = f"<!-- costs.py --only {section}: -->\n", f"<!-- end of {section} -->\n"
     document = DOCUMENT.read_text()
     if begin not in document or end not in document:

@@ -1,4 +1,4 @@
-"""What was measured, and how it compares: values of several rounds, their medians, ranges and ratios."""
+"""Measurements and their comparison: values of several rounds, their medians, ranges and ratios."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 class Figure:
     """One quantity of one contender, with its value in each round.
 
-    ``name`` is what was measured, the same for all contenders; in round n all of them were measured in turn, so that
+    ``name`` is the quantity, the same for all contenders; in round n all of them were measured in turn, so that
     their values at index n may be compared.
     """
 
@@ -31,7 +31,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure should come to: at least or at most so much, of its own unit or times another contender's."""
+    """The value that a figure should reach: at least or at most ``bound``, absolute or times another contender's."""
 
     name: str
     contender: str
@@ -45,7 +45,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a goal: the figure's values, or its ratios to the other's, and whether their median meets it."""
+    """The verdict on a goal: the figure's values, or its ratios to the other's, and whether their median meets it."""
 
     goal: Goal
     unit: str

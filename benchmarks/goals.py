@@ -1,4 +1,4 @@
-"""What throughput, scheduling and latency should come to, against the least that the wire allows and against peers."""
+"""Goals for throughput, scheduling and latency, against the limit set by the wire and against peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured on, and which versions of what."""
+"""The machine of a measurement, and the versions of the software."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERVERS = {"beanstalkd": ["beanstalkd", "-v"], "redis-server": ["redis-server", 
 
 
 def describe() -> dict[str, str]:
-    """Return all that a reader needs to know of the machine, by what it is."""
+    """Return all the facts about the machine that a reader needs, by name."""
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "CPU": f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores",

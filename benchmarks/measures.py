@@ -1,4 +1,4 @@
-"""What is measured of the contenders: throughput, scheduling, and the time from a call to the start of its task."""
+"""The measures taken of the contenders: throughput, scheduling, and the time from a call to the start of its task."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PEERS = (CELERY, CELERY_SOLO, DRAMATIQ, HUEY, RQ, RQ_SIMPLE)
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured of each contender in each round."""
+    """How much to measure of each contender in each round."""
 
     rounds: int = 5
     seconds: float = 3.0
@@ -48,13 +48,13 @@ class Effort:
     paced: int = 300
 
 
-# A value for each of a measure's figures.
+# A value for each figure of a measure.
 Values = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One figure, or some that come of the same work, of the contenders that have them."""
+    """One figure, or several that result from the same work, of the contenders that have them."""
 
     names: tuple[str, ...]
     unit: str
@@ -62,7 +62,7 @@ class Measure:
     take: Callable[[Contender, Effort], Values]
 
     def run(self, contenders: dict[str, Contender], effort: Effort) -> list[Figure]:
-        """Measure all contenders in turn in each round, another one first each time."""
+        """Measure all contenders in turn in each round, starting with another one each time."""
         present = [name for name in self.contenders if name in contenders]
         figures = {name: [Figure(figure, name, self.unit) for figure in self.names] for name in present}
         for number in range(effort.rounds):
@@ -77,12 +77,12 @@ def rotated(names: Sequence[str], by: int) -> list[str]:
 
 
 class Throughput:
-    """Jobs a second that so many workers do of a queue that was filled before they start, see :func:`stamps.rate`."""
+    """Jobs a second that a number of workers do from a queue filled before they start, see :func:`stamps.rate`."""
 
     def __init__(self, workers: int, cores: Cores = Cores.ANY) -> None:
         self._workers = workers
         self._cores = cores
-        self._rates: dict[str, float] = {}  # as last measured
+        self._rates: dict[str, float] = {}  # the last measured value
 
     def __call__(self, contender: Contender, effort: Effort) -> Values:
         expected = self._rates.get(contender.name, contender.rate * self._workers)
@@ -108,7 +108,7 @@ def enqueue_many(contender: Contender, effort: Effort, cores: Cores = Cores.ANY)
 
 
 def memory(contender: Contender, effort: Effort) -> Values:
-    """Return the peak of traced memory meanwhile, in MB: in a run of its own, for tracing takes time."""
+    """Return the peak of traced memory during the scheduling, in MB: in a separate run, since tracing takes time."""
     with set_up(contender) as stage:
         return (stage.call("memory", effort.many),)
 
@@ -120,7 +120,7 @@ def latency(contender: Contender, effort: Effort, cores: Cores = Cores.ANY) -> V
     return statistics.median(times), statistics.quantiles(times, n=100, method="inclusive")[-1]
 
 
-# Contenders whose calls are those of another one, and whose workers alone differ, schedule nothing here.
+# A contender whose calls are another's, and only whose workers differ, is not measured here.
 MEASURES = (
     Measure((ONE_WORKER,), "jobs/s", (OURS, PREFETCHING, *BARE), Throughput(1)),
     Measure((ONE_WORKER_APART,), "jobs/s", (OURS, PREFETCHING, *BARE), Throughput(1, Cores.APART)),

@@ -1,7 +1,7 @@
-"""How much memory workers need beside that of the app which they share.
+"""Measure how much memory workers need beyond that of the app they share.
 
 Usage: python benchmarks/memory.py [--rounds N] [--only TEXT]. Linux only. Starts its own beanstalkd and supervisors;
-prints medians, ranges and ratios, as text. How ways to share more compare is told by sharing.py.
+prints medians, ranges and ratios, as text. For a comparison of ways to share more, see sharing.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MANY_MB, MANY_TASKS = 200, 10_000
 FEW_MB = 100
 READS = 16  # by 4 workers
 CEILING = "40M"
-SETTLED_S = 3.0  # recycling looks at memory every second, and takes one worker of a queue at a time
+SETTLED_S = 3.0  # recycling checks memory every second, and takes one worker of a queue at a time
 LIMITED = f"ours, --max-memory {CEILING}"
 ONE_TASK = "ours, --max-tasks 1"
 WAYS: dict[str, tuple[str, ...]] = {OURS: (), LIMITED: ("--max-memory", CEILING), ONE_TASK: ("--max-tasks", "1")}
@@ -77,7 +77,7 @@ def measure_pss(broker: Beanstalkd, rounds: int) -> list[Figure]:
 
 
 def run(broker: Beanstalkd, endpoint: str, count: int) -> float:
-    """Have so many tasks run; return the seconds that they took, when all were there."""
+    """Run a number of tasks; return the seconds from when all were scheduled."""
     with broker.client(QUEUE) as client:
         client.pause_tube(QUEUE, 600)
         for _ in range(count):

@@ -1,8 +1,8 @@
-"""What jobs that kill their worker cost the good ones beside them.
+"""Measure what jobs that kill their worker cost the good ones beside them.
 
 Usage: python benchmarks/poison.py [--rounds N] [--job-ms N]. In each round 2,000 good jobs run in 4 workers, alone and
 then with 10 poison jobs among them, of five kinds. Prints the times, their ratio, the crashes, and the jobs buried.
-The ratio depends on the length of the good jobs: what a hang or a memory hog takes of a worker is the same for all.
+The ratio depends on the length of the good jobs: a hang or a memory hog costs a worker the same time for all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POISON = [
 
 
 def run(job_s: float, *, poisoned: bool) -> tuple[float, int, int]:
-    """Return the seconds until all good jobs were done, the crashes, and the jobs buried in the end."""
+    """Return the seconds until all good jobs were done, the crashes, and the number of jobs finally buried."""
     jobs = [("sleep", [job_s, f"good {n}"]) for n in range(GOOD)]
     if poisoned:
         for index, job in enumerate(POISON):

@@ -1,6 +1,6 @@
-"""The app that the supervisor is measured with.
+"""The app used to measure the supervisor.
 
-OBJECTS_MB of small objects, an import that takes IMPORT_S seconds, and tasks that leave the objects alone or read them.
+It has OBJECTS_MB of small objects, an import that takes IMPORT_S seconds, and tasks that ignore or read the objects.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures as text, for scripts that are run alone."""
+"""Figures as text, for scripts that run on their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from figures import Figure, Goal, judge
 
 
 def show(figures: Sequence[Figure], goals: Sequence[Goal]) -> None:
-    """Print medians with ranges, and what the goals come to."""
+    """Print medians with ranges, and the verdicts on the goals."""
     for figure in figures:
         low, high = min(figure.values), max(figure.values)
         print(

@@ -1,7 +1,7 @@
-"""Where the time of a worker goes while it does no-op jobs, with all that a supervised one has.
+"""Profile a worker that does no-op jobs with everything that a supervised worker has.
 
 Usage: python benchmarks/profiling.py [--jobs N] [--prefetch N] [--top N]. The worker and its broker share one core, so
-that nothing waits for another core to wake up. Prints the CPU time of a job without the profiler, then the profile.
+so that neither waits for another core to wake up. Prints the CPU time of a job without the profiler, then the profile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUEUE = "q"
 
 
 class Host(Foreground):
-    """Keeps a row of a scoreboard, as a supervisor's child does."""
+    """Keep a row of a scoreboard, as a supervisor's child does."""
 
     def __init__(self, labels: list[str]) -> None:
         super().__init__(QUEUE)
@@ -38,7 +38,7 @@ class Host(Foreground):
 
 
 def work(port: int, jobs: int, prefetch: int, profile: cProfile.Profile | None) -> float:
-    """Have so many jobs done in this process; return the µs of CPU of each."""
+    """Run a number of jobs in this process; return the µs of CPU of each."""
     app = Flask(__name__)
     app.config["BACKEND_CONNECTION_URI"] = f"btq://127.0.0.1:{port}"
     backend = Backend(app)
@@ -73,7 +73,7 @@ def work(port: int, jobs: int, prefetch: int, profile: cProfile.Profile | None) 
 
 
 def in_a_process(port: int, jobs: int, prefetch: int, top: int | None) -> None:
-    """Work in a process of its own, since a worker's signal handlers stay."""
+    """Work in a separate process, since a worker's signal handlers stay."""
     if os.fork() == 0:
         profile = cProfile.Profile() if top else None
         cpu_us = work(port, jobs, prefetch, profile)

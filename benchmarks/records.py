@@ -1,4 +1,4 @@
-"""Small objects that take up memory, as those of an app do."""
+"""Small objects that take up memory, like those of an app."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rss_mb() -> float:
 
 
 def make_records(megabytes: int) -> list[Record]:
-    """Return so many records that the process has grown by as much: dicts, lists, strings and numbers."""
+    """Return records that grow the process by the given size: dicts, lists, strings and numbers."""
     records: list[Record] = []
     enough = rss_mb() + megabytes
     while megabytes and rss_mb() < enough:
@@ -30,5 +30,5 @@ def make_records(megabytes: int) -> list[Record]:
 
 
 def read(records: list[Record]) -> float:
-    """Look at every object: its reference count is written meanwhile, and with it its page."""
+    """Look at every object: this writes its reference count, and so its page."""
     return sum(len(record["name"]) + record["price"] + sum(len(tag) for tag in record["tags"]) for record in records)

@@ -1,4 +1,4 @@
-"""What a run has found, for people and for programs: tables in Markdown, and JSON."""
+"""The results of a run, for people and for programs: tables in Markdown, and JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEGIN, END = "<!-- measured: made by ./run bench -->", "<!-- end of what was mea
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Figures, what they were to come to, and what they were measured on. ``settings`` is by contender."""
+    """Figures, their goals, and the machine. ``settings`` is by contender."""
 
     machine: Mapping[str, str]
     rounds: int
@@ -50,7 +50,7 @@ class Report:
 
 
 def put_between_markers(page: str, text: str) -> str:
-    """Return the page with the text in place of what is between its markers."""
+    """Return the page with the text between its markers replaced."""
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
@@ -59,7 +59,7 @@ def put_between_markers(page: str, text: str) -> str:
 
 
 def figures_table(figures: Sequence[Figure]) -> str:
-    """Show the contenders of one figure, and how many times each one's value ours is."""
+    """Show the contenders of one figure, and the ratio of our value to each one's."""
     ours = find(figures, figures[0].name, OURS)
     rows = [
         (
@@ -94,7 +94,7 @@ def wanted(verdict: Verdict) -> str:
 
 
 def ratio(ours: Figure, other: Figure) -> str:
-    """Show the median of the rounds' ratios; no such thing exists of figures with different rounds."""
+    """Show the median of the rounds' ratios; figures with different rounds have no ratio."""
     if len(ours.values) != len(other.values):
         return ""
     return f"{number(statistics.median(ours.ratios_to(other)))} times"

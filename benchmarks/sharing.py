@@ -1,7 +1,7 @@
-"""How much memory forked processes share after they have read what their parent had: the ways there are to keep it.
+"""Compare ways to keep memory shared with forked processes that read their parent's objects.
 
-Usage: python benchmarks/sharing.py [--megabytes N]. Needs nothing but Linux and the standard library, so that any
-Python can run it; each way is tried in a process of its own. Prints the sum of PSS over parent and 4 children.
+Usage: python benchmarks/sharing.py [--megabytes N]. Needs only Linux and the standard library, so that any Python can
+run it; each method runs in its own process. Prints the sum of PSS over parent and 4 children.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from records import Record, make_records, read
 
 CHILDREN = 4
-IMMORTAL = 0xFFFFFFFF  # the reference count that Python 3.12 and 3.13 leave alone, see PEP 683
+IMMORTAL = 0xFFFFFFFF  # the reference count that Python 3.12 and 3.13 leave unchanged, see PEP 683
 
 
 def nothing(_records: list[Record]) -> None:
@@ -36,7 +36,7 @@ def collect_and_freeze(_records: list[Record]) -> None:
 
 
 def immortalize(records: list[Record]) -> None:
-    """Have the reference counts of all that the records consist of stay what they are."""
+    """Keep the reference counts of all objects in the records unchanged."""
     gc.freeze()
     left: list[object] = [records]
     while left:
@@ -48,7 +48,7 @@ def immortalize(records: list[Record]) -> None:
 
 
 class Children:
-    """Forked processes that read what they have inherited, when told to."""
+    """Forked processes that read inherited objects on request."""
 
     def __init__(self, records: list[Record], count: int) -> None:
         self._go = [os.pipe() for _ in range(count)]
@@ -82,7 +82,7 @@ def pss_mb(*pids: int) -> float:
 
 
 def try_way(prepare: Callable[[list[Record]], None], records: list[Record]) -> str:
-    """Fork children, have them read; tell the sum before and after."""
+    """Fork children, have them read; report the sum before and after."""
     prepare(records)
     children = Children(records, CHILDREN)
     before = pss_mb(os.getpid(), *children.pids)
@@ -93,7 +93,7 @@ def try_way(prepare: Callable[[list[Record]], None], records: list[Record]) -> s
 
 
 def try_template(records: list[Record]) -> str:
-    """Fork children from a process that has read, itself forked, and is kept for that."""
+    """Fork children from a forked process that has already read the objects and is kept for this."""
     freeze(records)
     parent = os.getpid()
     read_end, write_end = os.pipe()
@@ -112,7 +112,7 @@ def try_template(records: list[Record]) -> str:
 
 
 def try_fork_for_each(records: list[Record]) -> str:
-    """Have each child read in a process of its own, that ends with it."""
+    """Have each child read in a separate process, which ends with it."""
     freeze(records)
     before = pss_mb(os.getpid())
     for _ in range(CHILDREN):

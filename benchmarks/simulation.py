@@ -1,13 +1,13 @@
-"""Queue length and latency against arrival rate, workers and service time: simulated, by formula, and for real.
+"""Compare queue length and latency with arrival rate, workers and service time: simulated, by formula, and for real.
 
 Usage: python benchmarks/simulation.py --rate 85 --workers 2 --service-ms 20 [--shape fixed | --service-file FILE]
        python benchmarks/simulation.py --rate 85 --service-ms 20 --want-p95-ms 100
        python benchmarks/simulation.py --table
        python benchmarks/simulation.py --check [--prefetch N]
 
-The first form prints utilisation, queue length and latency of jobs that come at random; the second how many workers
-start 95 of 100 jobs within the wanted time; --table the waits of many loads, by formula. ``--check`` has real workers
-of a real supervisor, on a beanstalkd of its own, do jobs that sleep, gives the simulation the same arrivals and service
+The first form prints utilisation, queue length and latency of jobs that arrive at random; the second how many workers
+start 95 of 100 jobs within the wanted time; --table the waits of many loads, by formula. ``--check`` runs sleeping jobs
+on real workers of a real supervisor, with its own beanstalkd, gives the simulation the same arrivals and service
 times, and fails if the means differ by more than 15 %. See docs/scaling.md.
 """
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Jobs that come at random, ``rate`` a second, to ``workers`` that take ``service_s`` for one, on average.
+    """Jobs that arrive at random, ``rate`` a second, at ``workers`` that take ``service_s`` for one, on average.
 
     ``variability`` is the service time's variance over the square of its mean: 1 for exponential times, for which all
-    that follows is exact (M/M/c); 0 for fixed ones. For others than 1 the waits are Allen and Cunneen's approximation.
+    results are exact (M/M/c); 0 for fixed ones. For other values the waits are Allen and Cunneen's approximation.
     Waits are infinite for a utilisation of 1 or more.
     """
 
@@ -58,7 +58,7 @@ class Load:
 
     @property
     def waiting_probability(self) -> float:
-        """How likely a job finds all workers busy: Erlang's C."""
+        """The probability that a job finds all workers busy: Erlang's C."""
         if self.utilisation >= 1:
             return 1.0
         offered = self.rate * self.service_s
@@ -78,7 +78,7 @@ class Load:
         return self.rate * self.mean_wait_s
 
     def wait_quantile_s(self, share: float) -> float:
-        """Return the wait that so much of the jobs, from 0 to 1, do not exceed."""
+        """Return the wait that the given share of the jobs, from 0 to 1, does not exceed."""
         if self.waiting_probability <= 1 - share:
             return 0.0
         return self._wait_of_those_that_wait_s * math.log(self.waiting_probability / (1 - share))
@@ -91,19 +91,19 @@ class Load:
 
 
 def workers_needed(rate: float, service_s: float, wait_s: float, variability: float = 1.0, share: float = 0.95) -> int:
-    """Return how many workers keep the wait of such a share of the jobs at or below ``wait_s``."""
+    """Return how many workers keep the wait of the given share of the jobs at or below ``wait_s``."""
     workers = int(rate * service_s) + 1
     while Load(rate, workers, service_s, variability).wait_quantile_s(share) > wait_s:
         workers += 1
     return workers
 
 
-# -- what comes, and how long it takes -----------------------------------------------------------------------
+# -- arrivals and service times ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How long tasks take: how to draw one's time, and what the times have in common."""
+    """How long tasks take: how to draw a time, and the statistics of the times."""
 
     mean_s: float
     variability: float
@@ -124,7 +124,7 @@ class Service:
 
 
 def poisson(rate: float, seconds: float, rng: random.Random) -> Iterator[float]:
-    """Yield moments at random, ``rate`` a second on average."""
+    """Yield arrival times at random, ``rate`` a second on average."""
     at = rng.expovariate(rate)
     while at < seconds:
         yield at
@@ -133,16 +133,16 @@ def poisson(rate: float, seconds: float, rng: random.Random) -> Iterator[float]:
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """What a job costs its worker beside the task, in seconds, as ``--check`` measures it."""
+    """The overhead of a job for its worker beside the task, in seconds, as ``--check`` measures it."""
 
-    idle_s: float = 0.0  # from scheduled to started, in a worker that waits
-    busy_s: float = 0.0  # from the end of one task to the start of the next, in a worker that finds one waiting
-    held_s: float = 0.0  # likewise, to the start of one that the worker holds already, see --prefetch
+    idle_s: float = 0.0  # from scheduled to started, in an idle worker
+    busy_s: float = 0.0  # from the end of one task to the start of the next, in a worker that finds a job waiting
+    held_s: float = 0.0  # the same, to the start of a job that the worker already holds, see --prefetch
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How many attempts fail, and after how many seconds the next one follows: ``backoff_s(attempt)``, from 1."""
+    """How many attempts fail, and how many seconds later the next one follows: ``backoff_s(attempt)``, from 1."""
 
     share: float
     max_retries: int
@@ -168,7 +168,7 @@ class Summary:
 
     @classmethod
     def of_weighted(cls, pairs: Iterable[tuple[float, float]]) -> Summary:
-        """Summarise values that count by their weight: a queue's length by how long it lasted, say."""
+        """Summarise weighted values: for instance a queue's length, weighted by how long it lasted."""
         ordered = sorted(pairs)
         total = math.fsum(weight for _, weight in ordered)
         mean = math.fsum(value * weight for value, weight in ordered) / total
@@ -185,13 +185,13 @@ class Summary:
 
 @dataclass(slots=True)
 class Trace:
-    """What happened, simulated or for real, in seconds from the beginning. Jobs are in the order of arrival."""
+    """The events, simulated or real, in seconds from the beginning. Jobs are in the order of arrival."""
 
     arrivals: list[float]
     starts: list[float] = field(default_factory=list[float])  # of the first attempts
     ends: list[float] = field(default_factory=list[float])  # of the last ones
-    queue: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])  # its length from each moment on
-    busy: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])  # from when to when, per take
+    queue: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])  # its length from each time on
+    busy: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])  # start and end of each attempt
     attempts: int = 0
     buried: int = 0
 
@@ -229,8 +229,8 @@ class Trace:
 class Simulation:
     """Workers that take the jobs of one queue, the oldest first, as Beanstalkd hands them out.
 
-    ``service_s(job)`` is asked once for each attempt. A worker takes up to ``prefetch`` waiting jobs at a time, and
-    does them one after the other.
+    ``service_s(job)`` is called once for each attempt. A worker takes up to ``prefetch`` waiting jobs at a time, and
+    runs them one after the other.
     """
 
     def __init__(  # noqa: PLR0913  what there is to say of a queue
@@ -251,11 +251,11 @@ class Simulation:
         self._prefetch = prefetch
         self._retries = retries
         self._rng = rng or random.Random(0)
-        self._ready: list[int] = []  # a heap: a job that is tried again goes ahead of those that came after it
+        self._ready: list[int] = []  # a heap: a retried job goes ahead of later arrivals
         self._attempt = [0] * len(self._trace.arrivals)
-        # What is to happen: when, and which job becomes ready, or None where a worker becomes free.
+        # The next events: the time, and the job that becomes ready, or None if a worker becomes free.
         self._events: list[tuple[float, int, int | None]] = []
-        self._count = 0  # keeps events of the same moment in order
+        self._count = 0  # keeps simultaneous events in order
 
     def run(self) -> Trace:
         """Simulate until the last job has ended."""
@@ -291,7 +291,7 @@ class Simulation:
             self._idle += 1
 
     def _take(self, now: float, start: float) -> None:
-        """Have a worker take what waits, and do it from ``start`` on."""
+        """Have a worker take waiting jobs, and run them from ``start`` on."""
         end = start
         for _ in range(min(self._prefetch, len(self._ready))):
             end = start + self._attempt_job(heapq.heappop(self._ready), start)
@@ -301,7 +301,7 @@ class Simulation:
         self._plan(free, None)
 
     def _attempt_job(self, job: int, start: float) -> float:
-        """Return how long it takes."""
+        """Return how long the job takes."""
         service_s = self._service_s(job)
         end = start + service_s
         trace = self._trace
@@ -332,8 +332,8 @@ def simulate(  # noqa: PLR0913  likewise
     prefetch: int = 1,
     retries: Retries | None = None,
 ) -> Trace:
-    """Simulate so many seconds of jobs that come at random, and what it takes to finish them."""
-    # One source of chance each: another number of workers meets the same jobs.
+    """Simulate ``seconds`` of jobs that arrive at random, and the time needed to finish them."""
+    # A separate random source for each: another number of workers meets the same jobs.
     arrivals = list(poisson(rate, seconds, random.Random(f"arrivals {seed}")))
     times_rng = random.Random(f"times {seed}")
     times = [service.draw(times_rng) for _ in arrivals]
@@ -349,7 +349,7 @@ def simulate(  # noqa: PLR0913  likewise
 
 
 def retries_like_ours(share: float, seed: int) -> Retries:
-    """Return retries as the default policy of the extension has them."""
+    """Return retries that follow the default policy of the extension."""
     from flask_backend.retry import DEFAULT_RETRY, Attempts
 
     rng = random.Random(f"backoff {seed}")
@@ -364,11 +364,11 @@ def retries_like_ours(share: float, seed: int) -> Retries:
 
 QUEUE = "com.example/default"
 TOLERANCE = 0.15
-SAMPLE_S = 0.01  # between two looks at the queue
+SAMPLE_S = 0.01  # between two samples of the queue
 
 
 def create_app() -> Flask:
-    """Return the app that the check's workers run: its task sleeps, and notes when it ran."""
+    """Return the app that the check's workers run: its task sleeps, and records when it ran."""
     from flask import Flask
 
     from flask_backend import Backend
@@ -388,7 +388,7 @@ def create_app() -> Flask:
 
 @dataclass(frozen=True, slots=True)
 class RealRun:
-    """What real workers have done: the trace, which worker did each job, and looks at the queue's length."""
+    """The results of real workers: the trace, which worker ran each job, and samples of the queue's length."""
 
     trace: Trace
     pids: list[int]
@@ -403,7 +403,7 @@ class RealRun:
         return statistics.fmean(length for _, length in self.samples)
 
     def gaps(self) -> list[float]:
-        """Return the times between two tasks of a worker."""
+        """Return the gaps between consecutive tasks of a worker."""
         by_pid: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for pid, start, end in zip(self.pids, self.trace.starts, self.trace.ends, strict=True):
             by_pid[pid].append((start, end))
@@ -430,7 +430,7 @@ class RealWorkers:
         self._broker.stop()
 
     def run(self, arrivals: Sequence[float], services: Sequence[float]) -> RealRun:
-        """Put jobs at those moments that sleep for so long, and wait until all are done."""
+        """Put sleeping jobs at the given times with the given durations, and wait until all are done."""
         from support.waiting import wait_until
 
         begin = time.monotonic()
@@ -454,7 +454,7 @@ class RealWorkers:
         return RealRun(trace, [note["pid"] for note in notes], samples)
 
     def _put(self, begin: float, arrivals: Sequence[float], services: Sequence[float]) -> list[float]:
-        """Return the moments when the puts began, which the machine delays now and then."""
+        """Return the times when the puts began; the machine delays some."""
         puts: list[float] = []
         with self._broker.client(QUEUE) as client:
             for number, (at, service_s) in enumerate(zip(arrivals, services, strict=True)):
@@ -479,7 +479,7 @@ def measure_overhead(workers: RealWorkers, service: Service, count: int, rng: ra
     """Measure what workers need beside their tasks: by jobs that find them idle, and by jobs that all wait."""
     jobs = 200
     times = [service.draw(rng) for _ in range(jobs)]
-    # Each comes when the one before is surely done.
+    # Each job arrives when the previous one is surely done.
     apart = [sum(times[:n]) + n * 2 * service.mean_s for n in range(jobs)]
     idle = workers.run(apart, times)
     jobs *= count
@@ -513,7 +513,7 @@ class Comparison:
 
 
 def compare(real: RealRun, workers: int, overhead: Overhead, prefetch: int = 1) -> list[Comparison]:
-    """Simulate the arrivals and service times of a real run, and set the two beside each other."""
+    """Simulate the arrivals and service times of a real run, and compare the results."""
     service_s = real.services.__getitem__
     trace = Simulation(real.trace.arrivals, service_s, workers, overhead=overhead, prefetch=prefetch).run()
     rate = len(trace.arrivals) / trace.arrivals[-1]
@@ -581,7 +581,7 @@ def service_of(options: argparse.Namespace) -> Service:
 
 
 def show(options: argparse.Namespace, workers: int) -> Trace:
-    """Simulate, print what came of it beside the formulas, and return it."""
+    """Simulate, print the result beside the formulas, and return it."""
     service = service_of(options)
     overhead = Overhead(options.idle_ms / 1000, options.busy_ms / 1000, options.held_ms / 1000)
     retries = retries_like_ours(options.fail, options.seed) if options.fail else None
@@ -596,7 +596,7 @@ def show(options: argparse.Namespace, workers: int) -> Trace:
         prefetch=options.prefetch,
         retries=retries,
     )
-    since_s = seconds / 10  # by then the queue has its usual length
+    since_s = seconds / 10  # after this time the queue has its usual length
     rate = options.rate * (retries.attempts_per_job if retries else 1)
     load = Load(rate, workers, service.mean_s + overhead.busy_s, service.variability)
     print(f"{options.rate:g} jobs/s, {workers} workers, {seconds:g} s: {len(trace.arrivals)} jobs", end="")
@@ -625,7 +625,7 @@ def _in_ms(summary: Summary) -> str:
 
 
 def advise(options: argparse.Namespace) -> None:
-    """Print how many workers it takes by formula, and what the simulation says to so many."""
+    """Print how many workers are needed by formula, and the simulated results for that number."""
     service = service_of(options)
     workers = workers_needed(
         options.rate, service.mean_s + options.busy_ms / 1000, options.want_p95_ms / 1000, service.variability
@@ -635,7 +635,7 @@ def advise(options: argparse.Namespace) -> None:
 
 
 def show_table() -> None:
-    """Print by formula how long jobs wait, in times of the mean service time."""
+    """Print by formula how long jobs wait, in multiples of the mean service time."""
     counts = (1, 2, 4, 8, 16, 32, 64)
     print(f"| utilisation | {' | '.join('1 worker' if count == 1 else str(count) for count in counts)} |")
     print(f"|---|{'---|' * len(counts)}")
@@ -654,12 +654,12 @@ def main() -> None:
     parser.add_argument("--service-file", type=Path, help="measured times of tasks instead, in ms, one a line")
     parser.add_argument("--idle-ms", type=float, default=0, help="from put to start in an idle worker")
     parser.add_argument("--busy-ms", type=float, default=0, help="between two tasks of a worker")
-    parser.add_argument("--held-ms", type=float, default=0, help="likewise, if the worker holds the next job already")
+    parser.add_argument("--held-ms", type=float, default=0, help="the same, if the worker already holds the next job")
     parser.add_argument("--prefetch", type=int, default=1, help="how many jobs a worker takes at a time")
     parser.add_argument("--fail", type=float, default=0, help="the share of attempts that fail, and are retried")
     parser.add_argument("--seconds", type=float, help="how long jobs come: 600, and with --check 40 for each load")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--want-p95-ms", type=float, help="say how many workers keep the wait below that")
+    parser.add_argument("--want-p95-ms", type=float, help="print how many workers keep the wait below this")
     parser.add_argument("--table", action="store_true", help="mean and p95 of the wait, in service times")
     parser.add_argument("--check", action="store_true", help="compare with real workers")
     parser.add_argument("--utilisations", type=float, nargs="+", default=[0.5, 0.7, 0.85], help="for --check")

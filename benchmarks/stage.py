@@ -1,4 +1,4 @@
-"""Where a contender is measured: a broker of its own, callers and workers, each in its own process; no leftovers."""
+"""Where a contender is measured: its own broker, and callers and workers, each in its own process; no leftovers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.beanstalkd import RealBeanstalkd, free_port
 from support.waiting import wait_until
 
 HERE = Path(__file__).parent
-# How long a whole measurement may take, and how long workers may take to end when they are told to.
+# How long a whole measurement may take, and how long workers may take to end after they were asked to.
 PATIENCE_S = 60
 END_S = 10
 
@@ -47,9 +47,9 @@ class Stage:
         }
 
     def call(self, action: str, *arguments: object) -> Any:
-        """Schedule calls in a process of their own, see ``calling.py``; return what it says."""
+        """Schedule calls in a separate process, see ``calling.py``; return its output."""
         command = [sys.executable, str(HERE / "calling.py"), self._contender.module, action, *map(str, arguments)]
-        # Where it writes stamps itself is nowhere: only the workers' count.
+        # Its own stamps are discarded: only those of the workers count.
         environment = self._environment | {stamps.VARIABLE: os.devnull}
         done = subprocess.run(command, env=environment, cwd=self._folder, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -57,12 +57,12 @@ class Stage:
         return json.loads(done.stdout)
 
     def pace(self, count: int) -> list[float]:
-        """Return the ms from call to start of so many tasks; workers must be running."""
+        """Return the ms from call to start of ``count`` tasks; workers must be running."""
         times: list[float] = self.call("pace", count, self._stamps)
         return times
 
     def run_all(self, count: int) -> array[int]:
-        """Wait until so many tasks have run; return when each did."""
+        """Wait until ``count`` tasks have run; return when each ran."""
         wait_until(
             lambda: stamps.count(self._stamps) >= count, f"{self._contender.name}: all jobs are done", PATIENCE_S
         )
@@ -87,13 +87,13 @@ class Stage:
 class Cores(Enum):
     """Where processes run.
 
-    On a virtual machine it takes longer to wake a process on another core than to do what it is woken for, and the
-    kernel now and then puts two that talk to each other on one core: what waits for replies is then three times as
-    fast, as long as that lasts. Figures of one placement are the same each time.
+    On a virtual machine it takes longer to wake a process on another core than to do the work it is woken for, and the
+    kernel sometimes puts two communicating processes on one core: replies then arrive three times as fast, as long as
+    that lasts. Figures of one placement are the same each time.
     """
 
-    ANY = auto()  # as the kernel likes
-    ONE = auto()  # all on one core: what counts is what they compute
+    ANY = auto()  # as the kernel decides
+    ONE = auto()  # all on one core: the result is CPU time only
     APART = auto()  # the broker on one, workers and callers on another
 
 
@@ -106,7 +106,7 @@ def set_up(contender: Contender, cores: Cores = Cores.ANY) -> Iterator[Stage]:
     memory = Path("/dev/shm")  # noqa: S108 - only a folder of our own is made in it
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=memory if memory.is_dir() else None))
     try:
-        os.sched_setaffinity(0, one)  # which the processes inherit that are started from now on
+        os.sched_setaffinity(0, one)  # inherited by the processes started from now on
         with SERVERS[contender.server](folder) as port:
             os.sched_setaffinity(0, other)
             yield Stage(contender, folder, port)
@@ -126,7 +126,7 @@ def _beanstalkd(_folder: Path) -> Iterator[int]:
 
 @contextmanager
 def _redis(folder: Path) -> Iterator[int]:
-    """Start a Redis that keeps nothing on disk, as the Beanstalkd beside it doesn't."""
+    """Start a Redis without persistence, like the Beanstalkd beside it."""
     port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
@@ -150,7 +150,7 @@ SERVERS = {Server.BEANSTALKD: _beanstalkd, Server.REDIS: _redis}
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Tell the processes to end; kill what is left of them and of those they started."""
+    """Terminate the processes; kill the remaining ones and their children."""
     family = [process for each in processes for process in _family(each.pid)]
     for each in processes:
         each.terminate()
@@ -160,7 +160,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             each.wait(max(0.0, deadline - time.monotonic()))
     for process in family:
         with suppress(psutil.NoSuchProcess):
-            process.kill()  # of whom has ended already, psutil knows that its pid may be another's now
+            process.kill()  # psutil checks that a pid has not been reused by another process
     for each in processes:
         each.wait()
 

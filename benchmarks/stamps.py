@@ -1,7 +1,7 @@
-"""When tasks ran: each writes the time into a file in memory, and that is all it does.
+"""When tasks ran: each writes only the time, into a file in memory.
 
-An append of eight bytes is whole and in order, whatever processes and threads do it, a fork for each job included, and
-takes 0.7 µs. So there are no counters to lose a count, and no driver that takes CPU to look at them.
+An append of eight bytes is atomic and ordered across processes and threads, a fork for each job included, and
+takes 0.7 µs. This avoids counters that could lose a count, and a driver that takes CPU to poll them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from array import array
 from pathlib import Path
 
-# Where the tasks of a worker write, in its environment.
+# Where a worker's tasks write, in its environment.
 VARIABLE = "BENCH_STAMPS"
 SIZE = 8
 
@@ -19,7 +19,7 @@ _fd = os.open(os.environ.get(VARIABLE, os.devnull), os.O_WRONLY | os.O_APPEND | 
 
 
 def stamp() -> None:
-    """Write down that a task runs now, by the clock that all processes share."""
+    """Record that a task runs now, by the clock that all processes share."""
     os.write(_fd, time.monotonic_ns().to_bytes(SIZE, "little"))
 
 
@@ -36,7 +36,7 @@ def read(path: Path) -> array[int]:
 def rate(times_ns: array[int]) -> float:
     """Return the tasks per second between a tenth and nine tenths of them.
 
-    The first tenth is the workers' start; in the last one a worker may hold jobs while another has none.
+    The first tenth is the workers' start; in the last one a worker may hold jobs while another is idle.
     """
     ordered = sorted(times_ns)
     first, last = len(ordered) // 10, len(ordered) * 9 // 10

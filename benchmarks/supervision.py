@@ -1,4 +1,4 @@
-"""How fast a supervisor starts, replaces and ends its workers, and what it takes while there is nothing to do.
+"""Measure how fast a supervisor starts, replaces and ends its workers, and its load while idle.
 
 Usage: python benchmarks/supervision.py [--rounds N] [--only TEXT]. Starts its own beanstalkd and supervisors; prints
 medians, ranges and ratios, as text. Times depend on the machine: compare numbers of one run only.
@@ -65,7 +65,7 @@ GOALS = [
 
 @contextmanager
 def supervised(broker: Beanstalkd, *args: str, workers: int, **env: str) -> Iterator[Supervised]:
-    """Have a supervisor of the preloaded app whose workers wait for jobs."""
+    """Run a supervisor of the preloaded app whose workers wait for jobs."""
     with tempfile.TemporaryDirectory() as folder:
         process = Supervised(broker, Path(folder), *args, workers=workers, app=str(APP), **env)
         try:
@@ -81,7 +81,7 @@ def cpu_s(pid: int) -> float:
 
 
 def wake_ups(pid: int) -> int:
-    """Count how often a thread of a process has stopped to wait."""
+    """Count how often a thread of a process has blocked."""
     texts = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/status")]
     return sum(int(text.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for text in texts)
 
@@ -89,7 +89,7 @@ def wake_ups(pid: int) -> int:
 def measure_idle(broker: Beanstalkd, rounds: int) -> list[Figure]:
     cpu, wakes = Figure(IDLE_CPU, OURS, "s"), Figure(IDLE_WAKE_UPS, OURS, "per second")
     with supervised(broker, workers=4) as process:
-        time.sleep(1)  # what the start leaves to do
+        time.sleep(1)  # work left over from the start
         pids = [process.pid, *process.workers()]
         for _ in range(rounds):
             before = sum(map(cpu_s, pids)), sum(map(wake_ups, pids))
@@ -111,7 +111,7 @@ def measure_start(broker: Beanstalkd, rounds: int) -> list[Figure]:
 
 
 def import_ms(import_s: float) -> float:
-    """Time an interpreter that imports the app, and no more."""
+    """Time an interpreter that only imports the app."""
     environment = {**os.environ, "IMPORT_S": str(import_s)}
     start = time.perf_counter()
     command = [sys.executable, "-c", "import preloaded, os; os._exit(0)"]
@@ -120,7 +120,7 @@ def import_ms(import_s: float) -> float:
 
 
 def start_ms(broker: Beanstalkd, import_s: float) -> float:
-    """Time the command, to the moment when all 8 workers wait for jobs."""
+    """Time the command, until all 8 workers wait for jobs."""
     with tempfile.TemporaryDirectory() as folder, broker.client() as client:
         start = time.perf_counter()
         process = Supervised(broker, Path(folder), workers=8, app=str(APP), IMPORT_S=str(import_s))
@@ -146,7 +146,7 @@ def measure_replacement(broker: Beanstalkd, rounds: int) -> list[Figure]:
 
 
 def bare_fork_ms() -> float:
-    """Time a fork of this process, to the child's first word."""
+    """Time a fork of this process, to the child's first output."""
     read_end, write_end = os.pipe()
     start = time.perf_counter()
     pid = os.fork()
@@ -162,14 +162,14 @@ def bare_fork_ms() -> float:
 
 
 def replacement_ms(process: Supervised, broker: Beanstalkd) -> float:
-    """Time from the kill of an idle worker to the moment when its replacement waits for jobs."""
+    """Time from the kill of an idle worker until its replacement waits for jobs."""
     with broker.client() as client:
         before = client.stats()["total-connections"]
         victim = min(process.workers())
         start = time.perf_counter()
         os.kill(victim, signal.SIGKILL)
         while (stats := client.stats())["total-connections"] == before or stats["current-waiting"] < process.size:
-            time.sleep(0.0005)  # not at the cost of those that are waited for
+            time.sleep(0.0005)  # not at the expense of the measured workers
         elapsed = time.perf_counter() - start
     # Workers that only die are given up: let them do something.
     broker.put(QUEUE, b'{"endpoint": "nothing"}')
@@ -186,7 +186,7 @@ def measure_end(broker: Beanstalkd, rounds: int) -> list[Figure]:
             with supervised(broker, workers=4, OBJECTS_MB=str(objects_mb)) as process:
                 start = time.perf_counter()
                 process.send(signal.SIGTERM)
-                process.wait()  # the last of the tree: it waits for its workers
+                process.wait()  # the last process of the tree: it waits for its workers
                 figure.values.append((time.perf_counter() - start) * 1000)
         figures.append(figure)
     return figures

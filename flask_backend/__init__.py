@@ -80,9 +80,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: a command that needs no Flask shall not wait for it.
+    """Import a public name on first access, so that commands that do not need Flask start without importing it.
 
-    Flask-Script is an extra, besides: only those who ask for its command need it installed.
+    Flask-Script stays an optional extra: only ``BackendCommand`` needs it.
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Many jobs in one go: what became of each item, in memory that does not grow with their number. Pure."""
+"""The outcome of each item of a batch, in memory that does not grow with the number of items. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from .errors import BackendError
 
-# So many reasons are kept; of further refusals only the index.
+# The number of reasons that are kept; of further refusals only the index is kept.
 MAX_REASONS = 100
 _SHOWN_RANGES = 10
 
@@ -17,8 +17,8 @@ _SHOWN_RANGES = 10
 class IdRuns:
     """The ids that the server gave to items, by the items' index.
 
-    Kept as runs in which both grow by one, since the server counts: 24 bytes for each time that another producer came
-    between.
+    Stored as runs in which both grow by one, since the server counts ids: 24 bytes for each interruption by another
+    producer.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class IdRuns:
         return self._count
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over the indexes."""
+        """Yield the indexes."""
         for run in self.ranges():
             yield from run
 
     def add(self, index: int, job_id: int) -> None:
-        """Note the id of one more item, which comes after the others."""
+        """Record the id of an item that comes after all others."""
         self._count += 1
         if self._lengths:
             length = self._lengths[-1]
@@ -52,7 +52,7 @@ class IdRuns:
         return self._ids[run] + index - self._indexes[run]
 
     def ranges(self) -> list[range]:
-        """Return the indexes as ranges that do not touch."""
+        """Return the indexes as ranges, with adjacent ones merged."""
         merged = Ranges()
         for index, length in zip(self._indexes, self._lengths, strict=True):
             merged.add(index, length)
@@ -60,7 +60,7 @@ class IdRuns:
 
 
 class Ranges:
-    """Growing numbers, kept as ranges."""
+    """Increasing numbers, stored as ranges."""
 
     def __init__(self) -> None:
         self._ranges: list[range] = []
@@ -80,10 +80,10 @@ class Ranges:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the items, by their index.
+    """The outcome of each item, by its index.
 
-    ``unknown`` were sent, but the connection broke before the server's answer; from ``unsent_from`` on nothing was
-    sent, None if all was.
+    ``unknown`` items were sent, but the connection broke before the server's answer. ``unsent_from`` is the index of
+    the first item that was not sent, if any.
     """
 
     accepted: IdRuns = field(default_factory=IdRuns)
@@ -91,7 +91,7 @@ class Outcome:
     reasons: dict[int, BackendError] = field(default_factory=dict[int, BackendError])
     unknown: Ranges = field(default_factory=Ranges)
     unsent_from: int | None = None
-    failure: BackendError | None = None  # what ended it early
+    failure: BackendError | None = None  # the error that ended the batch early
 
     def refuse(self, index: int, error: BackendError) -> None:
         self.refused.add(index)
@@ -108,7 +108,7 @@ class Outcome:
             first = next(iter(self.reasons.items()))
             parts.append(f"refused: {_shown(self.refused)}, at index {first[0]} because {first[1]}")
         if self.unknown:
-            parts.append(f"unknown, for the connection broke ({self.failure}): {_shown(self.unknown)}")
+            parts.append(f"unknown, because the connection broke ({self.failure}): {_shown(self.unknown)}")
         elif self.failure is not None and not self.refused:
             parts.append(str(self.failure))
         if self.unsent_from is not None:

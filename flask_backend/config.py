@@ -1,4 +1,4 @@
-"""Every setting of the extension, once: its name, type, default and meaning."""
+"""The settings of the extension: the name, type, default and meaning of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .retry import DEFAULT_RETRY, Retry
 URI_KEY = "BACKEND_CONNECTION_URI"
 BASE_URL_KEY = "BACKEND_BASE_URL"
 KEYS = (URI_KEY, "BACKEND_TTR", "BACKEND_TIMEOUT", "BACKEND_RETRY", BASE_URL_KEY)
-DEFAULT_PORT = 11300  # beanstalkd's own
+DEFAULT_PORT = 11300  # beanstalkd's default
 _URI = re.compile(
     r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s\x00-\x1f\x7f/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?",
     re.ASCII,
@@ -26,7 +26,7 @@ _URI = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the broker listens."""
+    """The address of the broker."""
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
@@ -37,7 +37,7 @@ class Address:
 
     @classmethod
     def parse(cls, uri: object) -> Address:
-        """Read ``btq://host[:port]``; raise :exc:`ConfigError`, naming the key and the forms that are right."""
+        """Read ``btq://host[:port]``; raise :exc:`ConfigError`, which names the setting and the valid forms."""
         match = _URI.fullmatch(uri) if isinstance(uri, str) else None
         port = int(match["port"] or DEFAULT_PORT) if match else 0
         if match is None or not 0 < port < 2**16:
@@ -49,19 +49,19 @@ class Address:
 
 
 def _check_host(uri: object, host: str) -> str:
-    """Return a host name that the resolver takes; it encodes each name as this does."""
+    """Return a host name that the resolver accepts: it uses the same encoding."""
     try:
         host.encode("idna")
     except UnicodeError as error:
         raise ConfigError(
-            f"{URI_KEY} is {uri!r}; expected a host name that can be looked up: its parts between dots have 1 to 63 "
+            f"{URI_KEY} is {uri!r}; expected a valid host name: its parts between dots have 1 to 63 "
             f"characters ({error.__cause__ or error})"
         ) from error
     return host
 
 
 class StandIn(Enum):
-    """What takes the broker's place in tests, by its URI; see :mod:`flask_backend.testing`."""
+    """A substitute for the broker in tests, by its URI; see :mod:`flask_backend.testing`."""
 
     MEMORY = "memory://"
     SYNC = "sync://"
@@ -71,26 +71,26 @@ class StandIn(Enum):
 
 
 def parse_broker(uri: object) -> Address | StandIn:
-    """Read the address of a broker, or the URI of a stand-in; raise :exc:`ConfigError`."""
+    """Read the address of a broker, or the URI of a stand-in; raise :exc:`ConfigError` for any other value."""
     return next((each for each in StandIn if each.value == uri), None) or Address.parse(uri)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What ``init_app`` reads from ``app.config``.
+    """The settings that ``init_app`` reads from ``app.config``.
 
     ``BACKEND_CONNECTION_URI`` (``btq://127.0.0.1:11300``)
-        Where Beanstalkd is; in tests ``memory://`` or ``sync://``. Without the key the environment variable of the
-        same name counts.
+        The address of Beanstalkd; in tests ``memory://`` or ``sync://``. If the key is missing, the environment
+        variable of the same name is used.
     ``BACKEND_TTR`` (120)
         The seconds that a worker may be silent before Beanstalkd gives its job to another. Workers touch their
-        job while it runs, so this is no limit on a task's length.
+        job while it runs, so this does not limit how long a task may run.
     ``BACKEND_TIMEOUT`` (5)
-        The seconds to wait for Beanstalkd to connect or to answer.
-    ``BACKEND_RETRY`` (:class:`flask_backend.Retry`'s own defaults)
-        What tasks and receivers have that set no ``retry`` of their own: a ``Retry(...)``, or a mapping of its numbers.
+        The seconds to wait for a connection to Beanstalkd, and for each answer.
+    ``BACKEND_RETRY`` (the defaults of :class:`flask_backend.Retry`)
+        The policy of tasks and receivers without their own ``retry``: a ``Retry(...)``, or a mapping of its numbers.
     ``BACKEND_BASE_URL`` (None)
-        Where the app's pages are, as ``https://example.com`` or ``https://example.com/shop``: with it ``url_for`` works
+        The URL of the app, such as ``https://example.com`` or ``https://example.com/shop``: with it ``url_for`` works
         in tasks, receivers and hooks.
     """
 
@@ -102,11 +102,11 @@ class Settings:
 
     @property
     def address(self) -> Address:
-        """Where to connect. Raises :exc:`ConfigError` if there is only a stand-in for tests."""
+        """The address to connect to. Raises :exc:`ConfigError` if the broker is a stand-in for tests."""
         if isinstance(self.broker, StandIn):
             raise ConfigError(
-                f"{URI_KEY} is {self.broker}, which is for tests: there is no broker to connect to. "
-                f"Set it to that of a real one, for example {_DEFAULTS.broker}"
+                f"{URI_KEY} is {self.broker}, which is a stand-in for tests, not a broker to connect to. "
+                f"Set it to the address of a real broker, for example {_DEFAULTS.broker}"
             )
         return self.broker
 
@@ -136,12 +136,12 @@ def _base_url(value: object) -> SplitResult | None:
             and not url.query
             and not url.fragment
         )
-    except ValueError:  # of a port or an IPv6 address
+    except ValueError:  # an invalid port or IPv6 address
         url, is_right = None, False
     if url is None or not is_right:
         raise ConfigError(
-            f"{BASE_URL_KEY} is {value!r}; expected http:// or https:// with a host, and a path if the app is below "
-            "one, for example https://example.com or https://example.com/shop"
+            f"{BASE_URL_KEY} is {value!r}; expected http:// or https:// with a host, and a path if the app is mounted "
+            "under one, for example https://example.com or https://example.com/shop"
         )
     return url
 

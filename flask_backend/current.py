@@ -1,4 +1,4 @@
-"""The job that is being run, for the task that runs it: ``from flask_backend import current_job``."""
+"""The running job, for its task: ``from flask_backend import current_job``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .retry import Retry
 
 
 class JobLease(Protocol):
-    """What a job that is being run needs of who holds it."""
+    """The part of its holder that a running job uses."""
 
     def counters(self) -> JobCounters: ...
     def counters_within(self, wait_s: float) -> JobCounters | None: ...
@@ -26,13 +26,13 @@ class JobLease(Protocol):
 class CurrentJob:
     """A job while its task or receiver runs.
 
-    ``id`` is Beanstalkd's; ``queue`` and ``endpoint`` say what is run, for a receiver its function's name;
-    ``headers`` are those of the task's message, with its own ``id``, empty if it has none.
+    ``id`` is Beanstalkd's id; ``endpoint`` is the task's endpoint in ``queue``, or the name of a receiver's function;
+    ``headers`` are the headers of the task's message, with its own ``id``; they may be empty.
     """
 
     __slots__ = ("_counters", "_lease", "_retry", "endpoint", "has_logged", "headers", "id", "queue")
 
-    def __init__(  # noqa: PLR0913  # a record, made for every job
+    def __init__(  # noqa: PLR0913  # a record, created for every job
         self,
         id: int,  # noqa: A002  # its name in the public class
         queue: str,
@@ -45,42 +45,42 @@ class CurrentJob:
         self.queue = queue
         self.endpoint = endpoint
         self.headers = headers
-        self.has_logged = False  # a line that tells of this job
+        self.has_logged = False  # whether a log line has named this job
         self._retry = retry
         self._lease = lease
         self._counters: JobCounters | None = None
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1, as the broker counts.
+        """The number of this attempt, from 1, as the broker counts.
 
-        Asked for when it is first wanted: raises :exc:`BrokerConnectionError` if the broker is away by then, and
-        :exc:`JobNotFoundError` if the job is no longer held.
+        The first access asks the broker. Raises :exc:`BrokerConnectionError` if the broker does not answer, and
+        :exc:`JobNotFoundError` if the worker no longer holds the job.
         """
         return self._known().attempts.number
 
     @property
     def will_retry(self) -> bool:
-        """Whether another attempt follows if this one raises what is retried. Raises as ``attempt``."""
+        """Whether another attempt follows if this one raises a retried exception. Raises the errors of ``attempt``."""
         return self._retry.allows_another(self._known().attempts)
 
     @property
     def age(self) -> float:
-        """The seconds since it was scheduled, by the clocks of that machine and this one. Raises as ``attempt``."""
+        """The seconds since scheduling, by the clocks of both machines. Raises the errors of ``attempt``."""
         if (at := scheduled_at(self.headers)) is not None:
             return max(0.0, time.time() - at)
         return self._lease.counters().age_s
 
     def touch(self) -> None:
-        """Have the job's time to run start again. Workers do so by themselves; this one tells whether it is still held.
+        """Restart the job's TTR. Workers do this on their own; call it to check that the job is still reserved.
 
-        Raises :exc:`JobNotFoundError` if it is not, since the broker gave it to another worker, and
+        Raises :exc:`JobNotFoundError` if it is not, because the broker gave it to another worker, and
         :exc:`BrokerConnectionError`.
         """
         self._lease.touch()
 
     def attempt_for_logs(self) -> int | None:
-        """Return the attempt, or None if that cannot be known now: a log line must neither wait nor fail."""
+        """Return the attempt, if the broker answers soon: a log line must neither wait nor fail."""
         self.has_logged = True
         if self._counters is None:
             try:
@@ -100,12 +100,12 @@ class CurrentJob:
 
 job_being_run: ContextVar[CurrentJob] = ContextVar("flask_backend.current_job")
 
-# A proxy, as flask.current_app: false where no job is being run, and then each use of it raises RuntimeError.
+# A proxy like flask.current_app: false if no job is running; using it then raises RuntimeError.
 current_job = cast(
     "CurrentJob",
     LocalProxy(
         job_being_run,
-        unbound_message="No job is being run here: current_job is there in a task or receiver that a worker runs, and "
+        unbound_message="No job is running here: current_job is set in a task or receiver that a worker runs, and "
         "false elsewhere, for example in hello.run().",
     ),
 )

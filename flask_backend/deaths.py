@@ -1,4 +1,4 @@
-"""How a process ended, and what is known of a child that died: facts that the supervisor finds and others act on."""
+"""How a process ended, and the facts about a child's death: the supervisor finds them, other modules act on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended: by its own exit status or by a signal; and what it used, see getrusage(2)."""
+    """How a process ended, with an exit status or by a signal, and its resource usage, see getrusage(2)."""
 
     pid: int
     status: int | None
@@ -27,17 +27,17 @@ class Exit:
 
 
 class ExitKind(Enum):
-    """How a child's end is to be understood."""
+    """The supervisor's classification of a child's exit."""
 
-    PLANNED = auto()  # drained: recycled, or one too many
-    CANNOT_WORK = auto()  # died before it was ready, or gave up by itself without a job
-    DIED_IDLE = auto()  # killed: the system's doing, or an operator's
-    DIED_BUSY = auto()  # perhaps the doing of its job
+    PLANNED = auto()  # drained: recycled, or surplus
+    CANNOT_WORK = auto()  # died before it was ready, or gave up on its own without a job
+    DIED_IDLE = auto()  # killed by the system or an operator
+    DIED_BUSY = auto()  # perhaps killed by its job
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What a child was doing when it was asked, or died."""
+    """The job of a child at the time of a request, or of its death."""
 
     job_id: int
     label: str
@@ -46,7 +46,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a child ended, and what it was doing."""
+    """How a child ended, and its job at that time."""
 
     pool: str
     kind: ExitKind
@@ -72,7 +72,7 @@ class Death:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same for programs: the extra fields of the log record."""
+        """Return the same facts for programs: the extra fields of the log record."""
         return {
             "queue": self.pool,
             "worker_pid": self.exit.pid,

@@ -1,6 +1,6 @@
-"""What a task may raise to decide itself what becomes of its job.
+"""Exceptions that a task raises to decide what happens to its job.
 
-They are no failures: error trackers skip them by their one base, ``ignore_errors=[TaskDecision]`` for Sentry's.
+They are not failures: error trackers can skip them by their base class, in Sentry ``ignore_errors=[TaskDecision]``.
 """
 
 from __future__ import annotations
@@ -9,44 +9,44 @@ from .durations import Delay, whole_seconds
 from .errors import restore_error
 
 
-class TaskDecision(Exception):  # noqa: N818  # no error: a decision
-    """The base of what a task may raise to decide what becomes of its job. Not to be raised itself."""
+class TaskDecision(Exception):  # noqa: N818  # a decision, not an error
+    """Base class of the exceptions with which a task decides what happens to its job. Raise its subclasses."""
 
-    reason: str = ""  # of a subclass, too, that does not call our __init__
+    reason: str = ""  # for a subclass that does not call our __init__
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Let a pool of processes carry it back to the task that used the pool."""
+        """Pickle the exception, so that a process pool can return it to the task that uses the pool."""
         return restore_error, (type(self), self.args), self.__dict__
 
 
 class RetryLater(TaskDecision):
-    """Try again after ``delay``: seconds, a ``timedelta``, or an aware ``datetime``; one second at least.
+    """Retry after ``delay``: seconds, a ``timedelta``, or an aware ``datetime``; at least one second.
 
-    It counts as an attempt: when the retries of the task are used up the job is buried. A task that may wait for as
-    long as it takes has ``retry=Retry(max_retries=None)``. Raises :exc:`OptionError` for what is no delay.
+    This counts as an attempt: the job is buried when the retries of its task are used up. A task that may wait without
+    limit needs ``retry=Retry(max_retries=None)``. Raises :exc:`OptionError` for an invalid delay.
     """
 
     delay_s: int = 1
 
     def __init__(self, delay: Delay, reason: str = "") -> None:
         super().__init__(reason)
-        # A release without delay puts the job in front of all others, at once.
+        # A release without delay puts the job at the head of its queue at once.
         self.delay_s = max(1, whole_seconds("delay", delay))
 
 
 class Bury(TaskDecision):
-    """Try no more: bury the job, with ``reason``, for a person to look at. No retry is left."""
+    """Stop retrying and bury the job, with ``reason``, for a person to look at."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
 
 
 class Discard(TaskDecision):
-    """Try no more: delete the job, for ``reason``, as if it had succeeded. One line of the log tells so."""
+    """Stop retrying and delete the job as if it had succeeded. A log line gives ``reason``."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

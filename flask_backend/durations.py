@@ -1,4 +1,4 @@
-"""Durations as Beanstalkd takes them: whole seconds, rounded up, and not too many. Pure."""
+"""Durations as Beanstalkd takes them: whole seconds, rounded up, within its limit. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from datetime import UTC, datetime, timedelta
 from .errors import OptionError
 from .message import show_value
 
-MAX_SECONDS = 2**32 - 1  # the protocol's limit of a delay and of a time to run
+MAX_SECONDS = 2**32 - 1  # the protocol's limit for a delay and for a TTR
 
 Delay = float | timedelta | datetime
 
 
 def whole_seconds(name: str, value: Delay, *, least: int = 0) -> int:
-    """Return the seconds that ``value`` stands for, from ``least`` on; a time that is past counts as no seconds.
+    """Return ``value`` in seconds, at least ``least``; a time in the past counts as 0.
 
-    Rounded up, since a job must not come sooner than asked for; the protocol takes no fractions. Raises
-    :exc:`OptionError`, naming what was given as ``name``, for what is no duration and for a time without a zone.
+    Rounded up, since the protocol takes whole seconds and a job must not come sooner than asked for. Raises
+    :exc:`OptionError`, which calls the value ``name``, for an invalid duration and for a time without a time zone.
     """
     seconds = _seconds(name, value)
     if not least <= seconds <= MAX_SECONDS:
@@ -35,7 +35,7 @@ def _seconds(name: str, value: object) -> float:
             return value.total_seconds()
         case datetime() if value.utcoffset() is None:
             raise OptionError(
-                f"{name} is {show_value(value)}, which has no time zone: say which, as datetime.now(UTC) + "
+                f"{name} is {show_value(value)}, which has no time zone: add one, for example datetime.now(UTC) + "
                 "timedelta(hours=1)"
             )
         case datetime():

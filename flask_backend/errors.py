@@ -1,4 +1,4 @@
-"""Everything that Flask-Backend raises, under one base."""
+"""The errors that Flask-Backend raises, under one base class."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ E = TypeVar("E", bound=Exception)
 
 
 def restore_error(kind: type[E], args: tuple[object, ...]) -> E:
-    """Make the copy of a pickled exception whose ``__init__`` does not take its ``args``: its state follows."""
+    """Return the copy of a pickled exception whose ``__init__`` does not accept its ``args``; pickle adds its state."""
     return kind.__new__(kind, *args)
 
 
 class BackendError(Exception):
-    """The base of every error that Flask-Backend raises."""
+    """Base class of every error that Flask-Backend raises."""
 
 
 class ConfigError(BackendError, ValueError):
-    """A setting has a value that cannot work."""
+    """A setting has an invalid value."""
 
 
 class RegistrationError(BackendError, ValueError):
-    """A task, receiver or hook clashes with another, or is not registered where it is wanted."""
+    """A task, receiver or hook conflicts with another one, or is not registered where it is needed."""
 
 
 class QueueNameError(BackendError, ValueError):
-    """Beanstalkd would refuse the name of this queue."""
+    """Beanstalkd would refuse this queue name."""
 
 
 class OptionError(BackendError, ValueError):
-    """An option of a call, or a delay, has a value that cannot work."""
+    """An option of a call, or a delay, has an invalid value."""
 
 
 class TaskArgumentsError(BackendError, TypeError):
@@ -41,23 +41,23 @@ class MessageEncodeError(BackendError, TypeError):
 
 
 class MessageDecodeError(BackendError, ValueError):
-    """These bytes are no message that any worker could ever run."""
+    """The body of a job is not a message that a worker can run."""
 
 
 class UnknownEndpointError(BackendError, LookupError):
-    """A well-formed message names a task that this version of the app does not have."""
+    """A valid message names a task that this version of the app does not have."""
 
 
-class TaskTimeout(BackendError):  # noqa: N818  # named as its users read it
-    """The task has reached its time limit; raised inside the task, where it runs at that moment."""
+class TaskTimeout(BackendError):  # noqa: N818  # the name that users know
+    """The task has reached its time limit; raised inside the task, at the line that it is running."""
 
 
 class TaskResultError(BackendError, TypeError):
-    """What a task returned has not run: a generator, or an awaitable that is not awaited."""
+    """A task returned something that has not run: a generator, or an awaitable that was not awaited."""
 
 
 class BrokerError(BackendError):
-    """Beanstalkd answered, and refused."""
+    """Beanstalkd refused a command."""
 
 
 class JobTooBigError(BrokerError, ValueError):
@@ -69,8 +69,8 @@ class JobNotFoundError(BrokerError, LookupError):
 
 
 class BrokerConnectionError(BrokerError, ConnectionError):
-    """Beanstalkd could not be reached, went away, stayed silent for too long or spoke out of turn."""
+    """Beanstalkd could not be reached, closed the connection, timed out or sent an unexpected reply."""
 
 
 class OutputError(BackendError):
-    """A command's results could not be written."""
+    """The results of a command could not be written."""

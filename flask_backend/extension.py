@@ -1,4 +1,4 @@
-"""The extension: registers tasks, and schedules them for the app in use. Opens no socket, starts nothing."""
+"""The extension: registers tasks, and schedules them for the app in use. Opens no socket and starts no process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .retry import Retry
 from .system.launch import launched
 from .task import Task
 
-launched()  # with Flask-Script the app, which may change the folder, is imported before any command of ours
+launched()  # Flask-Script imports the app, which may change the working directory, before it runs our commands
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -41,7 +41,7 @@ EXTENSION_KEY = "backend"
 def _naming_a_queue(
     register: Callable[Concatenate[Backend, Q], T],
 ) -> Callable[Concatenate[Backend, Q], T]:
-    """Refuse a decorator where it stands if it lacks its parentheses, or the queue in them."""
+    """Raise at once if a decorator lacks its parentheses, or the queue in them."""
 
     @functools.wraps(register)
     def checked(self: Backend, /, *args: Q.args, **kwargs: Q.kwargs) -> T:
@@ -50,7 +50,7 @@ def _naming_a_queue(
         if callable(queue):
             found = f"{decorator} has no parentheses, and would not register {shown_name(queue)}"
         elif queue is None:
-            found = f"{decorator} names no queue"
+            found = f"{decorator} does not name a queue"
         else:
             check_worked_queue_name(queue)
             return register(self, *args, **kwargs)
@@ -60,23 +60,23 @@ def _naming_a_queue(
 
 
 class Backend:
-    """Background tasks of a Flask app, or of several: what is registered here is shared, connections are per app.
+    """Background tasks of one or more Flask apps. Apps share the registered tasks; each app has its own connections.
 
-    ``Backend(app)``, or ``Backend()`` and ``init_app(app)`` in a factory.
+    Use ``Backend(app)``, or ``Backend()`` and ``init_app(app)`` in a factory.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
         self._handlers: dict[str, Handlers] = {}
         self._producers: weakref.WeakKeyDictionary[Flask, Producer] = weakref.WeakKeyDictionary()
-        # What each app's config had when it was read; until the first use, which compares.
+        # Each app's settings as ``init_app`` read them; the first use compares and removes them.
         self._read: weakref.WeakKeyDictionary[Flask, dict[str, Any]] = weakref.WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Read and check the app's settings (see :class:`flask_backend.config.Settings`). Connects to nothing.
+        """Read and check the app's settings (see :class:`flask_backend.config.Settings`). Opens no connection.
 
-        Raises :exc:`ConfigError` for a setting that cannot work.
+        Raises :exc:`ConfigError` for an invalid setting.
         """
         if EXTENSION_KEY in app.extensions:
             raise RegistrationError(f"app {app.name!r} already has a Backend: call init_app once for each app")
@@ -85,7 +85,7 @@ class Backend:
         app.extensions[EXTENSION_KEY] = self
 
     @_naming_a_queue
-    def task(  # noqa: PLR0913  # all but two by name only
+    def task(  # noqa: PLR0913  # all but two are keyword-only
         self,
         queue: str,
         endpoint: str | None = None,
@@ -98,12 +98,12 @@ class Backend:
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task of ``queue``: calling it schedules it.
 
-        ``endpoint`` is the task's name on the wire, by default the function's own. After ``time_limit`` seconds
-        :exc:`TaskTimeout` is raised inside the task; without it the limit of the worker's command line counts, if
-        there is one. ``retry`` says what happens after a failure; without it ``BACKEND_RETRY`` does. ``delay``,
-        ``priority`` and ``ttr`` are for calls that do not set them, see :meth:`Task.options`. Raises
-        :exc:`RegistrationError` if the queue already has that endpoint, or has a receiver, :exc:`ConfigError` for a
-        limit that is none, and :exc:`OptionError`.
+        ``endpoint`` is the task's name on the wire, by default the function's name. After ``time_limit`` seconds
+        :exc:`TaskTimeout` is raised inside the task; the default is the limit of the worker's command line, if any.
+        ``retry`` is the policy after a failure; the default is ``BACKEND_RETRY``. ``delay``, ``priority`` and ``ttr``
+        are the defaults of its calls, see :meth:`Task.options`. Raises :exc:`RegistrationError` if the queue already
+        has that endpoint, or has a receiver, :exc:`ConfigError` for an invalid time limit or retry policy, and
+        :exc:`OptionError`.
         """
         check_endpoint(endpoint)
         check_time_limit(time_limit)
@@ -115,13 +115,13 @@ class Backend:
             function = check_function(decorator, function)
             if isinstance(function, Task):
                 raise RegistrationError(
-                    f"{function!r} is a task already, and {decorator} would only schedule it: for both queues write "
+                    f"{function!r} is already a task, and {decorator} would only schedule it: for both queues write "
                     f"backend.task({queue!r})({function.__name__}.function)"
                 )
             name = endpoint if endpoint is not None else name_of(function)
             if name is None:
                 raise RegistrationError(
-                    f"{show_value(function)} has no name that could be its endpoint: write "
+                    f"{show_value(function)} has no name to use as its endpoint: write "
                     f'backend.task({queue!r}, endpoint="...")'
                 )
             handlers = self._handlers_of(queue)
@@ -145,9 +145,9 @@ class Backend:
     def receiver(
         self, queue: str, *, time_limit: float | None = None, retry: Retry | None = None
     ) -> Callable[[Receiver], Receiver]:
-        """Have a function called with every JSON message that other systems put on ``queue``.
+        """Register a function that is called with every JSON message that other systems put on ``queue``.
 
-        ``time_limit`` and ``retry`` are as for a task. Raises :exc:`RegistrationError` if the queue already has a
+        ``time_limit`` and ``retry`` work as for a task. Raises :exc:`RegistrationError` if the queue already has a
         receiver or tasks.
         """
         check_time_limit(time_limit)
@@ -168,7 +168,7 @@ class Backend:
 
     @_naming_a_queue
     def before_first_task(self, queue: str) -> Callable[[Hook], Hook]:
-        """Have a function called once in each worker of ``queue``, in an app context, before it takes its first job."""
+        """Register a function that each worker of ``queue`` calls once, in an app context, before its first job."""
         decorator = f"@backend.before_first_task({queue!r})"
 
         def decorate(hook: Hook) -> Hook:
@@ -188,9 +188,9 @@ class Backend:
         priority: int | None = None,
         ttr: float | None = None,
     ) -> Job:
-        """Send a message, anything that JSON can carry, to an external system on the same server.
+        """Send a message, any value that JSON can carry, to an external system on the same server.
 
-        The options are those of :meth:`Task.options`. Raises what scheduling a task raises.
+        Takes the options of :meth:`Task.options`. Raises the errors of scheduling a task.
         """
         check_queue_name(queue)
         return self.put(queue, _encode_message(queue, message), Options(delay, priority, ttr), None)
@@ -204,9 +204,9 @@ class Backend:
         priority: int | None = None,
         ttr: float | None = None,
     ) -> Jobs:
-        """Send many messages, in order and many at a time, as :meth:`Task.map` schedules many calls.
+        """Send many messages, in order and in batches, as :meth:`Task.map` schedules many calls.
 
-        Raises :exc:`BulkError`, which tells what became of each, if one was not accepted.
+        Raises :exc:`BulkError`, with the outcome of each, if a message was not accepted.
         """
         check_queue_name(queue)
         return self._put_batch(
@@ -215,17 +215,17 @@ class Backend:
 
     @property
     def queues(self) -> dict[str, Handlers]:
-        """The queues that workers can serve, by name."""
+        """The queues with a task or a receiver, by name."""
         return {name: handlers for name, handlers in self._handlers.items() if handlers.can_work}
 
     def settings_of(self, app: Flask) -> Settings:
         return self.producer_of(app).settings
 
     def producer_of(self, app: Flask) -> Producer:
-        """Return an app's connection to its broker.
+        """Return the producer that connects an app to its broker.
 
         Raises :exc:`RegistrationError` if the app is not initialised, and at the first use :exc:`ConfigError` if its
-        settings changed after ``init_app`` had read them.
+        settings changed after ``init_app`` read them.
         """
         producer = self._producers.get(app)
         if producer is None:
@@ -236,13 +236,13 @@ class Backend:
         return producer
 
     def app_in_use(self) -> Flask:
-        """Return the current app, or outside of a context the only one; raise :exc:`RegistrationError`."""
-        with suppress(RuntimeError):  # there is no context
+        """Return the current app, or outside of a context the only app; else raise :exc:`RegistrationError`."""
+        with suppress(RuntimeError):  # outside of an app context
             return app_ctx.app  # the app itself: current_app is a proxy
         if len(self._producers) == 1:
             return next(iter(self._producers))
         raise RegistrationError(
-            "no app context is active, so that it is open which app's broker is meant: use `with app.app_context():`"
+            "no app context is active and this Backend has several apps: use `with app.app_context():`"
             if self._producers
             else "this Backend has no app: use Backend(app), or backend.init_app(app)"
         )
@@ -313,7 +313,7 @@ def _check_unchanged(app: Flask, read: dict[str, Any]) -> None:
 
 
 def _why_again(old: Callable[..., Any], new: Callable[..., Any]) -> str:
-    """Return what has happened, and what to do, where the same lines of code have registered a task again."""
+    """Return the cause and the remedy if the same lines of code have registered a task twice, else an empty string."""
     first, second = (getattr(inspect.unwrap(each), "__code__", None) for each in (old, new))
     if first is None or second is None:
         return ""
@@ -322,11 +322,11 @@ def _why_again(old: Callable[..., Any], new: Callable[..., Any]) -> str:
     modules = old.__module__, new.__module__
     if modules[0] != modules[1]:
         return (
-            f"one file was imported under two names, {modules[0]} and {modules[1]}: import it by one name "
+            f"one file was imported under two names, {modules[0]} and {modules[1]}: import it under one name "
             "everywhere; if these are two tasks, "
         )
     return (
-        f"the same lines of {modules[0]} ran twice. If a factory has them, move the task out of it, to the top of a "
+        f"the same lines of {modules[0]} ran twice. If they are in a factory, move the task to the top level of a "
         "module; a module with tasks cannot be reloaded: restart the process; if these are two tasks, "
     )
 

@@ -2,7 +2,7 @@
 
 Flask-Script 2.0.6, its last release, cannot be imported with Flask 2.3 or later. Flask-Script-NG can, but is named
 ``flask_script_ng``. Importing this module lets ``from flask_script import Manager`` find Flask-Script-NG where
-Flask-Script is absent or broken: programs written for the old name go on unchanged.
+Flask-Script is absent or broken: programs written for the old name work unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _import_flask_script() -> Any:
         return importlib.import_module("flask_script")
     except ImportError:
         for name in [name for name in sys.modules if name.partition(".")[0] == "flask_script"]:
-            del sys.modules[name]  # what a broken one has left behind
+            del sys.modules[name]  # left behind by a broken one
     try:
         successor = importlib.import_module("flask_script_ng")
     except ImportError as error:
@@ -48,15 +48,15 @@ class BackendCommand(_Command):
     """Runs backend workers: `backend QUEUE`, or `backend supervise --queue QUEUE --workers 4`; see `backend --help`."""
 
     name = "backend"
-    # All that follows the command's name goes to our own command line, --help included.
+    # All arguments after the command's name go to our own command line, --help included.
     capture_all_args = True
     help_args = ()
 
     def __call__(self, app: Flask, args: Sequence[str] = (), **_options: Any) -> None:
-        """Run in the process as it is: the inherited method would put a fake web request around the workers."""
+        """Run without a web request: the inherited method would put a fake one around the workers."""
         from .cli import MODULES, commands
 
         arguments = list(args)
         if arguments and not arguments[0].startswith("-") and arguments[0] not in MODULES:
-            arguments.insert(0, "worker")  # the command of old: `backend com.example/default`
+            arguments.insert(0, "worker")  # the old form: `backend com.example/default`
         commands(arguments, prog_name=f"{sys.argv[0]} backend", obj=ScriptInfo(create_app=lambda: app))

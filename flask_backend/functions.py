@@ -1,4 +1,4 @@
-"""What can be registered: a callable's name, its own signature, and why some callables cannot work. Pure."""
+"""Callables that can be registered: their name, their signature, and why some cannot work. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .message import show_value
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature that a call has to fit: the callable's own, whatever it wraps.
+    """Return the signature that a call has to fit: the callable's own, not that of a function it wraps.
 
-    A decorator may take or give arguments, and ``functools.wraps`` does not say so. Some callables of C code have no
-    signature: then the function that they wrap counts, and without one the call is not checked.
+    A decorator may add or remove arguments, which ``functools.wraps`` does not record. Some callables in C have no
+    signature: then the signature of the function that they wrap is used. Without one, calls are not checked.
     """
     for follow in (False, True):
         try:
@@ -37,7 +37,7 @@ _ANY_ARGUMENTS = inspect.Signature(
 def bind(
     endpoint: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> inspect.BoundArguments:
-    """Give each argument of a call its parameter; raise :exc:`TaskArgumentsError` if they do not fit."""
+    """Bind the arguments of a call to the parameters; raise :exc:`TaskArgumentsError` if they do not fit."""
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -45,13 +45,13 @@ def bind(
 
 
 def name_of(function: object) -> str | None:
-    """Return the name of a callable; None for one without, as a partial or an object with ``__call__``."""
+    """Return the name of a callable, if any: a partial and an object with ``__call__`` lack one."""
     name = getattr(function, "__name__", None)
     return name if isinstance(name, str) and name else None
 
 
 def shown_name(function: object) -> str:
-    """Return a name to show: of a partial that of its function, of an object that of its class."""
+    """Return a name for messages: for a partial its function's name, for an object its class's name."""
     name = name_of(function)
     if name is None and isinstance(function, functools.partial):
         return shown_name(cast("functools.partial[object]", function).func)
@@ -59,9 +59,9 @@ def shown_name(function: object) -> str:
 
 
 def check_function(decorator: str, function: object) -> Callable[..., Any]:
-    """Return what a worker is to call, or raise :exc:`RegistrationError` for what it could not call.
+    """Return the function that a worker calls; raise :exc:`RegistrationError` if it cannot call ``function``.
 
-    ``decorator`` is the decorator as the user types it. A ``staticmethod`` gives its function.
+    ``decorator`` is the decorator as the user types it. For a ``staticmethod`` its function is returned.
     """
     if isinstance(function, staticmethod):
         function = cast("staticmethod[..., object]", function).__func__
@@ -74,14 +74,14 @@ def check_function(decorator: str, function: object) -> Callable[..., Any]:
         )
     if isinstance(function, type):
         raise RegistrationError(
-            f"{function.__name__} is a class, and a worker would only make an object of it: write {decorator} above "
-            "a function that makes the object and calls it"
+            f"{function.__name__} is a class, and a worker would only create an instance: write {decorator} above "
+            "a function that creates the instance and calls it"
         )
     if not callable(function):
-        raise RegistrationError(f"{decorator} expects a function, and got {show_value(function)}")
+        raise RegistrationError(f"{decorator} expects a function, got {show_value(function)}")
     if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in _chain(function, _called)):
         raise RegistrationError(
-            f"{shown_name(function)} is a generator function, and a worker's call would run nothing of its body: "
+            f"{shown_name(function)} is a generator function, and a worker's call would not run its body: "
             f"remove the `yield`, or put a decorator that runs the generator to its end between {decorator} and `def`"
         )
     return function
@@ -102,23 +102,23 @@ def check_fits(decorator: str, function: Callable[..., Any], *args: str) -> None
 def may_be_async(function: Callable[..., Any]) -> bool:
     """Whether a call of ``function`` may return an awaitable that the caller is expected to await.
 
-    This is so if it, or a function that it wraps or partially applies, is ``async def``.
+    True if it, or a function that it wraps or partially applies, is ``async def``.
     """
     return any(
-        inspect.iscoroutinefunction(each) or hasattr(each, "_is_coroutine")  # asyncio's own mark, until Python 3.11
+        inspect.iscoroutinefunction(each) or hasattr(each, "_is_coroutine")  # asyncio's own marker, until Python 3.11
         for each in _chain(function, _called_or_wrapped)
     )
 
 
 def _is_method(function: object) -> bool:
-    """Whether a function expects an object of the class that it is defined in, by the name of its first parameter.
+    """Whether a function expects an instance of the class that defines it, by the name of its first parameter.
 
-    The class itself cannot be asked: it may still make a static method of what the decorator returns.
+    The class does not exist yet, and may still make a static method of the decorator's result.
     """
     if not isinstance(function, FunctionType):
         return isinstance(function, classmethod)
     owner = function.__qualname__.rpartition(".")[0]
-    first = next(iter(inspect.signature(function).parameters), None)  # of the method itself, below its decorators
+    first = next(iter(inspect.signature(function).parameters), None)  # of the method itself, under its decorators
     return owner != "" and not owner.endswith("<locals>") and first in _OBJECTS
 
 
@@ -126,7 +126,7 @@ _OBJECTS = {"self", "_self", "this", "cls", "_cls"}
 
 
 def _chain(function: object, following: Callable[[object], Iterator[object]]) -> Iterator[object]:
-    """Return ``function`` and everything that ``following`` leads to from there, each once."""
+    """Yield ``function`` and every callable that ``following`` reaches from it, each once."""
     left, seen = [function], set[int]()
     while left:
         each = left.pop()
@@ -137,12 +137,12 @@ def _chain(function: object, following: Callable[[object], Iterator[object]]) ->
 
 
 def _called(function: object) -> Iterator[object]:
-    """Return what a call of ``function`` calls without any code in between."""
+    """Yield the callable that a call of ``function`` calls directly, if any."""
     match function:
         case functools.partial(func=inner) | MethodType(__func__=inner) | staticmethod(__func__=inner):
             yield inner
         case _:
-            call = getattr(type(function), "__call__", None)  # noqa: B004  # which one, not whether
+            call = getattr(type(function), "__call__", None)  # noqa: B004  # the method itself is needed
             if call is not None and not isinstance(call, WrapperDescriptorType):
                 yield call
 

@@ -1,4 +1,4 @@
-"""What a caller has in hand after scheduling: a job, or many."""
+"""The results of scheduling: one job, or many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .errors import BackendError, restore_error
 
 
 class JobState(StrEnum):
-    """Where a job is. ``DONE`` says that the server does not have it: it was finished, cancelled or deleted."""
+    """The state of a job. ``DONE`` means that the server does not have it: it was finished, cancelled or deleted."""
 
     READY = "ready"
     DELAYED = "delayed"
@@ -22,7 +22,7 @@ class JobState(StrEnum):
 
 
 class JobControl(Protocol):
-    """What a job needs of its producer."""
+    """The part of its producer that a job uses."""
 
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None: ...
     def cancel(self, queue: str, job_id: int, uid: str | None) -> bool: ...
@@ -32,8 +32,8 @@ class JobControl(Protocol):
 class Job:
     """A job that Beanstalkd has accepted: its queue, and the id that Beanstalkd gave it.
 
-    ``uid`` is the id that a task's message carries, unlike the other one never used twice; a message to another system
-    has none. A pickled job keeps these three only: where it is unpickled there is no server to ask.
+    ``uid`` is the id in a task's message; unlike ``id`` it is never reused. A message to another system does not have
+    one. A pickled job keeps only these three: after unpickling it has no connection to query.
     """
 
     queue: str
@@ -42,24 +42,24 @@ class Job:
     _control: JobControl | None = field(default=None, compare=False, repr=False)
 
     def state(self) -> JobState:
-        """Ask the server where the job is now.
+        """Ask the server for the current state of the job.
 
-        Raises :exc:`BrokerConnectionError` if it does not answer.
+        Raises :exc:`BrokerConnectionError` if the server does not answer.
         """
         state = self._asked().state(self.queue, self.id, self.uid)
         return JobState.DONE if state is None else JobState(state)
 
     def cancel(self) -> bool:
-        """Delete the job unless a worker has it; return whether it was deleted, and so will not run, or not again.
+        """Delete the job unless a worker has it; return whether it was deleted, and so does not run (again).
 
-        A job that waits for its retry, or is buried, is deleted too. Raises :exc:`BrokerConnectionError` if the server
-        does not answer: then it is open whether the job was deleted.
+        Also deletes a job that waits for its retry, or is buried. Raises :exc:`BrokerConnectionError` if the server
+        does not answer: the job may or may not be deleted.
         """
         return self._asked().cancel(self.queue, self.id, self.uid)
 
     def _asked(self) -> JobControl:
         if self._control is None:
-            raise TypeError(f"{self!r} was not scheduled by this process: it knows no server to ask")
+            raise TypeError(f"{self!r} was not scheduled by this process: it has no connection to query")
         return self._control
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -71,17 +71,17 @@ class Job:
     def __deepcopy__(self, _memo: object) -> Job:
         return self
 
-    def __bool__(self) -> NoReturn:  # noqa: PLE0304  # it refuses
+    def __bool__(self) -> NoReturn:  # noqa: PLE0304  # it always raises
         self._refuse()
 
     def _refuse(self, *_: object) -> NoReturn:
         raise TypeError(
-            f"{self!r} is a job that is scheduled, and not what its task returns: the task has not run yet. "
-            "Compare with None, ask its state(), or call the task's run() to have it run here"
+            f"{self!r} is a scheduled job, not the return value of its task: the task has not run yet. "
+            "Compare with None, call its state(), or call the task's run() to run it here"
         )
 
 
-# Set here and not written above, so that type checkers go on refusing them.
+# Set here and not defined in the class, so that type checkers still reject these operations.
 for _name in (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "rfloordiv", "mod", "rmod"),
     *("pow", "rpow", "neg", "pos", "abs", "int", "float", "index", "round", "lt", "le", "gt", "ge"),
@@ -93,7 +93,7 @@ for _name in (
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The jobs of many items, each made when it is asked for."""
+    """The jobs of many items, each created on access."""
 
     queue: str
     outcome: Outcome
@@ -109,12 +109,12 @@ class Batch:
 
 
 def batch_uid(prefix: str, index: int) -> str:
-    """Return the id of one message of many: as long as others, and computed where it is needed again."""
+    """Return the id of one message of a batch. It has the usual length, and can be computed again when needed."""
     return f"{prefix}{index:08x}"
 
 
 class Jobs(Sequence[Job]):
-    """The jobs of all items, in their order. Takes 24 bytes for each interruption by another producer, else none."""
+    """The jobs of all items, in their order. Takes memory only where another producer interrupted: 24 bytes each."""
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
@@ -131,7 +131,7 @@ class Jobs(Sequence[Job]):
             return [self[i] for i in range(*index.indices(len(self)))]
         job = self._batch.job(index if index >= 0 else index + len(self))
         if job is None:
-            raise IndexError(f"there are {len(self)} jobs, and none with index {index}")
+            raise IndexError(f"there are {len(self)} jobs: index {index} is out of range")
         return job
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -148,11 +148,12 @@ class Jobs(Sequence[Job]):
 
 
 class BulkError(BackendError):
-    """Some items of many were not accepted; the message tells which, and why.
+    """Some items of a batch were not accepted; the message names them and the reason.
 
-    ``jobs`` has the accepted ones by the index of their item; ``reasons`` the errors of the refused ones, of at most
-    the first hundred; ``refused`` their indexes as ranges. ``unknown`` has the ranges of those that were sent before
-    the connection broke: they are scheduled or not. From ``unsent_from`` on nothing was sent; None if all was.
+    ``jobs`` maps the index of each accepted item to its job; ``reasons`` maps the indexes of at most the first hundred
+    refused items to their errors; ``refused`` has the indexes of all refused items as ranges. ``unknown`` has the
+    ranges of items that were sent before the connection broke: they may or may not be scheduled. ``unsent_from`` is
+    the index of the first item that was not sent, if any.
     """
 
     def __init__(self, batch: Batch) -> None:

@@ -1,7 +1,7 @@
-"""Where log lines go and how they look, for processes that our commands start.
+"""Destination and format of log lines, for the processes that our commands start.
 
-``flask_backend.task`` is the logger that tells what becomes of tasks: failures with their traceback, retries, burials,
-jobs that crashed their worker. Its name stays, so that error trackers and filters can rely on it.
+The logger ``flask_backend.task`` reports the outcome of tasks: failures with their traceback, retries, burials, jobs
+that crashed their worker. Its name is stable, so that error trackers and filters can rely on it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from .visible import json_visible, visible, visible_lines
 FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 JOURNAL_FORMAT = "%(name)s: %(message)s"
 
-# As logging has it in a record.
+# The type of LogRecord.exc_info.
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 LogFormat = Literal["text", "json"]
 
 
 def configure(app: Flask, log_format: LogFormat = "text") -> None:
-    """Log to stderr from level INFO, unless the app has configured the root logger: then touch nothing.
+    """Log to stderr from level INFO, unless the app has configured the root logger.
 
-    Where systemd has connected stderr with the journal, records go there whole, each with its priority.
+    If systemd has connected stderr to the journal, each record goes there as one entry, with its priority.
 
-    What no handler of the app takes goes to stderr in any case, for instance if the only one raises.
+    Records that no handler of the app accepts always go to stderr, for example if the only handler raises.
 
-    Such an app gets the fields of the job by a filter of its own handlers, see :class:`JobContext`, and may use
+    An app that configures logging itself adds the fields of the job with a filter, see :class:`JobContext`, and may use
     :class:`JsonFormatter` as well.
     """
     formatter = JsonFormatter() if log_format == "json" else TextFormatter()
@@ -51,10 +51,10 @@ def configure(app: Flask, log_format: LogFormat = "text") -> None:
         return
     streams.word = lambda text: f"{formatter.format(_warning(text))}\n"
     if log_format == "json" and (reconfigure := getattr(sys.stderr, "reconfigure", None)):
-        reconfigure(encoding="utf-8")  # as JSON is, whatever the locale
+        reconfigure(encoding="utf-8")  # the encoding of JSON, regardless of the locale
     root.addHandler(_journal(log_format) if journal.is_stderr() else _handler(streams.find_stderr(), formatter))
     root.setLevel(logging.INFO)
-    # An app that logged while it was imported has Flask's own handler by now, and would say everything twice.
+    # An app that logged during its import already has Flask's own handler, and would log every line twice.
     app.logger.removeHandler(default_handler)
 
 
@@ -66,7 +66,7 @@ def _handler(stream: TextIO, formatter: logging.Formatter) -> logging.Handler:
 
 
 def _journal(log_format: LogFormat) -> logging.Handler:
-    """Return a handler whose records have no time, level and pid in their text: the journal has these itself."""
+    """Return a handler that leaves time, level and pid out of the text: the journal records these itself."""
     handler = journal.JournalHandler(streams.open_stderr())
     handler.addFilter(JobContext())
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(JOURNAL_FORMAT))
@@ -78,15 +78,15 @@ def _warning(text: str) -> logging.LogRecord:
 
 
 class JobContext(logging.Filter):
-    """Says of which job a log line comes: sets ``task``, ``job_id``, ``attempt`` and ``queue`` of each record.
+    """Adds the current job to log records: sets ``task``, ``job_id``, ``attempt`` and ``queue`` of each record.
 
-    All are None outside of a job, and ``attempt`` also when the broker does not tell it; a field that ``extra=`` has
-    set stays. The attempt takes one exchange with the broker, at the first line of a job. An app that configures
-    logging itself adds this filter to its handlers, since a logger's own filters do not see what comes from others::
+    All are None outside of a job, and ``attempt`` also if the broker does not answer; fields that ``extra=`` has set
+    are kept. The attempt takes one request to the broker, at the first line of a job. An app that configures logging
+    itself adds this filter to its handlers, since a logger's own filters do not see the records of other loggers::
 
         logging.config.dictConfig({
             "version": 1,
-            "disable_existing_loggers": False,  # those made before, by other packages
+            "disable_existing_loggers": False,  # loggers that other packages have already created
             "filters": {"job": {"()": "flask_backend.logs.JobContext"}},
             "formatters": {"json": {"()": "flask_backend.logs.JsonFormatter"}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "filters": ["job"], "formatter": "json"}},
@@ -102,7 +102,7 @@ class JobContext(logging.Filter):
         return True
 
 
-# What is logged while the broker is asked for the attempt must not ask again.
+# A line that is logged during the request for the attempt must not request it again.
 _is_asking: ContextVar[bool] = ContextVar("flask_backend.logs.is_asking", default=False)
 
 
@@ -125,7 +125,7 @@ _JOB_FIELDS: dict[str, Callable[[CurrentJob], str | int | None]] = {
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people, which ends with the job that it comes from: ``... hello world [hello job 12 attempt 2]``."""
+    """A line for people, which ends with its job: ``... hello world [hello job 12 attempt 2]``."""
 
     def __init__(self, line: str = FORMAT) -> None:
         super().__init__(line)
@@ -133,11 +133,11 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return visible_lines(super().format(record))
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name; a traceback comes after
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name; a traceback follows
         line = super().formatMessage(record) + _job_of(record)
         if _is_ours(record):
             return visible(line)
-        return line.replace("\n", "\n  ")  # an app's message may have several lines; none looks like a record
+        return line.replace("\n", "\n  ")  # an app's message may have several lines, which must not look like records
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802  # logging's name
         return _told_exception(ei)
@@ -145,7 +145,7 @@ class TextFormatter(logging.Formatter):
 
 def _job_of(record: logging.LogRecord) -> str:
     task, job_id, attempt = (getattr(record, name, None) for name in ("task", "job_id", "attempt"))
-    if task is None or job_id is None or _is_ours(record):  # ours name the job in their words
+    if task is None or job_id is None or _is_ours(record):  # our own messages name the job
         return ""
     return f" [{task} job {job_id}{'' if attempt is None else f' attempt {attempt}'}]"
 
@@ -160,9 +160,9 @@ def _told_exception(exc_info: _ExcInfo) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """A line for programs: one JSON object, with all that ``extra=`` has given.
+    """A line for programs: one JSON object, with all fields of ``extra=``.
 
-    A value that JSON cannot carry is told by its ``repr``. A name that is taken gets ``extra_`` in front.
+    A value that JSON cannot carry is replaced by its ``repr``. A name that is already used gets the prefix ``extra_``.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -190,14 +190,14 @@ _OF_EVERY_RECORD = {*logging.makeLogRecord({}).__dict__, "message", "asctime"}
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # arguments that do not fit, or whose own code fails: better than no line
+    except Exception as error:  # arguments that do not fit, or whose own code raises: log a line anyway
         return f"{_repr(record.msg)} cannot be formatted with {_repr(record.args)}: {_repr(error)}"
 
 
 def _encode(value: object) -> str:
     try:
         return _encoder.encode(value)
-    except Exception:  # a cycle, NaN, keys that are no text, and whatever a value's own code raises
+    except Exception:  # a cycle, NaN, keys that are not strings, and any exception of a value's own code
         return _encoder.encode(_repr(value))
 
 

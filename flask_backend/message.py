@@ -14,10 +14,10 @@ from typing import Any, cast
 
 from .errors import MessageDecodeError, MessageEncodeError
 
-# How deep arrays and objects may be nested, the envelope included. Python 3.11 fails from about 970 on, and sooner in
-# code that recurses more than once a level, as copy.deepcopy and pprint do: the limit leaves room for these.
+# How deep arrays and objects may be nested, including the envelope. Python 3.11 fails from about 970 levels on, and
+# sooner in code that recurses more than once per level, like copy.deepcopy and pprint: the limit leaves room for these.
 MAX_DEPTH = 256
-END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242: later ones are no dates everywhere
+END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242: some platforms have no later dates
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _decoder = json.JSONDecoder()
@@ -25,10 +25,10 @@ _decoder = json.JSONDecoder()
 
 @dataclass(slots=True)
 class Message:
-    """One call of a task, as it travels. Not frozen: one is made for every job, which would take twice the time.
+    """One call of a task, as it is sent. Not frozen: every job creates one, which would take twice the time.
 
-    ``headers`` holds ``id``, our own name for the job (beanstalkd's ids may start again at 1), and ``at``, the
-    time of scheduling in seconds since the epoch; a message of another producer may have none.
+    ``headers`` holds ``id``, our own id of the job (beanstalkd's ids may start again at 1), and ``at``, the time of
+    scheduling in seconds since the epoch; in a message of another producer they may be missing.
     """
 
     endpoint: str
@@ -38,7 +38,7 @@ class Message:
 
 
 def new_uid(size: int = 16) -> str:
-    """Return a random name of so many bytes."""
+    """Return a random id of ``size`` bytes, in hexadecimal."""
     return os.urandom(size).hex()
 
 
@@ -47,18 +47,18 @@ def new_headers(uid: str | None = None) -> dict[str, Any]:
 
 
 def scheduled_at(headers: Mapping[str, Any]) -> float | None:
-    """Return when a call was scheduled, in seconds since the epoch, if its headers tell that."""
+    """Return when a call was scheduled, in seconds since the epoch, if its headers have a valid time."""
     at = headers.get("at")
     return at if isinstance(at, int | float) and 0 < at < END_OF_DATES else None
 
 
-# Of the encoder, and of a value's own code. Not all: an exception of a signal handler, a time limit for one, may strike
-# here too, and is not the value's fault.
+# Errors of the encoder and of a value's own code. Not every exception: a signal handler, for example a time limit, may
+# raise here too, which is not the value's fault.
 _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, NameError, RuntimeError)
 
 
 def encode_json(value: Any) -> bytes:
-    """Return compact UTF-8 JSON, or raise :exc:`MessageEncodeError` with the reason."""
+    """Return ``value`` as compact UTF-8 JSON; raise :exc:`MessageEncodeError` with the reason."""
     try:
         body = _encoder.encode(value).encode()
     except RecursionError as error:
@@ -72,20 +72,20 @@ def encode_json(value: Any) -> bytes:
     return body
 
 
-# What the encoder makes of a key that is a number, a boolean or None. Strings look like that, too; but the search is
-# far faster than a look at each key.
+# The encoded form of a key that is a number, a boolean or None. Some strings match too, but this search is far faster
+# than checking each key.
 _MADE_KEY = re.compile(rb'"[-0-9tfn][-0-9.e+ruals]*":')
 
 
 def _check_keys(value: Any) -> None:
-    """Refuse keys that are not strings, at any depth: the encoder makes strings of them, which may then be equal."""
+    """Reject keys that are not strings, at any depth: the encoder converts them to strings, which may then be equal."""
     unseen = [value]
     while unseen:
         each = unseen.pop()
         if isinstance(each, dict):
             for key in cast("Mapping[object, object]", each):
                 if not isinstance(key, str):
-                    raise MessageEncodeError(f"the key {show_value(key)} of a dict is not a string")
+                    raise MessageEncodeError(f"the dict key {show_value(key)} is not a string")
             unseen += each.values()
         elif isinstance(each, list | tuple):
             unseen += each
@@ -103,19 +103,19 @@ def encode(message: Message) -> bytes:
 
 
 def decode_json(body: bytes) -> Any:
-    """Return the value in ``body``; raise :exc:`MessageDecodeError` if no version of any worker could read it."""
+    """Return the value in ``body``; raise :exc:`MessageDecodeError` if it is not UTF-8 JSON, or nested too deeply."""
     if _is_too_deep(body):
         raise MessageDecodeError(_TOO_DEEP)
     try:
         return _decode_text(body.decode())
-    except RecursionError as error:  # no JSON, but it begins as one that is nested deeply
+    except RecursionError as error:  # not JSON, but begins like deeply nested JSON
         raise MessageDecodeError(_TOO_DEEP) from error
     except ValueError as error:  # bad UTF-8, bad JSON, and integers too long for Python to convert
         raise MessageDecodeError(f"the body is not JSON in UTF-8: {error}") from error
 
 
 def _decode_text(text: str) -> Any:
-    # What is compact is read in one step, without the decoder's search for blanks in front and behind.
+    # Compact JSON is read in one step, without the decoder's search for surrounding whitespace.
     if text[:1] in ("{", "["):
         value, end = _decoder.raw_decode(text)
         if end == len(text):
@@ -127,9 +127,9 @@ _TOO_DEEP = f"the JSON is nested too deeply: more than {MAX_DEPTH} levels"
 
 
 def _is_too_deep(body: bytes) -> bool:
-    """Whether JSON is nested too deeply. What is not JSON may count as either."""
+    """Whether JSON is nested too deeply. The result for other bytes is undefined."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return False  # nearly every body; the rest takes about as long as decoding
+        return False  # nearly every body; the check below takes about as long as decoding
     outside_of_strings = _STRINGS.split(body) if b"\\" in body else body.split(b'"')[::2]
     steps = b"".join(outside_of_strings).translate(_STEPS, _NO_BRACKETS)
     return max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_DEPTH
@@ -141,14 +141,14 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def decode(body: bytes) -> Message:
-    """Return the task's message in ``body``; missing parts but the endpoint mean empty."""
+    """Return the task's message in ``body``; missing parts other than the endpoint are empty."""
     value = decode_json(body)
     if not isinstance(value, dict):
         raise MessageDecodeError(f"expected a JSON object with an endpoint, got {_json_type(value)}")
     fields = cast("dict[str, Any]", value)
     part: Callable[..., Any] = fields.get
     endpoint, args, kwargs, headers = part("endpoint"), part("args", ()), part("kwargs", {}), part("headers", {})
-    # Not in a loop over _PARTS: this is done for every job.
+    # Not a loop over _PARTS: this runs for every job.
     has_name, has_args = isinstance(endpoint, str), isinstance(args, list | tuple)
     has_kwargs, has_headers = isinstance(kwargs, dict), isinstance(headers, dict)
     if has_name and has_args and has_kwargs and has_headers:
@@ -166,7 +166,7 @@ def _find_fault(fields: dict[str, Any]) -> str:
 
 
 def show_call(endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return the call as a person would write it, with JSON's values."""
+    """Return a call as a person would write it, with its values in JSON."""
     parts = [_shown(value) for value in args] + [f"{name}={_shown(value)}" for name, value in kwargs.items()]
     return f"{endpoint}({', '.join(parts)})"
 
@@ -182,7 +182,7 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = _MAX_SHOWN
 
 
 def show_value(value: object) -> str:
-    """Return a value as an error shows it: short, and whatever the value's own ``repr`` does."""
+    """Return a value shortened for an error message. Does not raise, even if the value's ``repr`` does."""
     try:
         return cut(_repr.repr(value), _MAX_SHOWN)
     except Exception:  # its own code, which may do anything
@@ -190,10 +190,10 @@ def show_value(value: object) -> str:
 
 
 def show_error(error: Exception) -> str:
-    """Return the text of an error, or its class where there is none."""
+    """Return the text of an error, or the name of its class if the text is empty."""
     try:
         return str(error) or type(error).__name__
-    except Exception:  # likewise
+    except Exception:  # the same
         return type(error).__name__
 
 

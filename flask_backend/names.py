@@ -1,4 +1,4 @@
-"""Queue names: which ones Beanstalkd takes as a tube."""
+"""Queue names: which ones Beanstalkd accepts as a tube."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TUBE = re.compile(r"[A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199}")
 def check_queue_name(name: str) -> str:
     """Return ``name`` if it can be a tube, else raise :exc:`QueueNameError`.
 
-    The check also stands between a name and the wire: beanstalkd reads a line break in it as the next command.
+    The check also protects the connection: beanstalkd would read a line break in a name as the start of a command.
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise QueueNameError(f"a queue name must be a string, got {type(name).__name__}: {name!r}")
@@ -23,12 +23,12 @@ def check_queue_name(name: str) -> str:
         shown = f"{name[:60]!r}… ({size} bytes)" if size > _MAX_BYTES else repr(name)
         raise QueueNameError(
             f"{shown} cannot be a queue name: use 1 to 200 letters, digits and -+/;.$_() "
-            "with no hyphen in front, for example 'com.example/default'"
+            "without a leading hyphen, for example 'com.example/default'"
         )
     return name
 
 
-# Beside each queue with workers: the tube that keeps the stories of its buried jobs.
+# The suffix of the tube that keeps the stories of a queue's buried jobs.
 _FAILURES = ".failures"
 
 
@@ -41,10 +41,10 @@ def is_failures_tube(tube: str) -> bool:
 
 
 def check_worked_queue_name(name: str) -> str:
-    """Return ``name`` if workers can serve that queue: its tube of failures needs a name, too."""
+    """Return ``name`` if workers can serve that queue: its failures tube must have a valid name too."""
     check_queue_name(name)
     if is_failures_tube(name):
-        raise QueueNameError(f"{name!r}: queues whose names end in {_FAILURES} keep the stories of buried jobs")
+        raise QueueNameError(f"{name!r}: names that end in {_FAILURES} are reserved for the stories of buried jobs")
     if len(name) > _MAX_BYTES - len(_FAILURES):
         raise QueueNameError(
             f"{name[:60]!r}… ({len(name)} bytes) is too long for a queue with workers: "

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from .durations import Delay, whole_seconds
 from .errors import OptionError
 
-# greenstalk's default, in the middle of what the protocol calls urgent (below 1024) and its end.
+# greenstalk's default, between the priorities that the protocol calls urgent (below 1024) and the last one.
 DEFAULT_PRIORITY = 2**16
 _MAX_PRIORITY = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a job is put; None for what is not said.
+    """How to put a job. Each option may be unset.
 
     ``delay``
-        When workers may have it: after so many seconds (rounded up to whole ones) or a ``timedelta``, or from an aware
-        ``datetime`` on. Without it, at once.
+        When workers may take it: after a number of seconds (rounded up to whole ones) or a ``timedelta``, or from an
+        aware ``datetime`` on. By default at once.
     ``priority``
-        From 0, which comes first, to 4294967295; 65536 without it.
+        From 0, which comes first, to 4294967295; by default 65536.
     ``ttr``
-        The seconds, at least 1, that its worker may be silent before another one gets it; ``BACKEND_TTR`` without it.
+        The seconds, at least 1, that its worker may be silent before another one gets it; by default ``BACKEND_TTR``.
 
     Raises :exc:`OptionError`.
     """
@@ -39,12 +39,10 @@ class Options:
         priority = self.priority
         is_whole = isinstance(priority, int) and not isinstance(priority, bool)
         if priority is not None and not (is_whole and 0 <= priority <= _MAX_PRIORITY):
-            raise OptionError(
-                f"priority is {priority!r}; expected a whole number from 0, the first, to {_MAX_PRIORITY}"
-            )
+            raise OptionError(f"priority is {priority!r}; expected a whole number from 0 (first) to {_MAX_PRIORITY}")
 
     def over(self, defaults: Options) -> Options:
-        """Return these options, and those of ``defaults`` for what is not said here."""
+        """Return these options, with the values of ``defaults`` for the ones that are not set."""
         return Options(
             delay=self.delay if self.delay is not None else defaults.delay,
             priority=self.priority if self.priority is not None else defaults.priority,
@@ -52,7 +50,7 @@ class Options:
         )
 
     def resolve(self, default_ttr_s: int) -> PutOptions:
-        """Return what the wire wants; a time of day becomes the seconds from now."""
+        """Return the numbers of the put command; a ``datetime`` becomes the seconds from now."""
         return PutOptions(
             priority=DEFAULT_PRIORITY if self.priority is None else self.priority,
             delay_s=0 if self.delay is None else whole_seconds("delay", self.delay),
@@ -62,7 +60,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class PutOptions:
-    """The three numbers of a put, as the protocol wants them. Seconds are whole."""
+    """The three numbers of a put, as the protocol expects them. Seconds are whole."""
 
     priority: int
     delay_s: int

@@ -1,4 +1,4 @@
-"""How a job left its worker's hands."""
+"""How a worker settled a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is registered for each queue, and the checks of its options."""
+"""The tasks, receivers and hooks of each queue, and the checks of their options."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .retry import Retry
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A task or a receiver: its name, what to call, its own time limit in seconds and retry policy, if any.
+    """A task or a receiver: its name, its function, and its own time limit in seconds and retry policy, if any.
 
-    ``defaults`` are the options of the task's calls.
+    ``defaults`` are the default options of the task's calls.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Handler:
 
 @dataclass(slots=True)
 class Handlers:
-    """What is registered for one queue: tasks by endpoint or one receiver, and the hooks of its workers."""
+    """The handlers of one queue: tasks by endpoint or one receiver, and the hooks of its workers."""
 
     queue: str
     tasks: dict[str, Handler] = field(default_factory=dict[str, Handler])
@@ -37,7 +37,7 @@ class Handlers:
 
     @property
     def names(self) -> list[str]:
-        """The names of all tasks, or that of the receiver."""
+        """The names of all tasks, or the name of the receiver."""
         return [self.receiver.name] if self.receiver else sorted(self.tasks)
 
     @property
@@ -53,9 +53,9 @@ def check_time_limit(seconds: float | None) -> None:
 
 def check_retry(retry: Retry | None) -> None:
     if retry is not None and not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"retry is {retry!r}; expected a Retry(...), as Retry(max_retries=5)")
+        raise ConfigError(f"retry is {retry!r}; expected a Retry(...), for example Retry(max_retries=5)")
 
 
 def check_endpoint(endpoint: str | None) -> None:
     if endpoint is not None and not (isinstance(endpoint, str) and endpoint and endpoint.isprintable()):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RegistrationError(f'endpoint is {show_value(endpoint)}; expected a name, as endpoint="mail.send"')
+        raise RegistrationError(f'endpoint is {show_value(endpoint)}; expected a name such as endpoint="mail.send"')

@@ -1,4 +1,4 @@
-"""What happens to a job after a failure. Pure."""
+"""The retry policy: what happens to a job after a failure. Pure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Kinds = type[BaseException] | tuple[type[BaseException], ...]
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """What the broker's own counters tell of a job that failed just now.
+    """The attempts of a job that has just failed, from the broker's own counters.
 
-    ``releases`` counts the failures before; ``buries`` the rounds of them that have ended, each with one more.
-    A worker's death counts as neither: the connection's end gives the job back uncounted.
+    ``releases`` counts the earlier failures that were retried; ``buries`` counts the failures that ended a round of
+    retries. A worker's death counts as neither: closing the connection gives the job back without counting.
     """
 
     releases: int
@@ -33,7 +33,7 @@ class Attempts:
 
     @property
     def number(self) -> int:
-        """Which attempt this one was, from 1."""
+        """The number of this attempt, from 1."""
         return self.releases + self.buries + 1
 
 
@@ -43,20 +43,20 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a failed task is tried again, when, and after which exceptions.
+    """How often a failed task is retried, when, and after which exceptions.
 
     ``max_retries`` (9)
-        How many times, after the first; the failure after the last one buries the job. A kick gives a buried job as
-        many again, and one more. None is without end.
+        The retries after the first attempt; if the last one fails, the job is buried. A kick gives a buried job the
+        same number of attempts again. None means no limit.
     ``min_backoff`` (1), ``max_backoff`` (600)
-        The seconds before the first retry, and at most: the delay doubles from one to the other.
+        The seconds before the first retry, and the longest delay: the delay doubles from one to the other.
     ``jitter`` (0.5)
-        Up to this part of a delay is added to it at random, so that jobs that failed together do not come back
-        together. From 0 to 1: so each delay stays at least as long as the one before.
-    ``on`` (all), ``never`` (none)
-        Exception classes, one or a tuple: others than ``on``, and ``never``, are buried at the first failure.
+        A random part of the delay, up to this fraction, is added to it, so that jobs that failed together do not
+        return together. From 0 to 1, which keeps each delay at least as long as the one before.
+    ``on`` (all), ``never`` (empty)
+        An exception class or a tuple of classes: a job is buried at the first exception outside ``on`` or in ``never``.
 
-    Raises :exc:`ConfigError` for what cannot work.
+    Raises :exc:`ConfigError` for an invalid value.
     """
 
     max_retries: int | None = 9
@@ -75,7 +75,7 @@ class Retry:
         ):
             raise ConfigError(
                 f"min_backoff is {self.min_backoff!r} and max_backoff is {self.max_backoff!r}; "
-                "expected seconds, more than 0, with the first not over the second"
+                "expected seconds, more than 0, with the first not above the second"
             )
         if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise ConfigError(f"jitter is {self.jitter!r}; expected a number from 0 to 1")
@@ -86,20 +86,20 @@ class Retry:
 
     @classmethod
     def from_setting(cls, key: str, value: object) -> Retry:
-        """Read a setting: a :class:`Retry`, or a mapping of its numbers, as environment variables give one."""
+        """Read a setting: a :class:`Retry`, or a mapping of its numbers, which environment variables can provide."""
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{key} is {value!r}; expected a Retry(...) or a mapping as {{'max_retries': 5}}")
+            raise ConfigError(f"{key} is {value!r}; expected a Retry(...) or a mapping such as {{'max_retries': 5}}")
         fields = cast("Mapping[str, Any]", value)
         if unknown := set(fields) - _NUMBERS:
             raise ConfigError(f"{key} has {', '.join(sorted(unknown))}; expected only {', '.join(sorted(_NUMBERS))}")
         return cls(**fields)
 
     def allowed(self, attempts: Attempts) -> int | None:
-        """Return after how many attempts the job is buried; None for never."""
-        # Counters are never reset: without the rounds a job that a person kicked would be buried again at once. Kicks
-        # themselves are not what to count, since a delayed job can be kicked too.
+        """Return the number of attempts after which the job is buried, if there is a limit."""
+        # The server never resets its counters: without the rounds, a kicked job would be buried again at once. Kicks
+        # cannot be counted instead, since a delayed job can be kicked too.
         return None if self.max_retries is None else (self.max_retries + 1) * (attempts.buries + 1)
 
     def allows_another(self, attempts: Attempts) -> bool:
@@ -107,16 +107,16 @@ class Retry:
         return allowed is None or attempts.number < allowed
 
     def covers(self, error: BaseException) -> bool | None:
-        """Whether this is tried again; None if the code of a class involved keeps that from being known."""
+        """Whether this error is retried; None if the check runs code of one of the classes and that code raises."""
         try:
             return isinstance(error, self.on) and not isinstance(error, self.never)
-        except BaseException:  # of a metaclass, or of a property __class__; SystemExit too
+        except BaseException:  # raised by a metaclass or a __class__ property; SystemExit too
             return None
 
     def backoff_s(self, attempts: Attempts, random: Callable[[], float]) -> int:
-        """Return the delay before the next try, in whole seconds; ``random`` gives numbers from 0 to 1."""
-        # The exponent is bounded only to keep the power small. Rounded up: the protocol takes no fractions, and a
-        # release without delay goes to the head of its queue.
+        """Return the delay before the next attempt, in whole seconds; ``random`` returns numbers from 0 to 1."""
+        # The exponent is bounded only to keep the power small. The delay is rounded up: the protocol takes whole
+        # seconds, and a release without delay goes to the head of its queue.
         nominal = min(self.max_backoff, self.min_backoff * 2.0 ** min(attempts.number - 1, 40))
         return math.ceil(min(self.max_backoff, nominal * (1 + self.jitter * random())))
 
@@ -129,21 +129,21 @@ DEFAULT_RETRY = Retry()
 
 @dataclass(frozen=True, slots=True)
 class ReleaseJob:
-    """Tried again after ``delay_s`` whole seconds."""
+    """Retry the job after ``delay_s`` whole seconds."""
 
     delay_s: int
 
 
 @dataclass(frozen=True, slots=True)
 class BuryJob:
-    """Left for a person."""
+    """Bury the job, for a person to look at."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class DiscardJob:
-    """Deleted, as the task wished."""
+    """Delete the job, as its task requested."""
 
     reason: str
 
@@ -151,8 +151,8 @@ class DiscardJob:
 def after_failure(
     retry: Retry, attempts: Attempts, error: BaseException, random: Callable[[], float]
 ) -> ReleaseJob | BuryJob | DiscardJob:
-    """Decide what becomes of a job whose task has raised ``error``."""
-    kind = type(error)  # not isinstance, which asks the exception too: its __class__ may be a property that raises
+    """Return what to do with a job whose task raised ``error``."""
+    kind = type(error)  # not isinstance, which also reads the exception's __class__: it may be a property that raises
     delay_s: int | None = None
     if issubclass(kind, Discard):
         return DiscardJob(reason_of(error))
@@ -162,14 +162,16 @@ def after_failure(
         delay_s = _delay_of(error)
     elif not issubclass(kind, TaskDecision) and (is_covered := retry.covers(error)) is not True:
         name = name_of(error).rpartition(".")[2]
-        return BuryJob(f"{name} is not retried" if is_covered is False else f"{name} fails the test of its policy")
+        return BuryJob(
+            f"{name} is not retried" if is_covered is False else f"{name} cannot be checked against its policy"
+        )
     if not retry.allows_another(attempts):
         return BuryJob(f"failed {_times(attempts.number)}")
     return ReleaseJob(retry.backoff_s(attempts, random) if delay_s is None else delay_s)
 
 
 def reason_of(decision: BaseException) -> str:
-    """Return why a task has decided so, in one line. It may have given any object as the reason."""
+    """Return the reason of a task's decision, in one line. The reason may be any object."""
     reason = told(lambda: "" if (given := _reason(decision)) is None else str(given), "(its str() fails)")
     return visible(reason, MAX_MESSAGE)
 
@@ -178,7 +180,7 @@ _reason, _delay_s = attrgetter("reason"), attrgetter("delay_s")
 
 
 def _delay_of(decision: BaseException) -> int | None:
-    """Return the delay that a task asks for; None if that is not one that the broker takes."""
+    """Return the delay that a task asks for, if it is one that the broker accepts."""
     try:
         delay_s = _delay_s(decision)
     except BaseException:  # a property of a subclass
@@ -187,7 +189,7 @@ def _delay_of(decision: BaseException) -> int | None:
 
 
 def after_crash(retry: Retry, attempts: Attempts, crashes: int, random: Callable[[], float]) -> ReleaseJob | BuryJob:
-    """Decide for a job that has crashed its worker ``crashes`` times; otherwise as for any failure."""
+    """Return what to do with a job that has crashed its worker ``crashes`` times: below the limit it is retried."""
     if crashes >= MAX_CRASHES:
         return BuryJob(f"it has crashed its worker {_times(crashes)}")
     if not retry.allows_another(attempts):

@@ -1,8 +1,8 @@
-"""The story of a buried job: a note, in JSON, that is kept on the broker beside the job.
+"""The story of a buried job: a note, in JSON, that the broker stores beside the job.
 
-The job itself stays as it was put, for a kick to bring it back whole, and Beanstalkd has no room for more beside it. So
-its note is a job of its own, on the queue's tube of failures. It counts as long as its job is buried: whoever sees one
-whose job was kicked or deleted in some other way deletes it.
+The job itself stays unchanged, so that a kick restores it completely, and Beanstalkd cannot attach data to a job. So
+the note is a job of its own, in the queue's failures tube. It is valid as long as its job is buried: a reader deletes
+notes whose job was kicked or deleted by other means.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .message import END_OF_DATES, decode_json
 from .tracebacks import in_users_code, message_of, name_of, traceback_of
 from .visible import MAX_NAME, visible
 
-# Nobody reserves a note but to look at it, for an instant; the time after which one who froze in that gives it back.
+# The TTR of a note: notes are reserved only for a moment, to read them; a reader that hangs loses them after this long.
 NOTE_TTR_S = 60
-# So many notes of a queue are whole; further ones have neither traceback nor call, for the broker keeps all in memory.
+# The number of complete notes per queue; further ones lack traceback and call, since the broker keeps all in memory.
 MAX_WHOLE = 1000
 
 _SIGNALS: Mapping[object, str] = {each.value: each.name for each in signal.Signals}
 
-# Characters: the whole note has to be small enough for a job, whatever is in it.
+# In characters. They keep every note below the maximum size of a job.
 _MAX_TEXT = 1000
 _MAX_TRACEBACK = 6000
 
@@ -39,8 +39,8 @@ class Story:
     """Why a job is buried. Times are in seconds since the epoch.
 
     ``call`` is the endpoint with its arguments, cut to a thousand characters. ``allowed`` is the number of attempts
-    that the retry policy gave, None for no limit. ``death`` has what is known of a worker that died at the job:
-    signal, memory, times; it is None for a task that failed.
+    that the retry policy allows, if limited. ``death`` has the facts about a worker that died while it ran the job, if
+    any: signal, memory, times.
     """
 
     job: int
@@ -62,7 +62,7 @@ class Story:
 
     @property
     def kind(self) -> str:
-        """What it is grouped by, beside the endpoint: the exception, the signal, or the reason."""
+        """The key for grouping, with the endpoint: the exception, the signal, or the reason."""
         if self.exception is not None:
             return self.exception
         if self.death is not None:
@@ -82,7 +82,7 @@ class Story:
 
     def encode(self) -> bytes:
         told = {name: value for name, value in asdict(self).items() if value is not None}
-        # What comes from the wire, or from a task.
+        # Text from the wire, or from a task.
         for name, limit in (("endpoint", MAX_NAME), ("call", _MAX_TEXT), ("reason", _MAX_TEXT)):
             if name in told:
                 told[name] = visible(told[name], limit)
@@ -90,17 +90,17 @@ class Story:
 
     @classmethod
     def decode(cls, body: bytes) -> Story:
-        """Read a note; raise :exc:`MessageDecodeError` for what is none: anybody may put anything there.
+        """Read a note; raise :exc:`MessageDecodeError` for any other job: other programs can put jobs there too.
 
-        What a later version has added is left out.
+        Fields of later versions are ignored.
         """
         value = decode_json(body)
         if not isinstance(value, dict):
-            raise MessageDecodeError("a note is a JSON object")
+            raise MessageDecodeError("a note must be a JSON object")
         told = {name: each for name, each in cast("dict[str, Any]", value).items() if name in _KINDS}
         for name, kind in _KINDS.items():
             if not isinstance(told.get(name), kind):
-                raise MessageDecodeError(f"{name!r} of a note is not what it should be")
+                raise MessageDecodeError(f"{name!r} of a note has the wrong type")
         if not 0 < told["job"] <= _MAX_ID or not 0 < told["buried_at"] < END_OF_DATES:
             raise MessageDecodeError("'job' or 'buried_at' of a note is out of range")
         return cls(**told)
@@ -120,12 +120,12 @@ _MAX_ID = 2**64 - 1
 
 
 def here_and_now() -> dict[str, Any]:
-    """Return where and when a note is written, as its fields."""
+    """Return the fields of a note with the current time, host and process."""
     return {"buried_at": round(time.time(), 3), "host": platform.node(), "pid": os.getpid()}
 
 
 def tell_exception(error: BaseException) -> dict[str, Any]:
-    """Return an exception as a note's fields: its name, message and traceback, each bounded."""
+    """Return the fields of a note for an exception: name, message and traceback, each of limited length."""
     return {
         "exception": name_of(error),
         "message": message_of(error),

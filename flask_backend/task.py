@@ -1,4 +1,4 @@
-"""A task: the decorated function, which schedules itself when it is called."""
+"""Tasks: decorated functions that are scheduled when they are called."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def _by_name(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
-    """Iterate over the arguments of a call by their names; those of ``*args`` have numbers."""
+    """Yield the arguments of a call with their names; the arguments of ``*args`` are numbered."""
     for name, value in bound.arguments.items():
         match bound.signature.parameters[name].kind:
             case inspect.Parameter.VAR_POSITIONAL:
@@ -34,7 +34,7 @@ def _by_name(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
 
 
 def _arities(signature: inspect.Signature) -> range:
-    """Return how many arguments without names fit a signature by themselves."""
+    """Return the numbers of positional arguments that fit a signature without keyword arguments."""
     least = most = 0
     for parameter in signature.parameters.values():
         match parameter.kind:
@@ -51,21 +51,21 @@ def _arities(signature: inspect.Signature) -> range:
 
 
 class Scheduler(Protocol):
-    """What a task needs of the extension."""
+    """The part of the extension that a task uses."""
 
     def put(self, queue: str, body: bytes, options: Options, uid: str | None) -> Job: ...
     def put_many(self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options) -> Jobs: ...
 
 
 class BoundTask(Generic[P]):
-    """A task with options of how to schedule it: call it, as the task itself, or :meth:`map` it."""
+    """A task with scheduling options: call it like the task itself, or use :meth:`map`."""
 
     def __init__(self, task: Task[P, Any], options: Options) -> None:
         self._task = task
         self._options = options
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:
-        """Schedule one call with these options. Raises what the task's own call raises."""
+        """Schedule one call with these options. Raises the errors of a call of the task itself."""
         return self._task.schedule(args, kwargs, self._options)
 
     def map(self, /, *iterables: Iterable[Any]) -> Jobs:
@@ -79,15 +79,15 @@ class BoundTask(Generic[P]):
 class Task(Generic[P, R_co]):
     """A function whose calls run in a worker.
 
-    ``hello("world")`` schedules and returns at once; ``hello.run("world")`` runs here and now, in the caller.
+    ``hello("world")`` schedules a call and returns at once; ``hello.run("world")`` runs it immediately, in the caller.
     """
 
     def __init__(
         self, scheduler: Scheduler, queue: str, endpoint: str, function: Callable[P, R_co], defaults: Options
     ) -> None:
-        self.__name__ = self.__qualname__ = endpoint  # of a function without a name of its own
+        self.__name__ = self.__qualname__ = endpoint  # for a function without a name
         functools.update_wrapper(self, function, updated=())
-        # APScheduler names a callable object after its class, and keeps that name in its store of jobs.
+        # APScheduler names a callable object after its class, and stores that name in its job store.
         self.__class__ = cast("Any", type("Task", (Task,), {"__qualname__": self.__qualname__}))
         self.__signature__ = signature_of(function)
         self._scheduler = scheduler
@@ -101,8 +101,8 @@ class Task(Generic[P, R_co]):
         """Schedule one call.
 
         Raises :exc:`TaskArgumentsError` if the arguments do not fit the signature, :exc:`MessageEncodeError` if
-        JSON cannot carry one, :exc:`JobTooBigError` if the server takes no message of this size and
-        :exc:`BrokerConnectionError` if it does not answer.
+        JSON cannot carry one, :exc:`JobTooBigError` if the message is too large for the server and
+        :exc:`BrokerConnectionError` if the server does not answer.
         """
         return self.schedule(args, kwargs, self._defaults)
 
@@ -111,31 +111,31 @@ class Task(Generic[P, R_co]):
     @overload
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     def run(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Run the function in the caller, and return what it returns.
+        """Run the function in the caller, and return its result.
 
-        An ``async def`` function runs to its end: inside of a running event loop, in a thread of its own. There,
+        An ``async def`` function runs to its end; if an event loop is running, in a separate thread. There,
         ``await hello.function("world")`` runs it in that loop. Raises :exc:`TaskResultError` for a result that has not
-        run, as a generator.
+        run, such as a generator.
         """
         return run_here(self.endpoint, self.function, args, kwargs)
 
     def options(
         self, *, delay: Delay | None = None, priority: int | None = None, ttr: float | None = None
     ) -> BoundTask[P]:
-        """Return the task with options of how to schedule it, to be called: ``hello.options(delay=60)("world")``.
+        """Return the task with scheduling options, ready to be called: ``hello.options(delay=60)("world")``.
 
-        ``delay`` is seconds, a ``timedelta`` or an aware ``datetime``; ``priority`` is from 0, the first, to
-        4294967295, 65536 without it; ``ttr`` is the seconds that its worker may be silent, ``BACKEND_TTR`` without it.
-        What is not said is as the task's decorator says. Raises :exc:`OptionError` for what cannot work.
+        ``delay`` is seconds, a ``timedelta`` or an aware ``datetime``; ``priority`` is from 0 (first) to 4294967295, by
+        default 65536; ``ttr`` is the seconds that its worker may be silent, by default ``BACKEND_TTR``. Options that
+        are not set come from the task's decorator. Raises :exc:`OptionError` for an invalid value.
         """
         return BoundTask(self, Options(delay, priority, ttr).over(self._defaults))
 
     def map(self, /, *iterables: Iterable[Any]) -> Jobs:
-        """Schedule one call for each item, as the built-in ``map`` would make them: ``hello.map(["a", "b"])``.
+        """Schedule one call for each item, like the built-in ``map``: ``hello.map(["a", "b"])``.
 
-        With several iterables each call takes one item of each. The calls travel many at a time, and items are taken
-        as they are sent: a generator of a million takes no memory. Items that are at fault themselves are left out;
-        raises :exc:`BulkError`, which tells what became of each, if one was not accepted.
+        With several iterables each call takes one item of each. Calls are sent in batches, and items are read as they
+        are sent: a generator of a million items takes no memory. Invalid items are skipped; raises :exc:`BulkError`,
+        with the outcome of each item, if one was not accepted.
         """
         return self.schedule_many(iterables, self._defaults)
 
@@ -150,8 +150,8 @@ class Task(Generic[P, R_co]):
         return self._scheduler.put_many(self.queue, zip(*iterables, strict=False), encode_item, options)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], headers: dict[str, Any]) -> bytes:
-        """Return the body of a call's job. Raises what the call raises for its arguments."""
-        if kwargs or len(args) not in self._arities:  # else they fit, which it takes far longer to find out by binding
+        """Return the body of a call's job. Raises the errors of a call with invalid arguments."""
+        if kwargs or len(args) not in self._arities:  # else they fit: binding takes far longer to find that out
             bind(self.endpoint, self.__signature__, args, kwargs)
         try:
             return encode(Message(self.endpoint, args, kwargs, headers))
@@ -159,7 +159,7 @@ class Task(Generic[P, R_co]):
             raise self._blame(bind(self.endpoint, self.__signature__, args, kwargs), error) from error
 
     def _blame(self, bound: inspect.BoundArguments, reason: MessageEncodeError) -> MessageEncodeError:
-        """Find the first argument that JSON cannot carry, for the error to name it."""
+        """Return an error that names the first argument that JSON cannot carry."""
         for name, value in _by_name(bound):
             try:
                 encode_json({name: value})
@@ -171,7 +171,7 @@ class Task(Generic[P, R_co]):
         return MessageEncodeError(f"JSON cannot carry the arguments of {self.endpoint} together ({reason})")
 
     def __reduce__(self) -> str:
-        """Have it pickled and copied by its name, as a function: it is the same task in each process."""
+        """Pickle and copy the task by its name, like a function: it is the same task in each process."""
         return self.__qualname__
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""An exception in words: its name, its message and its traceback, each bounded. Telling one cannot fail.
+"""An exception as text: its name, message and traceback, each of limited length. Formatting one cannot fail.
 
-The code of an exception may do anything. Its text may be bytes, its class may have no module, and its ``__str__`` or a
-property may raise even SystemExit. An exception that cannot be told in full is told in short.
+The code of an exception may do anything. Its text may be bytes, its class may lack a module, and its ``__str__`` or a
+property may raise even SystemExit. If an exception cannot be formatted in full, the text is abridged.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 from .visible import MAX_NAME, visible, visible_lines
 
 MAX_MESSAGE = 1000  # characters
-# Characters of a traceback in a log: a long chain of causes has room.
+# Characters of a traceback in a log: enough for a long chain of causes.
 MAX_TRACEBACK = 20_000
 
-# Where there is more than this, of an exception with its causes and members, the traceback is told in short.
+# An exception that exceeds one of these, with its causes and members, gets an abridged traceback.
 _MAX_ERRORS = 50
 _MAX_FRAMES = 2000
 _MAX_LONG_MESSAGE = MAX_TRACEBACK // 2
@@ -31,7 +31,7 @@ _SHORT_ERRORS = 5
 
 _PACKAGE = Path(__file__).parent
 
-# Attributes as Python itself keeps them: a class, or a metaclass, may give another meaning to each name.
+# The attributes as Python itself stores them: a class or metaclass may redefine each of these names.
 _NAME, _MODULE = vars(type)["__qualname__"].__get__, vars(type)["__module__"].__get__
 _TRACEBACK = vars(BaseException)["__traceback__"].__get__
 _CAUSE, _CONTEXT = vars(BaseException)["__cause__"].__get__, vars(BaseException)["__context__"].__get__
@@ -39,15 +39,15 @@ _MEMBERS = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 def told(tell: Callable[[], Any], otherwise: str) -> str:
-    """Return the text that ``tell`` returns; ``otherwise`` if that is not a text, or if it raises anything."""
+    """Return the string that ``tell`` returns; ``otherwise`` if it returns another type or raises an exception."""
     try:
         return str.__str__(tell())
-    except BaseException:  # SystemExit too: the code of others decides what comes
+    except BaseException:  # SystemExit too: this runs code of others
         return otherwise
 
 
 def name_of(error: BaseException) -> str:
-    """Return the name of an exception's class, with its module unless that is Python's or ours."""
+    """Return the name of an exception's class, with its module unless it is built in or ours."""
     kind = type(error)
     name, module = told(lambda: _NAME(kind), "an exception"), told(lambda: _MODULE(kind), "")
     is_known = module in ("", "builtins") or module.startswith("flask_backend.")
@@ -59,11 +59,11 @@ def message_of(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException, tb: TracebackType | None, limit: int = MAX_TRACEBACK) -> str:
-    """Return a traceback as Python prints it, with causes and members, in at most about ``limit`` characters."""
+    """Return a traceback as Python prints it, with causes and members, in about ``limit`` characters at most."""
     text = (
         told(lambda: _in_full(error, tb), "")
         or told(lambda: _in_short(error, tb), "")
-        or f"{name_of(error)}: (its traceback cannot be told)"
+        or f"{name_of(error)}: (its traceback cannot be shown)"
     )
     return _shortened(visible_lines(_shortened(text.rstrip(), limit)), limit)
 
@@ -74,7 +74,7 @@ def raised_at(error: BaseException) -> TracebackType | None:
 
 
 def in_users_code(error: BaseException) -> TracebackType | None:
-    """Return an exception's traceback without our own first frames, which lead to the task and explain nothing."""
+    """Return an exception's traceback without our own first frames, which only lead to the task."""
     first = tb = raised_at(error)
     while first is not None and Path(first.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE):
         first = first.tb_next
@@ -89,10 +89,10 @@ def log_failure(
     error: BaseException | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Log a line, with the traceback of ``error``; nothing that a handler raises gets out.
+    """Log a line, with the traceback of ``error``. Suppresses every exception of a handler.
 
-    The traceback is in the record already, so that every text formatter shows this one. Programs that collect errors
-    find the exception itself in ``exc_info``.
+    The record already has the formatted traceback, so that every text formatter shows this one. Error trackers find
+    the exception itself in ``exc_info``.
     """
     try:
         if not logger.isEnabledFor(level):
@@ -102,13 +102,13 @@ def log_failure(
         if error is not None:
             record.exc_text = traceback_of(error, in_users_code(error))
         logger.handle(record)
-    except BaseException:  # a handler failed, or memory is short: a shorter line may do
+    except BaseException:  # a handler failed, or memory is short: a shorter line may succeed
         with suppress(BaseException):
             logger.log(level, message, *args, extra=extra)
 
 
 def _in_full(error: BaseException, tb: TracebackType | None) -> str:
-    """Return the traceback as the standard library words it; an empty text if that would be too much."""
+    """Return the traceback as the standard library formats it; an empty string if it would be too long."""
     if not _is_of_usual_size(error, tb):
         return ""
     return "".join(traceback.format_exception(type(error), error, tb))
@@ -139,19 +139,19 @@ def _count(tb: TracebackType | None, most: int) -> int:
 
 
 def _related(error: BaseException) -> Iterator[BaseException]:
-    """Yield what an exception was raised from, or after, and at most a few members of a group."""
+    """Yield the cause and the context of an exception, and a limited number of members of a group."""
     yield from (each for each in (_CAUSE(error), _CONTEXT(error)) if each is not None)
     if issubclass(type(error), BaseExceptionGroup):
         yield from _MEMBERS(error)[: _MAX_ERRORS + 1]
 
 
 def _in_short(error: BaseException, tb: TracebackType | None) -> str:
-    """Return the last frames and the exceptions that are closest, without calling more of their code than needed."""
+    """Return the last frames and the closest exceptions, running as little of their code as possible."""
     frames: deque[TracebackType] = deque(maxlen=_SHORT_FRAMES)
     while tb is not None:
         frames.append(tb)
         tb = tb.tb_next
-    lines = ["Traceback (most recent call last), in short:"]
+    lines = ["Traceback (most recent call last), abridged:"]
     for frame in frames:
         code, line = frame.tb_frame.f_code, frame.tb_lineno
         lines.append(f'  File "{code.co_filename}", line {line}, in {code.co_name}')
@@ -179,7 +179,7 @@ def _headline(error: BaseException) -> str:
 
 
 def _shortened(text: str, limit: int) -> str:
-    """Leave out the middle of a text: the beginning leads to the error, and the end, which matters more, names it."""
+    """Cut the middle of a text: the beginning leads to the error, and the end, which matters more, names it."""
     if len(text) <= limit:
         return text
     head = limit // 4

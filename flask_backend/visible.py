@@ -1,4 +1,4 @@
-"""Text from other programs, made safe to show: a terminal, a log or a table does not act on it. Pure."""
+"""Text from other programs, made safe to show: it has no effect on a terminal, a log or a table. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .message import cut
 
 MAX_NAME = 200  # characters of a name that another program has chosen
 
-# C0, DEL and C1; the line and paragraph separators; what changes the direction of a text; half a surrogate pair, which
-# no encoding has.
+# C0, DEL and C1; the line and paragraph separators; characters that change the direction of text; lone surrogates,
+# which cannot be encoded.
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_LINES = re.compile(f"[\n\t{_CONTROLS}]")
 _IN_TEXTS = re.compile(f"[{_CONTROLS}]")
@@ -19,23 +19,23 @@ _IN_TEXTS = re.compile(f"[{_CONTROLS}]")
 def visible(text: str, limit: int | None = None) -> str:
     r"""Return a text in one line, with an escape such as ``\x1b`` for each control character.
 
-    ``limit`` is the number of characters that it may have.
+    ``limit`` is the maximum number of characters.
     """
     return _replaced(_IN_LINES, text, limit)
 
 
 def visible_lines(text: str, limit: int | None = None) -> str:
-    """Do the same to a text that may have several lines: line breaks and tabs stay as they are."""
+    """Return a text of any number of lines, escaped like :func:`visible`; line breaks and tabs are kept."""
     return _replaced(_IN_TEXTS, text, limit)
 
 
 def json_visible(text: str) -> str:
-    """Write the control characters in a text that is JSON as JSON's own escapes: it means the same."""
+    """Return JSON with its control characters as JSON escapes, which does not change its meaning."""
     return text if text.isprintable() else _IN_TEXTS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
-    """Return the first names of a list that may be long, and how many more there are."""
+    """Return the first names of a list, and the number of further ones."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(visible(name, MAX_NAME) for name in names[:most]) + more
 

@@ -9,9 +9,9 @@ from support.beanstalkd import Beanstalkd
 from support.supervised import Command, Supervised
 from support.terminal import Terminal
 
-# What a shell starts in the background ignores it, and so would all that the tests start.
+# A shell starts background commands with SIGINT ignored, and all processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Under nohup it is ignored, which supervisors keep: then no HUP would reload one.
+# Under nohup SIGHUP is ignored, and supervisors keep that: no HUP would reload them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
@@ -61,7 +61,7 @@ def supervise(broker, tmp_path):
 
 @pytest.fixture
 def command(broker, tmp_path):
-    """Start any command of ours, likewise."""
+    """Start any of our commands, so that it does not outlive the test."""
     started: list[Command] = []
 
     def start(*args: str, **options) -> Command:

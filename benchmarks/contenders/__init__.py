@@ -1,4 +1,4 @@
-"""Who is measured: one module for each, with its app, its task, how it is called and how its workers are started."""
+"""The contenders: one module for each, with its app, its task, how it is called and how its workers are started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Protocol, cast
 # host:port of the broker, in the environment of workers and callers.
 BROKER = "BENCH_BROKER"
 
-# The modules, and the package that each needs.
+# The modules, and the package that each requires.
 PACKAGES = {"ours": "flask_backend", "bare": "greenstalk"}
 PEERS = {"celery": "celery", "dramatiq": "dramatiq", "huey": "huey", "rq": "rq"}
 
@@ -25,11 +25,11 @@ class Server(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One of those who are compared, with one choice of settings.
+    """One contender with one choice of settings.
 
-    ``commands`` are the processes to start for so many workers. ``rate`` is about how many no-op tasks a second one
-    worker does, from which follows how many jobs make a measurement of some seconds. ``settings`` says, for the
-    report, what was chosen and where that is documented.
+    ``commands`` are the processes to start for a number of workers. ``rate`` is roughly how many no-op tasks a second
+    one worker does; it determines how many jobs make a measurement of some seconds. ``settings`` describes, for the
+    report, the settings chosen and where they are documented.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Contender:
 
 
 class Caller(Protocol):
-    """What the module of a contender offers to those who schedule."""
+    """The interface of a contender's module for scheduling."""
 
     CONTENDERS: list[Contender]
 
@@ -51,7 +51,7 @@ class Caller(Protocol):
         ...
 
     def call_many(self, count: int) -> None:
-        """Schedule so many, the fastest way there is."""
+        """Schedule ``count`` calls, by the fastest method available."""
         ...
 
 
@@ -60,14 +60,14 @@ def load(module: str) -> Caller:
 
 
 def find(*, with_peers: bool) -> dict[str, Contender]:
-    """Return all who are installed, by name."""
+    """Return all installed contenders, by name."""
     packages = PACKAGES | (PEERS if with_peers else {})
     present = [module for module, package in packages.items() if importlib.util.find_spec(package)]
     return {contender.name: contender for module in present for contender in load(module).CONTENDERS}
 
 
 def broker_address() -> tuple[str, int]:
-    """Return where the broker is; nowhere in a process that only reads the list of contenders."""
+    """Return the broker's address; empty in a process that only reads the list of contenders."""
     host, _, port = os.environ.get(BROKER, "127.0.0.1:1").partition(":")
     return host, int(port)
 

@@ -1,4 +1,4 @@
-"""The least that a worker or a caller can do over Beanstalkd: loops without a supervisor, limits, errors or a log.
+"""The minimum that a worker or a caller can do over Beanstalkd: loops without a supervisor, limits, errors or a log.
 
 Usage of a worker: python -m contenders.bare loop|pipelined|eight
 """
@@ -18,7 +18,7 @@ from stamps import stamp
 from contenders import Contender, Server, broker_address
 
 TUBE = "com.example/default"
-# A message as ours are.
+# A message of the same form as ours.
 BODY = (
     b'{"endpoint":"hello","args":["x"],"kwargs":{},'
     b'"headers":{"id":"0123456789abcdef0123456789abcdef","at":1767225600.123}}'
@@ -37,12 +37,12 @@ ENDPOINTS = {"hello": hello}
 
 
 def call() -> None:
-    """Put one job with greenstalk; the body is made already."""
+    """Put one job with greenstalk; the body is prepared in advance."""
     _client().put(BODY, ttr=120)
 
 
 def call_many(count: int) -> None:
-    """Put so many, 500 in one write, and read the ids in the replies to these before the next write."""
+    """Put the jobs, 500 in one write, and read the ids in the replies before the next write."""
     sock = _connect()
     replies = sock.makefile("rb")
     sock.sendall(b"use %b\r\n" % TUBE.encode())
@@ -75,7 +75,7 @@ def run_loop() -> None:
 
 
 def run_pipelined(depth: int) -> None:
-    """Delete so many jobs and reserve as many in one write, and run each in an app context."""
+    """Delete a batch of jobs and reserve as many in one write, and run each in an app context."""
     app = Flask(__name__)
     sock = _connect()
     sock.sendall(b"watch %b\r\nignore default\r\n" % TUBE.encode() + b"reserve\r\n" * depth)
@@ -97,7 +97,7 @@ def _run(body: bytes) -> None:
 
 
 def _read_jobs(sock: socket.socket) -> Iterator[tuple[bytes, bytes]]:
-    """Read replies, and yield the id and the body of each job among them."""
+    """Read replies, and yield the id and the body of each job."""
     replies = sock.makefile("rb")
     for line in iter(replies.readline, b""):
         if line.startswith(b"RESERVED "):

@@ -14,7 +14,7 @@ flask_app = Flask(__name__)
 
 
 class FlaskTask(Task):
-    """Flask's way: flask.palletsprojects.com/en/stable/patterns/celery, "Background Tasks with Celery"."""
+    """Follow Flask's pattern: flask.palletsprojects.com/en/stable/patterns/celery, "Background Tasks with Celery"."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with flask_app.app_context():
@@ -23,7 +23,7 @@ class FlaskTask(Task):
 
 app = Celery("contenders.celery", broker=redis_url(), task_cls=FlaskTask)
 app.conf.update(
-    # docs.celeryq.dev/en/stable/userguide/tasks.html, "Ignore results you don't want". There is no backend either.
+    # docs.celeryq.dev/en/stable/userguide/tasks.html, "Ignore results you don't want". The app has no result backend.
     task_ignore_result=True,
     # docs.celeryq.dev/en/stable/userguide/optimizing.html, "Prefetch Limits": for many short tasks "say 64, or 128".
     worker_prefetch_multiplier=64,
@@ -45,7 +45,7 @@ def call_many(count: int) -> None:
         hello.delay("x")
 
 
-# docs.celeryq.dev/en/stable/reference/cli.html, "celery worker": what a worker alone can do without.
+# docs.celeryq.dev/en/stable/reference/cli.html, "celery worker": what a single worker can do without.
 WORKER = [
     "celery",
     "--app",

@@ -1,4 +1,4 @@
-"""Flask-Backend, as one runs it in production: a supervisor, a log, a scoreboard, signals, a heartbeat and limits."""
+"""Flask-Backend as run in production: a supervisor, a log, a scoreboard, signals, a heartbeat and limits."""
 
 from __future__ import annotations
 

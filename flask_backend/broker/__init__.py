@@ -1,1 +1,1 @@
-"""The only speaker of Beanstalkd's protocol: connections, and the producer that puts jobs."""
+"""The only package that uses Beanstalkd's protocol: connections, and the producer that puts jobs."""

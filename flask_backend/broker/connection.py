@@ -1,9 +1,9 @@
-"""Connections to Beanstalkd: its commands, and its errors in our words. The only module that knows greenstalk.
+"""Connections to Beanstalkd: its commands, with errors translated to ours. The only module that uses greenstalk.
 
-Two rules keep a reply from ever being read for the wrong command. Whatever interrupts a command, be it an error
-of the network or an exception of a signal handler, closes the connection: only a plain reply leaves it usable.
-And a connection belongs to one process: a fork closes the child's copy at once, since a forgotten copy would keep
-a dead worker's job reserved.
+Two rules ensure that no reply is read for the wrong command. First, any interruption of a command, by a network error
+or by an exception of a signal handler, closes the connection: only a complete reply leaves it usable. Second, a
+connection belongs to one process: a fork closes the child's copy at once, since a forgotten copy would keep a dead
+worker's job reserved.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ R = TypeVar("R")
 
 logger = get_logger("flask_backend.broker")
 
-# Unread replies fill the buffers of both sides: this many commands at most are on the way in a pipeline.
+# The maximum number of commands in flight in a pipeline: unread replies fill the buffers of both sides.
 PIPELINE_JOBS = 500
 
 _JOB_GONE = "the job is gone, or no longer held by this connection"
 
-# What poll(2) reports of a socket whose other end is closed; the first one, which comes at once, only on Linux.
+# The events of poll(2) for a socket whose other end is closed; only Linux has the first, which comes at once.
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 _REFUSALS: dict[type[greenstalk.Error], str] = {
     greenstalk.DrainingError: "the server is in drain mode and takes no new jobs",
     greenstalk.OutOfMemoryError: "the server is out of memory, or out of room for its binlog",
     greenstalk.InternalError: "the server reports an internal error",
-    greenstalk.DeadlineSoonError: "the server reports a reserved job that nobody touches",
+    greenstalk.DeadlineSoonError: "the server reports a reserved job that is about to expire",
 }
 
-# So much of a server's first answer is looked at, to see whether it is Beanstalkd.
+# The bytes of a server's first answer that are checked, to find out whether it is Beanstalkd.
 _LOOKED_AT_BYTES = 100
 
-# A tube without jobs, since the protocol has every connection watch one.
+# A tube without jobs: the protocol requires every connection to watch one.
 IDLE_TUBE = "flask-backend.nowhere"
 
 _USE_DEFAULT = b"use default\r\n"
@@ -71,7 +71,7 @@ _USE_DEFAULT = b"use default\r\n"
 
 @dataclass(frozen=True, slots=True)
 class ReservedState:
-    """A job that was found to be held by a connection."""
+    """A job that a connection was found to hold."""
 
     id: int
     counters: JobCounters
@@ -79,7 +79,7 @@ class ReservedState:
 
 @dataclass(slots=True)
 class PendingPuts:
-    """Jobs that were sent, and what the server has answered so far: to the puts, and to a ``use`` before them."""
+    """Jobs that were sent, and the replies so far: to the puts, and to a ``use`` before them."""
 
     connection: Connection
     queue: str
@@ -88,20 +88,19 @@ class PendingPuts:
     use: Replies = field(default_factory=Replies)
 
     def receive(self, results: list[int | BrokerError]) -> None:
-        """Wait for the answers, see :meth:`Connection.receive_results`."""
+        """Wait for the replies, see :meth:`Connection.receive_results`."""
         self.connection.receive_results(self, results)
 
 
 class Connection:
-    """One connection to the server: opened at once, used by one thread at a time, closed for good on any doubt."""
+    """One connection to the server: opened at once, used by one thread at a time, closed for good after any error."""
 
     def __init__(
         self, address: Address, timeout_s: float, *, watch: str | None = None, sock: _Socket | None = None
     ) -> None:
-        """Connect, unless there is a socket already, and watch one queue and no other; without ``watch``, none.
+        """Connect, unless ``sock`` is given, and watch only the queue ``watch``, if any.
 
-        Raises :exc:`BrokerConnectionError` after ``timeout_s`` seconds at most for each address that the host's name
-        has.
+        Raises :exc:`BrokerConnectionError`, after at most ``timeout_s`` seconds for each address of the host.
         """
         self.address = address
         self._timeout_s = timeout_s
@@ -110,7 +109,7 @@ class Connection:
         self._max_job_size: int | None = None
         self._socket = sock or _open_socket(address, timeout_s)
         self.wire = self._socket.wire
-        self._timed_out_last_time = False  # when it had so much time as a log line may wait
+        self._timed_out_last_time = False  # in counters_within, called by a log line
         _open_connections.add(self)
         self._client = self._call(greenstalk.Client, self._socket, encoding=None)
         if sock is None:
@@ -118,39 +117,39 @@ class Connection:
 
     @classmethod
     def adopt(cls, fd: int, address: Address, timeout_s: float) -> Connection:
-        """Go on with the connection of a process that is dead. Call :meth:`recover_reserved` first."""
+        """Take over the connection of a dead process. Call :meth:`recover_reserved` first."""
         sock = _Socket(fd, timeout_s)
         connection = cls(address, timeout_s, sock=sock)
-        connection._used = None  # whatever its owner has used last
+        connection._used = None  # unknown: its owner may have used any tube
         return connection
 
     def __del__(self) -> None:
-        if hasattr(self, "_socket"):  # a thread has ended, and its connection with it
+        if hasattr(self, "_socket"):  # a thread ended, and dropped its connection
             self.close()
 
     def fileno(self) -> int:
-        """Return the socket's descriptor, to wait for a reply; -1 once closed."""
+        """Return the socket's descriptor, to wait for a reply; -1 after close."""
         return self._socket.fileno()
 
     @property
     def is_usable(self) -> bool:
-        """Whether a command may be sent: open, ours, and in step (nothing to read between commands, not even EOF)."""
+        """Whether a command may be sent: open, owned by this process, no unread data (or EOF) between commands."""
         if self.fileno() < 0:
             return False
-        if self._pid != os.getpid():  # forked by C code that runs no Python hooks, as uWSGI does
+        if self._pid != os.getpid():  # forked by C code that skips Python's hooks, as in uWSGI
             self.abandon()
             return False
         return self.is_awaiting or not self.wire.is_readable(0)
 
     def close(self) -> None:
-        """Close; the server gives back every job that this connection holds. More than once is harmless."""
-        with suppress(OSError):  # it is closed, or the server has closed it
-            self._socket.shutdown(socket.SHUT_RDWR)  # for the duplicate, too, that a supervisor may have
+        """Close; the server then releases every job that this connection holds. Idempotent."""
+        with suppress(OSError):  # already closed, here or by the server
+            self._socket.shutdown(socket.SHUT_RDWR)  # ends a supervisor's duplicate too
         self.wire.close()
         self._socket.close()
 
     def abandon(self) -> None:
-        """Close this process's copy of a descriptor that another process goes on using."""
+        """Close this process's copy of a descriptor that another process still uses."""
         if self.fileno() >= 0:
             self.wire.close()
             os.close(self._socket.detach())
@@ -161,7 +160,7 @@ class Connection:
         """Put one job and return its id.
 
         Raises :exc:`JobTooBigError`, another :exc:`BrokerError` if the server refuses, or
-        :exc:`BrokerConnectionError`; after the last it is open whether the server has the job.
+        :exc:`BrokerConnectionError`, after which the server may or may not have the job.
         """
         results: list[int | BrokerError] = []
         self.receive_results(self.send_puts(queue, [body], options), results)
@@ -170,9 +169,9 @@ class Connection:
         return results[0]
 
     def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> PendingPuts:
-        """Send jobs in one go, with the ``use`` of their tube if need be. Then call :meth:`receive_results`.
+        """Send jobs in one write, after a ``use`` of their tube if necessary. Then call :meth:`receive_results`.
 
-        At most ``PIPELINE_JOBS``, or both sides may wait for the other to read.
+        At most ``PIPELINE_JOBS``: with more, each side may wait for the other to read.
         """
         self.receive_all()
         pending = PendingPuts(self, queue, bodies)
@@ -187,16 +186,16 @@ class Connection:
         return pending
 
     def receive_results(self, pending: PendingPuts, results: list[int | BrokerError]) -> None:
-        """Wait for the answers to puts; add for each its job's id to ``results``, or why the server refused it.
+        """Wait for the replies to puts; append to ``results`` the id of each job, or the error if it was refused.
 
-        If the connection breaks there are fewer results: of the other jobs it is open.
+        If the connection breaks, there are fewer results: the server may or may not have the other jobs.
         """
         answers = pending.puts.answers
         try:
             self.receive_all()
         finally:
             if pending.use and pending.use[0].status != "USING":
-                # Refused for want of memory: what was put all the same is in another queue.
+                # The server lacked the memory for the tube, so these jobs are in the previous one: delete them.
                 self._used = None
                 self.ask([b"delete %d\r\n" % answer for answer in answers if isinstance(answer, int)])
                 answers = [pending.use[0]] * len(answers)
@@ -208,7 +207,7 @@ class Connection:
             case "BURIED":
                 job_id = int(reply.words[0])
                 logger.error(
-                    "job %d of %s is stored but buried, since the server is short of memory: kick it", job_id, queue
+                    "job %d of %s is stored but buried, because the server is short of memory: kick it", job_id, queue
                 )
                 return job_id
             case "JOB_TOO_BIG":
@@ -219,16 +218,16 @@ class Connection:
                 self.close()
                 raise BrokerConnectionError(f"Beanstalkd at {self.address} answered a put with {status}")
 
-    # -- for whoever holds a job, or waits for one -----------------------------------------------------------
+    # -- for holders of a job, and for waiting workers -------------------------------------------------------
 
     @property
     def is_awaiting(self) -> bool:
-        """Whether replies are on their way."""
+        """Whether replies are awaited."""
         return self.wire.is_awaiting
 
     @property
     def is_cut(self) -> bool:
-        """Whether the other end has closed the connection. Safe to ask while another thread uses it."""
+        """Whether the other end has closed the connection. Safe while another thread uses the connection."""
         if (fd := self.fileno()) < 0:
             return True
         poll = select.poll()
@@ -236,20 +235,20 @@ class Connection:
         return bool(poll.poll(0))
 
     def prefetch_stats(self, job_id: int) -> Replies:
-        """Ask for the statistics of a job, for :meth:`counters_within` to have them soon."""
+        """Request the statistics of a job in advance, for :meth:`counters_within`."""
         replies = Replies()
         self.guard(self.wire.send, b"stats-job %d\r\n" % job_id, replies)
         return replies
 
     def receive(self) -> None:
-        """Take in the replies that have come. Call it when :meth:`fileno` is readable."""
+        """Read the replies that have arrived. Call it when :meth:`fileno` is readable."""
         try:
             self.wire.receive()
         except BaseException as error:
             self.fail(error)
 
     def receive_all(self) -> None:
-        """Wait for all replies that are on their way."""
+        """Wait for all awaited replies."""
         self.guard(self.wire.receive_all)
 
     def delete(self, job_id: int) -> None:
@@ -259,13 +258,13 @@ class Connection:
         try:
             self._call(self._client.release, greenstalk.Job(job_id, b""), priority, delay_s)
         except greenstalk.BuriedError:
-            logger.warning("the server had no memory to release job %d and buried it", job_id)
+            logger.warning("the server lacked the memory to release job %d and buried it", job_id)
 
     def bury(self, job_id: int, priority: int) -> None:
         self._call(self._client.bury, greenstalk.Job(job_id, b""), priority)
 
     def touch(self, job_id: int) -> None:
-        """Have the job's time to run start again."""
+        """Restart the job's TTR."""
         self._call(self._client.touch, greenstalk.Job(job_id, b""))
 
     def counters(self, job_id: int) -> JobCounters:
@@ -275,13 +274,13 @@ class Connection:
         return JobCounters.from_stats(reply.stats)
 
     def counters_within(self, job_id: int, wait_s: float, asked: Replies | None = None) -> JobCounters | None:
-        """Return the counters, or None if the server does not answer in time; the connection stays usable.
+        """Return the counters if the server answers in time; the connection stays usable in any case.
 
-        ``asked`` is what :meth:`prefetch_stats` has returned for the job.
+        ``asked`` is the result of :meth:`prefetch_stats` for the job.
         """
         deadline = time.monotonic() + wait_s
         if self._timed_out_last_time and not self.wire.is_readable(0):
-            return None  # as before
+            return None  # still no answer
         if asked is None:
             asked = self.prefetch_stats(job_id)
         while not asked:
@@ -292,10 +291,10 @@ class Connection:
         return JobCounters.from_stats(asked[0].stats) if asked[0].status == "OK" else None
 
     def reserve_again(self, job: ReservedJob) -> bool:
-        """Reserve the very job that a connection which broke has held; return False if it is gone or taken."""
+        """Reserve the job that a broken connection held; return False if it is gone or taken."""
         [found] = self.ask([b"peek %d\r\n" % job.id])
         if found.status != "FOUND" or found.data != job.body:
-            return False  # ids may start again at 1 when the server does: another job has this one
+            return False  # ids may restart at 1 with the server: this is another job
         [reply] = self.ask([b"reserve-job %d\r\n" % job.id])
         return reply.status == "RESERVED"
 
@@ -304,22 +303,22 @@ class Connection:
         found = self.stats_tube([queue])
         return int(self.stats()["uptime"]) <= within_s and bool(found) and found[0].ready > 0
 
-    # -- for the heirs of a worker ---------------------------------------------------------------------------
+    # -- for a dead worker's connection ----------------------------------------------------------------------
 
     def recover_reserved(self, job_id: int) -> ReservedState | None:
-        """Find the job that the connection's dead owner held; None if it is gone, or no longer held.
+        """Return the job, if the connection of the dead owner still holds it.
 
-        Replies to what the owner said last may come first: a touch, a delete. They are told from our own, which is
-        the only one with the job's statistics; anything else raises :exc:`BrokerConnectionError`.
+        Replies to the owner's last commands, such as a touch or a delete, may come first. Only the reply to our own
+        command has the job's statistics; anything unexpected raises :exc:`BrokerConnectionError`.
         """
         return self._call(self._recover_reserved, job_id)
 
     def _recover_reserved(self, job_id: int) -> ReservedState | None:
-        # The second command is there to be recognized: no worker sends it, and its reply is the last, whatever comes.
+        # The second command marks the end: workers never send it, so its reply is recognizable, and always the last.
         self._socket.sendall(b"stats-job %d\r\nlist-tubes-watched\r\n" % job_id)
         found: ReservedState | None = None
         while not (reply := self.wire.read()).data.startswith(b"---\n- "):
-            found = None  # the last one counts: those before answer what the owner has asked
+            found = None  # only the last one counts: earlier ones answer the owner's commands
             if reply.status == "OK":
                 stats = reply.stats
                 if stats.get("id") == job_id and stats.get("state") == "reserved":
@@ -328,7 +327,7 @@ class Connection:
                 raise OutOfStepError(f"it answered {reply.status}")
         return found
 
-    # -- for commands that look at queues and jobs -----------------------------------------------------------
+    # -- for commands that inspect queues and jobs -----------------------------------------------------------
 
     def stats(self) -> Stats:
         """Return the server's own statistics."""
@@ -336,24 +335,24 @@ class Connection:
         return reply.stats
 
     def list_tubes(self) -> list[str]:
-        """Return the names of all tubes that exist, but for the one that idle connections of ours watch."""
+        """Return the names of all tubes, except the one that our idle connections watch."""
         [reply] = self.ask([b"list-tubes\r\n"])
         lines = reply.data.decode("ascii").splitlines()
         names = (line[2:].strip('"') for line in lines if line.startswith("- "))
         return [name for name in names if name != IDLE_TUBE]
 
     def stats_tube(self, names: Iterable[str]) -> list[Queue]:
-        """Return those of these queues that exist."""
+        """Return the queues among ``names`` that exist."""
         replies = self.ask([b"stats-tube %b\r\n" % check_queue_name(name).encode() for name in names])
         return [Queue.from_stats(reply.stats) for reply in replies if reply.status == "OK"]
 
     def stats_job(self, ids: Iterable[int]) -> list[JobRecord]:
-        """Return those of these jobs that exist."""
+        """Return the jobs among ``ids`` that exist."""
         return [JobRecord.from_stats(reply.stats) for reply in self._stats_job(ids) if reply.status == "OK"]
 
     def find_jobs(self, ids: Iterable[int], queues: Collection[str], states: Collection[str]) -> list[JobRecord]:
-        """Return those of these jobs that are in one of ``queues`` and in one of ``states``."""
-        # Later servers quote names. Parsing takes most of the time where there are many jobs of others.
+        """Return the jobs among ``ids`` that are in one of ``queues`` and in one of ``states``."""
+        # Later servers quote names. Compare bytes first: parsing the jobs of other queues would take most of the time.
         tubes = {f"tube: {quote}{name}{quote}".encode() for name in queues for quote in ("", '"')}
         wanted = {f"state: {quote}{state}{quote}".encode() for state in states for quote in ("", '"')}
 
@@ -367,12 +366,12 @@ class Connection:
         return self.ask([b"stats-job %d\r\n" % job_id for job_id in ids])
 
     def peek(self, ids: Iterable[int]) -> dict[int, bytes]:
-        """Return the bodies of those of these jobs that exist."""
+        """Return the bodies of the jobs among ``ids`` that exist."""
         replies = self.ask([b"peek %d\r\n" % job_id for job_id in ids])
         return {int(reply.words[0]): reply.data for reply in replies if reply.status == "FOUND"}
 
     def find(self, job_id: int) -> tuple[JobRecord, bytes] | None:
-        """Return a job and its body; None if it does not exist."""
+        """Return a job and its body, if it exists."""
         stats, found = self.ask([b"stats-job %d\r\n" % job_id, b"peek %d\r\n" % job_id])
         if stats.status != "OK" or found.status != "FOUND":
             return None
@@ -383,24 +382,24 @@ class Connection:
         return self._peek_first(b"peek-ready\r\n", queues)
 
     def peek_buried(self, queues: Iterable[str]) -> dict[str, int]:
-        """Return the id of the job that has been buried for longest, of each of these queues that has one."""
+        """Return the id of the job that has been buried longest, for each of these queues that has one."""
         return self._peek_first(b"peek-buried\r\n", queues)
 
     def _peek_first(self, command: bytes, queues: Iterable[str]) -> dict[str, int]:
         names = list(queues)
         pairs = (each for name in names for each in (b"use %b\r\n" % check_queue_name(name).encode(), command))
-        # A queue that is used does not go away: ours may be the last connection that keeps it.
+        # A used tube is not deleted: without the last command our connection could be the only one that keeps it.
         replies = self.ask([*pairs, _USE_DEFAULT])
         self._used = greenstalk.DEFAULT_TUBE
         found = zip(names, replies[1::2], strict=False)
         return {name: int(reply.words[0]) for name, reply in found if reply.status == "FOUND"}
 
     def kick_job(self, ids: Iterable[int]) -> list[int]:
-        """Make buried or delayed jobs ready; return those that were."""
+        """Make buried or delayed jobs ready; return the ids of the jobs that were."""
         return self._do_each(b"kick-job %d\r\n", ids, "KICKED")
 
     def delete_each(self, ids: Iterable[int]) -> list[int]:
-        """Delete jobs that no other connection holds; return those that existed."""
+        """Delete jobs that no other connection holds; return the ids of the deleted jobs."""
         return self._do_each(b"delete %d\r\n", ids, "DELETED")
 
     def _do_each(self, command: bytes, ids: Iterable[int], done: str) -> list[int]:
@@ -421,8 +420,8 @@ class Connection:
     def probe_last_id(self, tube: str) -> int:
         """Return the id of the newest job, found by putting a job into ``tube`` and deleting it.
 
-        Where the server refuses puts it is the number of jobs since its start: with a binlog that starts again at a
-        restart, and ids do not.
+        If the server refuses puts, returns its ``total-jobs`` instead: with a binlog this restarts at 0 with the
+        server, while ids do not.
         """
         put = b"put %d 0 1 0\r\n\r\n" % DEFAULT_PRIORITY
         _, probe, _ = self.ask([b"use %b\r\n" % tube.encode(), put, _USE_DEFAULT])
@@ -434,35 +433,35 @@ class Connection:
         return probe_id - 1
 
     def quit(self) -> None:
-        """Have the server end the connection: when this returns, it has given back all jobs that were held."""
+        """Ask the server to close the connection: on return, it has released all jobs that the connection held."""
         with suppress(BrokerConnectionError):
             self.ask([b"quit\r\n"])
         self.close()
 
     def ask(self, commands: Sequence[bytes]) -> list[Reply]:
-        """Send commands, line breaks included, many at a time; return the reply to each.
+        """Send commands, including line breaks, in batches; return the reply to each.
 
-        For every command but ``reserve`` without a timeout. A refusal is a reply as any; raises
-        :exc:`BrokerConnectionError` when a reply shows that the server has read something else than was meant.
+        For every command except ``reserve`` without a timeout. A refusal is returned like any other reply; raises
+        :exc:`BrokerConnectionError` if a reply shows that the server has misread a command.
         """
         replies = Replies()
         for start in range(0, len(commands), PIPELINE_JOBS):
             self._call(self._exchange, commands[start : start + PIPELINE_JOBS], replies)
         return replies
 
-    # -- inner workings --------------------------------------------------------------------------------------
+    # -- internals -------------------------------------------------------------------------------------------
 
     def _call(self, command: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run one command to its reply, after all that are awaited have come."""
+        """Run one command to its reply, after all awaited replies have arrived."""
         self.receive_all()
         result = self.guard(command, *args, **kwargs)
         self.guard(self.wire.check_in_step)
         return result
 
     def guard(self, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do something on the connection; close it unless that ends well, or with a plain reply of the server.
+        """Run an action on the connection; close the connection unless it succeeds, or fails with a complete reply.
 
-        What is done for every job, in :class:`Pipeline` and :meth:`receive`, calls :meth:`fail` itself.
+        The code that runs for every job, in :class:`Pipeline` and :meth:`receive`, calls :meth:`fail` itself.
         """
         try:
             return action(*args, **kwargs)
@@ -470,7 +469,7 @@ class Connection:
             self.fail(error)
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Close the connection unless ``error`` is a plain reply of the server; raise it in our words."""
+        """Close the connection unless ``error`` is a complete reply of the server; raise it as one of our errors."""
         match error:
             case greenstalk.BuriedError():
                 raise error
@@ -482,21 +481,21 @@ class Connection:
                 self.close()
                 raise error
             case OSError() | AssertionError() | ValueError() | greenstalk.Error():
-                # greenstalk asserts what a peer sent and indexes what may be empty: all these mean a broken stream.
+                # greenstalk checks replies with assert, and indexes lists that may be empty: all mean a broken stream.
                 was_open = self.fileno() >= 0
                 self.close()
                 told = f"lost the connection to Beanstalkd at {self.address}: {_reason(error, self._timeout_s)}"
                 closed = f"the connection to Beanstalkd at {self.address} is closed"
                 raise BrokerConnectionError(told if was_open else closed) from error
             case _:
-                # Interrupted in the middle: the reply may come when another command waits for its own. A duplicate that
-                # a supervisor has stays open: if this ends the worker, its job is settled there.
+                # Interrupted: the reply could be read for a later command. A supervisor's duplicate stays open: if this
+                # ends the worker, the supervisor settles the job there.
                 self.abandon()
                 raise error
 
     def _watch_only(self, tube: str) -> None:
-        """Begin the conversation, in a way to which only Beanstalkd has the right answers."""
-        # Every connection begins by watching `default`, and would count there as a worker.
+        """Send the first commands, to which only Beanstalkd has the right replies."""
+        # A new connection watches `default`, and would count there as a worker.
         commands = [b"watch %b\r\n" % tube.encode()]
         if tube != greenstalk.DEFAULT_TUBE:
             commands.append(b"ignore default\r\n")
@@ -519,7 +518,7 @@ class Connection:
                 raise BrokerError(f"Beanstalkd at {self.address} refuses to watch {tube}: it answers {reply.status}")
 
     def _exchange(self, commands: Sequence[bytes], replies: Replies) -> None:
-        """Send commands in one go and wait for the replies; those that came before an error are kept."""
+        """Send commands in one write and wait for the replies; keeps the replies before an error."""
         self.wire.send(b"".join(commands), *[replies] * len(commands))
         self.wire.receive_all()
 
@@ -533,12 +532,12 @@ class Connection:
         )
 
 
-# What a dead worker may have left unread: replies to its last command.
+# Replies that a dead worker may have left unread.
 _STALE_REPLIES = {"DELETED", "RELEASED", "BURIED", "TOUCHED", "NOT_FOUND", "TIMED_OUT", "USING", "INSERTED"}
 
 
 class _Socket(socket.socket):
-    """A connected socket that greenstalk reads from by the same buffer, deadline and close as we do."""
+    """A connected socket from which greenstalk reads through our buffer, with our deadline and close."""
 
     def __init__(self, fd: int, timeout_s: float) -> None:
         super().__init__(fileno=fd)
@@ -551,7 +550,7 @@ class _Socket(socket.socket):
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What greenstalk asks of a file for reading."""
+    """The part of a readable file that greenstalk uses."""
 
     wire: Wire
 
@@ -562,17 +561,17 @@ class _Reader:
         return self.wire.read_data(size)
 
     def close(self) -> None:
-        """Leave that to the connection."""
+        """Leave closing the socket to the connection."""
 
 
 def _open_socket(address: Address, timeout_s: float) -> _Socket:
     try:
         sock = _Socket(socket.create_connection((address.host, address.port), timeout_s).detach(), timeout_s)
-    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be encoded
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot be encoded
         raise _cannot_connect(address, _reason(error, timeout_s)) from error
-    # Commands are small and each waits for its reply: Nagle's algorithm would add 40 ms to some.
+    # Commands are small and each waits for its reply: Nagle's algorithm would delay some by 40 ms.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # For a peer that vanished: the system's own default is two hours.
+    # To detect a peer that vanished: the system's default takes two hours.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):
@@ -582,7 +581,7 @@ def _open_socket(address: Address, timeout_s: float) -> _Socket:
 
 def _cannot_connect(address: Address, reason: str) -> BrokerConnectionError:
     return BrokerConnectionError(
-        f"cannot connect to Beanstalkd at {address}: {reason}; check that it runs, and BACKEND_CONNECTION_URI"
+        f"cannot connect to Beanstalkd at {address}: {reason}; check that it is running, and BACKEND_CONNECTION_URI"
     )
 
 
@@ -594,7 +593,7 @@ def _reason(error: BaseException, timeout_s: float) -> str:
     return f"unexpected reply ({type(error).__name__})"
 
 
-# The one state of this module: what a newborn child process must close.
+# The only state of this module: the connections that a forked child must close.
 _open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 

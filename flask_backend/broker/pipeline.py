@@ -1,4 +1,4 @@
-"""A worker's way to use a connection: it does not wait for one reply before it sends the next command.
+"""Pipelined use of a connection by a worker: it sends the next command without waiting for the last reply.
 
 It sends with :meth:`Pipeline.reserve` and :meth:`Pipeline.delete_and_reserve`, then calls :meth:`Connection.receive`
 whenever the socket is readable, until no reply is awaited. Every other command of the connection first waits for all
@@ -15,7 +15,7 @@ from .wire import Deletions, Reservations, ReservedJob
 
 
 class Pipeline:
-    """The reserves and deletes that are in flight on a connection, and what has come of them."""
+    """The reserves and deletes that are in flight on a connection, and their results."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -25,24 +25,24 @@ class Pipeline:
 
     @property
     def is_reserving(self) -> bool:
-        """Whether jobs have been asked for, and not all replies have come."""
+        """Whether a reply to a reserve is still awaited."""
         return self._reservations.pending > 0
 
     @property
     def pending_deletes(self) -> Sequence[ReservedJob]:
-        """The jobs that the server may or may not have deleted: their replies have not come."""
+        """The jobs that the server may or may not have deleted: the replies have not arrived."""
         return self._deletions.pending
 
     def pop_pending_deletes(self) -> list[ReservedJob]:
-        """Return these jobs, once, after the connection is closed."""
+        """Return the pending deletes and forget them. Call it after the connection is closed."""
         jobs = list(self._deletions.pending)
         self._deletions.pending.clear()
         return jobs
 
     def reserve(self, wait_s: int, count: int = 1) -> None:
-        """Ask for jobs: for one, to come within ``wait_s`` seconds, and for more that are ready at that moment.
+        """Ask for ``count`` jobs: the first within ``wait_s`` seconds, the others only if they are ready by then.
 
-        The wait is finite, so that a waiter whose host vanished cannot swallow jobs for long.
+        The wait is finite, so that a waiter whose host vanished does not receive jobs for long.
         """
         self.connection.guard(lambda: self._wire.send(_reserves(wait_s, count), *self._expect_jobs(count)))
 
@@ -59,21 +59,21 @@ class Pipeline:
             self.connection.fail(error)
 
     def take_jobs(self) -> list[ReservedJob]:
-        """Return the jobs that have come since the last call."""
+        """Return the jobs that have arrived since the last call."""
         jobs, self._reservations.jobs = self._reservations.jobs, []
         return jobs
 
     def pop_expired(self) -> list[ReservedJob]:
-        """Return the jobs, since the last call, that were no longer held when they were to be deleted."""
+        """Return the jobs, since the last call, whose reservation had expired when they were deleted."""
         late = self._deletions.late
         if late:
             self._deletions.late = []
         return late
 
     def give_back(self) -> None:
-        """Wait until all finished jobs are deleted, then close, which gives back all others that it holds or is sent.
+        """Wait until all finished jobs are deleted, then close, which gives back all jobs that are held or in flight.
 
-        The server puts such jobs where they were, and does not count it: a ``release`` would count as an attempt.
+        The server puts such jobs back where they were without counting: a ``release`` would count as an attempt.
         """
         try:
             while self._deletions.pending:

@@ -1,4 +1,4 @@
-"""Puts jobs, one or many, on the connection of the calling thread."""
+"""The producer: puts jobs, one or many, on the connection of the calling thread."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from .stats import JobRecord
 
 T = TypeVar("T")
 
-# The bodies of some items, by index, or why there is none.
+# The bodies of some items, by index, or the errors of encoding them.
 Chunk = dict[int, bytes | BackendError]
 
-# So many bytes are collected before they are sent, which bounds our own memory.
+# Bytes to collect before sending, which bounds our memory.
 _PIPELINE_BYTES = 1 << 20
 
 
 class SentPuts(Protocol):
-    """Jobs that were sent, and may not be answered yet."""
+    """Jobs that were sent, and may still await their replies."""
 
     def receive(self, results: list[int | BrokerError], /) -> None:
-        """Wait for the answers; add for each its job's id to ``results``, or why it was refused."""
+        """Wait for the replies; append to ``results`` the id of each job, or the error if it was refused."""
         ...
 
 
 class PutConnection(Protocol):
-    """What a producer needs of its connection."""
+    """The part of its connection that a producer uses."""
 
     def put(self, queue: str, body: bytes, options: PutOptions) -> int: ...
     def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> SentPuts: ...
@@ -51,7 +51,7 @@ class PutConnection(Protocol):
 
 @dataclass(slots=True)
 class _Sent:
-    """A chunk that is on its way."""
+    """A chunk that is in flight."""
 
     chunk: Chunk
     pending: SentPuts | None = None
@@ -68,23 +68,23 @@ class Producer:
     def put(self, queue: str, body: bytes, options: Options) -> int:
         """Put one job, see :meth:`Connection.put`.
 
-        A connection that broke since the last put is replaced first. One that breaks in the middle is an error for
-        the caller to see: the server may have the job, and a second put could run it twice.
+        A connection that broke since the last put is replaced first. If it breaks during a put, the caller gets the
+        error: the server may have the job, and a second put could run it twice.
         """
         return self.connection().put(queue, body, options.resolve(self.settings.ttr_s))
 
     def put_many(self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options) -> Outcome:
-        """Put a job for each item, in order and in large steps; return what became of each.
+        """Put a job for each item, in order and in large batches; return the outcome of each.
 
-        ``encode`` makes the body from an item and its index. An item that is at fault itself is refused and the others
-        go on; what is the server's fault ends it. An error of ``items`` itself is raised, with a note.
+        ``encode`` makes the body from an item and its index. An invalid item is refused and the others are still sent;
+        an error of the server ends the batch. An error of ``items`` itself is raised, with a note.
         """
         outcome = Outcome()
         source = enumerate(items)
         sent: _Sent | None = None
         try:
             while outcome.failure is None:
-                chunk = _next_chunk(source, encode)  # while the server is at the one before
+                chunk = _next_chunk(source, encode)  # while the server handles the previous one
                 sent, last = None, sent
                 if last is not None:
                     self._settle(last, outcome)
@@ -99,7 +99,7 @@ class Producer:
         return outcome
 
     def _send(self, queue: str, chunk: Chunk, options: Options, outcome: Outcome) -> _Sent | None:
-        """Send what could be encoded of a chunk; None if there is no server to send it to."""
+        """Send the items of a chunk that could be encoded; record a failure if the server cannot be reached."""
         bodies = [body for body in chunk.values() if isinstance(body, bytes)]
         try:
             connection = self.connection()
@@ -115,7 +115,7 @@ class Producer:
         return sent
 
     def _settle(self, sent: _Sent, outcome: Outcome) -> None:
-        """Note what became of a chunk that was sent."""
+        """Record the outcome of a chunk that was sent."""
         end = max(sent.chunk) + 1
         results: list[int | BrokerError] = []
         try:
@@ -138,9 +138,9 @@ class Producer:
                         outcome.failure, outcome.unsent_from = refusal, end
 
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None:
-        """Return the state of a job, as the server names it; None if it is gone.
+        """Return the server's name for the state of a job, if the job exists.
 
-        Ids may start again at 1 when the server does, so a job of another queue, or of another ``uid``, is another job.
+        Ids may restart at 1 with the server, so a job in another queue, or with another ``uid``, is a different job.
         """
         match self.connection().find(job_id):
             case record, body if record.queue == queue and (uid is None or _has_uid(body, uid)):
@@ -149,7 +149,7 @@ class Producer:
                 return None
 
     def cancel(self, queue: str, job_id: int, uid: str | None) -> bool:
-        """Delete a job that no worker holds; return whether it was there to be deleted."""
+        """Delete a job unless a worker holds it; return whether it was deleted."""
         if self.state(queue, job_id, uid) in (None, "reserved"):
             return False
         try:
@@ -159,7 +159,7 @@ class Producer:
         return True
 
     def connection(self) -> PutConnection:
-        """Return this thread's connection, opened anew if need be."""
+        """Return this thread's connection, and open a new one if necessary."""
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None or not connection.is_usable:
             if connection is not None:

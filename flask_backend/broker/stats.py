@@ -1,4 +1,4 @@
-"""What the server reports of queues and jobs: the replies to its ``stats`` commands as values."""
+"""Statistics of queues and jobs: the replies to the server's ``stats`` commands as values."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from flask_backend.retry import Attempts
 
 from .wire import Stats
 
-# A pause that ends when a person says so: the protocol's longest, a hundred and thirty-six years.
+# A pause that lasts until a person ends it: the protocol's longest, 136 years.
 UNTIL_RESUMED_S = MAX_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class JobCounters:
-    """What the server knows of a job: its priority, time to run and age in seconds, and how its attempts ended."""
+    """The server's counters of a job: its priority, TTR and age in seconds, and how its attempts ended."""
 
     priority: int
     ttr_s: int
@@ -31,9 +31,9 @@ class JobCounters:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """What the server tells of a job. Times are in seconds; ``state`` is ready, reserved, delayed or buried.
+    """The server's statistics of a job. Times are in seconds; ``state`` is ready, reserved, delayed or buried.
 
-    ``time_left_s`` counts down to the end of a delay, or of the time to run.
+    ``time_left_s`` counts down to the end of a delay, or of the TTR.
     """
 
     id: int
@@ -68,16 +68,16 @@ class JobRecord:
 
     @property
     def attempts(self) -> Attempts:
-        """The attempts so far, seen from the next one: its ``number`` is the one that comes, or runs now."""
+        """The attempts so far; ``number`` is the attempt that runs now, or the next one."""
         return Attempts(self.releases, self.buries)
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What the server tells of a queue. Times are in seconds.
+    """The server's statistics of a queue. Times are in seconds.
 
-    ``put`` and ``deleted`` count since the queue has come into being. ``watching`` are the connections that would take
-    a job of it, and ``waiting`` those that do nothing else now.
+    ``put`` and ``deleted`` count since the creation of the queue. ``watching`` is the number of connections that would
+    take a job of it, and ``waiting`` the number that wait for one now.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Queue:
 
     @property
     def is_unwatched(self) -> bool:
-        """Whether jobs are ready and nobody would take them."""
+        """Whether jobs are ready and no connection watches the queue."""
         return self.ready > 0 and self.watching == 0
 
     @property

@@ -1,8 +1,8 @@
 """One stream to Beanstalkd: commands go out, and each reply comes to the command that it answers.
 
-The server answers in the order of the commands (doc/protocol.txt of beanstalkd), so that one queue is all the
-bookkeeping there is: who awaits a reply joins it before the command's bytes leave, and a reply goes to whoever has
-waited longest, who refuses one that its command cannot have. After any error the stream is to be closed.
+The server answers in the order of the commands (doc/protocol.txt of beanstalkd), so one queue of receivers is enough.
+The receiver of a reply joins it before the command is sent; each reply goes to the receiver that has waited longest,
+which rejects a reply that does not fit its command. After any error the caller must close the stream.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from typing import Protocol
 
 Stats = dict[str, int | str]
 
-# To sleep and be woken takes longer than the broker's answer to what it need not wait for: a virtual CPU is halted and
-# started again, and the caches are cold after that. So who awaits such an answer looks again and again for a moment
-# first, and lets whoever else wants its CPU go before, perhaps the broker. Where nobody can give way to others, it
-# sleeps at once.
+# Waking a sleeping process takes longer than a quick reply of the broker: a virtual CPU is halted and restarted, and
+# its caches are cold afterwards. So poll for this many seconds first, and yield the CPU between polls to other
+# processes, perhaps to the broker. Without sched_yield, sleep at once.
 SPIN_S = 50e-6 if hasattr(os, "sched_yield") else 0.0
 
 _READ_BYTES = 1 << 16
-_MAX_LINE = 1 << 10  # bytes; the server's longest names a tube, of 200
+_MAX_LINE = 1 << 10  # bytes; the server's longest line contains a tube name of 200
 _WITH_DATA = frozenset({b"OK", b"FOUND", b"RESERVED"})
-# The server read something else than we meant to say: what follows on the stream cannot be trusted.
+# The server has misread a command: later replies on the stream cannot be trusted.
 _OUT_OF_STEP = frozenset({"BAD_FORMAT", "UNKNOWN_COMMAND", "EXPECTED_CRLF"})
 
 
 class OutOfStepError(ConnectionError):
-    """The server has sent what is no reply to what was asked."""
+    """The server has sent a reply that does not fit the command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the server answered to one command: a status word, further words, and the data that some replies carry."""
+    """The server's reply to one command: a status word, further words, and the data of some replies."""
 
     status: str
     words: tuple[str, ...] = ()
@@ -44,7 +43,7 @@ class Reply:
 
     @classmethod
     def of(cls, words: list[bytes], data: bytes) -> Reply:
-        """Return the reply; raise :exc:`OutOfStepError` for one that says that the command was not understood."""
+        """Return the reply; raise :exc:`OutOfStepError` if the server did not understand the command."""
         status, *others = (word.decode("ascii") for word in words)
         if status in _OUT_OF_STEP:
             raise OutOfStepError(f"it answered {status}")
@@ -52,15 +51,15 @@ class Reply:
 
     @classmethod
     def parse(cls, reply: bytes) -> Reply:
-        """Read a whole reply, line breaks included."""
+        """Read a complete reply, including line breaks."""
         line, _, data = reply.partition(b"\r\n")
         return cls.of(line.split(), data[:-2])
 
     @property
     def stats(self) -> Stats:
-        """The data of a reply to a ``stats`` command: YAML of one level, numbers, and some names."""
+        """The data of a reply to a ``stats`` command: flat YAML of numbers and some names."""
         pairs = (line.split(": ", 1) for line in self.data.decode("ascii").splitlines() if ": " in line)
-        # A tube may be named as a number.
+        # The name of a tube may be a number.
         return {
             key: int(value) if value.isdecimal() and key not in ("tube", "name") else value.strip('"')
             for key, value in pairs
@@ -68,14 +67,14 @@ class Reply:
 
 
 class ReplyReceiver(Protocol):
-    """Who awaits a reply."""
+    """The receiver of a reply."""
 
     def take(self, words: list[bytes], data: bytes) -> None:
-        """Get it: its words, the status first, and its data. Raises :exc:`OutOfStepError` if it cannot be the one."""
+        """Take its words, the status first, and its data. Raises :exc:`OutOfStepError` if it does not fit."""
 
 
 class Replies(list[Reply]):
-    """Takes any reply, one after another."""
+    """Takes any replies, in order."""
 
     def take(self, words: list[bytes], data: bytes) -> None:
         self.append(Reply.of(words, data))
@@ -83,7 +82,7 @@ class Replies(list[Reply]):
 
 @dataclass(slots=True)
 class Puts:
-    """Takes the replies to puts: the ids of jobs that were stored, and what else there is."""
+    """Takes the replies to puts: the ids of stored jobs, and all other replies."""
 
     answers: list[int | Reply] = field(default_factory=list["int | Reply"])
 
@@ -93,7 +92,7 @@ class Puts:
 
 @dataclass(slots=True)
 class ReservedJob:
-    """A job that a connection holds. Not frozen: one is made for every job, which would take twice the time."""
+    """A job that a connection holds. Not frozen: every job creates one, which would take twice the time."""
 
     id: int
     body: bytes
@@ -103,13 +102,13 @@ class ReservedJob:
 class Deletions:
     """Takes the replies to deletes.
 
-    ``pending`` are the jobs without one yet, ``late`` those that were not held any more.
+    ``pending`` are the jobs without a reply yet, ``late`` the jobs that were no longer held.
     """
 
     pending: deque[ReservedJob] = field(default_factory=deque[ReservedJob])
     late: list[ReservedJob] = field(default_factory=list[ReservedJob])
 
-    def take(self, words: list[bytes], data: bytes) -> None:  # noqa: ARG002  # it has none
+    def take(self, words: list[bytes], data: bytes) -> None:  # noqa: ARG002  # these replies have no data
         if words == _NOT_FOUND:
             self.late.append(self.pending[0])
         elif words != _DELETED:
@@ -122,7 +121,7 @@ _DELETED, _NOT_FOUND = [b"DELETED"], [b"NOT_FOUND"]
 
 @dataclass(slots=True)
 class Reservations:
-    """Takes the replies to reserves: ``jobs`` are those that came; ``pending`` tells how many replies are to come."""
+    """Takes the replies to reserves: ``jobs`` are the received jobs, ``pending`` is the number of awaited replies."""
 
     jobs: list[ReservedJob] = field(default_factory=list[ReservedJob])
     pending: int = 0
@@ -134,7 +133,7 @@ class Reservations:
             case [b"TIMED_OUT"]:
                 pass
             case [b"DEADLINE_SOON"] if self.jobs:
-                pass  # a job that has just come, with a time to run of a second; else one that we have forgotten
+                pass  # a job that has just arrived, with a TTR of one second; otherwise we have forgotten a job
             case _:
                 raise OutOfStepError(f"it answered {words} to a reserve")
         self.pending -= 1
@@ -145,7 +144,7 @@ class _Poll(Protocol):
 
 
 class _Selecting:
-    """Waits as an object of ``select.poll`` does, which eventlet removes where it patches a web process."""
+    """Waits like a ``select.poll`` object: eventlet removes ``select.poll`` when it patches a web process."""
 
     def __init__(self, fd: int) -> None:
         self._fds = [fd]
@@ -155,7 +154,7 @@ class _Selecting:
 
 
 def _poll(fd: int) -> _Poll:
-    """Return what waits until there is something to read."""
+    """Return an object that waits until ``fd`` is readable."""
     if not hasattr(select, "poll"):
         return _Selecting(fd)
     poll = select.poll()
@@ -178,17 +177,17 @@ class Wire:
         return bool(self._awaited)
 
     def close(self) -> None:
-        """Use the descriptor no more: its number may be given to another file from now on."""
+        """Stop using the descriptor: the system may give its number to another file from now on."""
         self._fd = -1
 
     def is_readable(self, wait_s: float) -> bool:
-        """Wait for something to read, the stream's end too; say whether it is there."""
+        """Wait for data, or for the stream's end; return whether there is something to read."""
         return self._has_come_soon(min(wait_s, SPIN_S)) or bool(self._poll.poll(wait_s * 1000))
 
     def send(self, commands: bytes, *takers: ReplyReceiver) -> None:
-        """Send commands, line breaks included, and note who gets the replies, one each."""
+        """Send commands, including line breaks, and record the receiver of each reply."""
         self._awaited.extend(takers)
-        # Not by the socket's own method, which asks the system first whether it may write.
+        # Not the socket's own method, which first polls whether it can write.
         try:
             sent = os.write(self._fd, commands)
         except BlockingIOError:
@@ -197,15 +196,15 @@ class Wire:
             self._socket.sendall(memoryview(commands)[sent:])
 
     def receive(self) -> None:
-        """Hand out the replies that have come. Call it when there is something to read."""
+        """Dispatch the replies that have arrived. Call it when there is something to read."""
         self._take_in(_checked(os.read(self._fd, _READ_BYTES)))
 
     def receive_next(self) -> None:
-        """Wait for something to come, for as long as the socket's timeout says, and hand it out."""
+        """Wait for data, up to the socket's timeout, and dispatch it."""
         self._take_in(self._read_some())
 
     def receive_all(self) -> None:
-        """Hand out every reply that is awaited; wait for those that have not come."""
+        """Wait for all awaited replies and dispatch them."""
         while self._awaited:
             self._has_come_soon(SPIN_S)
             self.receive_next()
@@ -217,7 +216,7 @@ class Wire:
         return has_come
 
     def read(self) -> Reply:
-        """Wait for a reply that nobody awaits, as the heir of a dead process's socket must; more may come behind it."""
+        """Wait for a reply without a receiver, on the adopted socket of a dead process; others may follow it."""
         replies = Replies()
         self._awaited.append(replies)
         while True:
@@ -227,23 +226,23 @@ class Wire:
             self._received += self._read_some()
 
     def read_line(self) -> bytes:
-        """Wait for a line that nobody awaits, and return it with its end."""
+        """Wait for a line without a receiver, and return it with its line break."""
         deadline = self._deadline()
         while (end := self._received.find(b"\n")) < 0:
             if len(self._received) > _MAX_LINE:
-                raise OutOfStepError("it sent a line without end")
+                raise OutOfStepError("it sent a line without an end")
             self._read_more(deadline)
         return self._cut(end + 1)
 
     def read_data(self, size: int) -> bytes:
-        """Wait for so many bytes that nobody awaits, and return them."""
+        """Wait for ``size`` bytes without a receiver, and return them."""
         deadline = self._deadline()
         while len(self._received) < size:
             self._read_more(deadline)
         return self._cut(size)
 
     def check_in_step(self) -> None:
-        """Raise :exc:`OutOfStepError` if something is left that nobody has asked for."""
+        """Raise :exc:`OutOfStepError` if there is unread data although no reply is awaited."""
         if self._received and not self._awaited:
             raise OutOfStepError("it sent more than was asked for")
 
@@ -252,7 +251,7 @@ class Wire:
         return None if timeout_s is None else time.monotonic() + timeout_s
 
     def _read_more(self, deadline: float | None) -> None:
-        # The socket's timeout is for each part that comes. A reply that drips in gets no more time than others.
+        # The socket's timeout applies to each read. A reply that drips in gets no extra time.
         if deadline is not None and not self.is_readable(max(0.0, deadline - time.monotonic())):
             raise TimeoutError
         self._received += self._read_some()
@@ -275,7 +274,7 @@ class Wire:
         return _checked(self._socket.recv(_READ_BYTES))
 
     def _dispatch(self, received: bytes | bytearray) -> int:
-        """Give each whole reply to whoever awaits it; return where the rest begins."""
+        """Give each complete reply to its receiver; return where the rest begins."""
         start = 0
         while self._awaited:
             end = received.find(b"\r\n", start)
@@ -292,21 +291,21 @@ class Wire:
                 begin, end = end, end + int(words[-1]) + 2
                 if len(received) < end:
                     break
-                # Its last two bytes should be a line break, but a server that was killed may have a job in its binlog
-                # of which the end was not written: an error here would have each worker fail on it in turn, for ever.
-                # Whoever decodes the body will say what it is.
+                # The last two bytes should be a line break, but after a crash the server's binlog may have a job whose
+                # end was not written: an error here would make each worker in turn fail on it, forever. Decoding the
+                # body reports the damage instead.
                 data = bytes(received[begin : end - 2])
             start = end
             self._awaited.popleft().take(words, data)
         return start
 
 
-# What the server may say to the first commands of a connection.
+# The possible replies to the first commands of a connection.
 _FIRST_WORDS = (
     *(b"WATCHING", b"NOT_IGNORED", b"OUT_OF_MEMORY", b"INTERNAL_ERROR", b"DRAINING"),
     *(word.encode() for word in _OUT_OF_STEP),
 )
-# How others begin, that are found in its place.
+# The first bytes of other servers that may listen in its place.
 _STRANGERS = {
     b"HTTP/": "a web server",
     b"<": "a web server",
@@ -321,13 +320,13 @@ _SHOWN_BYTES = 40
 
 
 def is_reply(begin: bytes) -> bool:
-    """Whether Beanstalkd's first reply may begin so."""
+    """Whether Beanstalkd's first reply can begin with these bytes."""
     word, end, _ = begin.replace(b"\r", b" ", 1).partition(b" ")
     return word in _FIRST_WORDS if end else any(each.startswith(word) for each in _FIRST_WORDS)
 
 
 def show_stranger(begin: bytes) -> str:
-    """Describe, by the beginning of its answer, a server that is not Beanstalkd."""
+    """Describe a server that is not Beanstalkd, by the beginning of its answer."""
     shown = repr(begin.strip().partition(b"\r")[0].partition(b"\n")[0][:_SHOWN_BYTES])[1:]
     name = next((name for beginning, name in _STRANGERS.items() if begin.startswith(beginning)), None)
     return f"{shown}, like {name}" if name else shown

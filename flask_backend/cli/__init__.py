@@ -43,35 +43,35 @@ MODULES = {
     "worker": "workers",
 }
 
-# Those whose stdout has what the app prints, and a log.
+# Modules whose commands leave stdout to the app's output and the log.
 _WITHOUT_RESULTS = ("broker", "workers")
 
 
-# How long threads of the app may delay the end of a command that needs no more of it.
+# How long threads of the app may delay the end of a command that has finished.
 END_S = 1.0
 
 
 class CommandGroup(click.Group):
-    """A group that imports a command when it is wanted.
+    """A group that imports each command on first use.
 
-    Its commands end in a line, not in a traceback, when the broker or an argument is at fault.
+    An error of the broker or in an argument ends a command with one line, not with a traceback.
     """
 
     is_program = False
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Run as a program, which ends with its command: click's test runner calls ``main`` instead."""
+        """Run as a program that ends with its command; click's test runner calls ``main`` instead."""
         self.is_program = True
         return super().__call__(*args, **options)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        streams.install()  # however the commands are started: before anything else is opened
+        streams.install()  # on every way to start, before any other file is opened
         return super().make_context(*args, **kwargs)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # of no use here
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # not needed here
         return list(MODULES)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # likewise
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # not needed here
         if cmd_name not in MODULES:
             return None
         module = importlib.import_module(f"{__name__}.commands.{MODULES[cmd_name]}")
@@ -82,10 +82,10 @@ class CommandGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in MODULES and _is_queue(ctx, args[0]):
-            args = ["worker", *args]  # `flask backend QUEUE`, the command of the original's last versions
+            args = ["worker", *args]  # `flask backend QUEUE`, as in the last versions of the original
         if args and MODULES.get(args[0]) == "workers":
-            # Until it has a handler of its own. The usual exception is lost, and the process goes on, if it comes while
-            # the import system calls back.
+            # Until the command sets its own handler. A KeyboardInterrupt in a callback of the import system is lost,
+            # and the process goes on.
             signal.signal(signal.SIGINT, _abort)
             delivery.protect()
         if args and MODULES.get(args[0]) in _WITHOUT_RESULTS:
@@ -100,7 +100,7 @@ class CommandGroup(click.Group):
             status = _status_of(error)
             raise
         finally:
-            # Where the standard library is patched threads are greenlets: one that waits would hold up all others.
+            # If the standard library is patched, threads are greenlets: one that waits would block all others.
             if ends_with_command(ctx) and find_patch() is None and lingering_threads():
                 limit_end(status, END_S)
 
@@ -112,7 +112,7 @@ class CommandGroup(click.Group):
 
 
 def _is_queue(ctx: click.Context, name: str) -> bool:
-    """Whether Flask's own command line has an app with this queue, or one that its worker will fail to load."""
+    """Whether Flask's command line has an app with this queue, or an app that the worker will fail to load."""
     from flask.cli import NoAppException, ScriptInfo
 
     info = ctx.find_object(ScriptInfo)
@@ -128,14 +128,14 @@ def _is_queue(ctx: click.Context, name: str) -> bool:
 
 
 def ends_with_command(ctx: click.Context) -> bool:
-    """Whether the process ends when the command does: it was started for that, by our entry point or by Flask's."""
+    """Whether the process ends with the command, because our entry point or Flask's has started it."""
     root = ctx.find_root().command
     of_flask = sys.modules.get("flask.cli")
     return (isinstance(root, CommandGroup) and root.is_program) or (of_flask is not None and root is of_flask.cli)
 
 
 def _status_of(error: BaseException) -> int:
-    """Return the exit status in which an exception ends a command of click's."""
+    """Return the exit status with which click ends a command that raises this exception."""
     code = getattr(error, "exit_code", getattr(error, "code", ExitCode.FAILED))
     if code is None:
         return ExitCode.OK
@@ -143,12 +143,12 @@ def _status_of(error: BaseException) -> int:
 
 
 def _abort(_number: int, _frame: FrameType | None) -> NoReturn:
-    os._exit(ExitCode.FAILED)  # as click ends on Ctrl-C
+    os._exit(ExitCode.FAILED)  # as click exits on Ctrl-C
 
 
 @click.group(cls=CommandGroup)
 def commands() -> None:
-    """Run the workers of Flask-Backend, see what their jobs come to, and act on them."""
+    """Run the workers of Flask-Backend, and inspect and manage their jobs."""
 
 
 @click.group(cls=CommandGroup, help=commands.help)
@@ -160,19 +160,19 @@ def commands() -> None:
     help="The Flask app or factory, as in `flask --app`: MODULE, MODULE:NAME, FILE. Default: app.py or wsgi.py.",
 )
 @click.version_option(package_name="flask-backend")
-def main(app: str | None) -> None:  # noqa: ARG001  # load_app asks the context for it
-    os.environ["FLASK_RUN_FROM_CLI"] = "true"  # as `flask` does: an app.run() in the app's module is then ignored
+def main(app: str | None) -> None:  # noqa: ARG001  # load_app reads it from the context
+    os.environ["FLASK_RUN_FROM_CLI"] = "true"  # as `flask` does: Flask then ignores an app.run() in the app's module
     load_dotenv_files()
 
 
 def load_dotenv_files() -> None:
-    """Read .env and .flaskenv as Flask does, where there are any: options may have their values from there.
+    """Read .env and .flaskenv, if present, as Flask does: options may get their values from them.
 
     FLASK_SKIP_DOTENV prevents it, as in Flask.
     """
     try:
         here = Path.cwd()
-    except OSError:  # the folder is deleted
+    except OSError:  # the folder was deleted
         return
     if any((folder / name).is_file() for folder in (here, *here.parents) for name in (".env", ".flaskenv")):
         from flask.cli import load_dotenv

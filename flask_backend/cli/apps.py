@@ -1,4 +1,4 @@
-"""Loading the app of the user, whose code may do anything while it is imported."""
+"""Load the user's app, whose code may do anything while it is imported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AppLoadError(click.ClickException):
         super().__init__(visible_lines(message))
 
     def show(self, file: IO[Any] | None = None) -> None:
-        super().show(file or streams.find_stderr())  # the app may have put anything in its place
+        super().show(file or streams.find_stderr())  # the app may have replaced sys.stderr
 
 
 class PatchedError(AppLoadError):
@@ -54,7 +54,7 @@ class PatchedError(AppLoadError):
 
 
 def load_app_of_workers(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
-    """Load the app as :func:`load_app` does, and refuse one in whose interpreter no worker can run."""
+    """Load the app as :func:`load_app` does; raise :exc:`PatchedError` if no worker can run in this interpreter."""
     loaded = load_app(ctx, log_format)
     refuse_patch()
     return loaded
@@ -66,7 +66,7 @@ def refuse_patch() -> None:
 
 
 def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
-    """Load the app as Flask does; raise :exc:`AppLoadError` with what the user's own code had to say."""
+    """Load the app as Flask does; raise :exc:`AppLoadError` with the traceback of the user's code."""
     from flask.cli import NoAppException, ScriptInfo
 
     from flask_backend.extension import EXTENSION_KEY, Backend
@@ -82,7 +82,7 @@ def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
         raise AppLoadError(error.format_message()) from error
     except StopWhileLoading:
         raise
-    except BaseException as error:  # SystemExit of the app's own, too: it cannot be loaded
+    except BaseException as error:  # also a SystemExit that the app raises
         raise AppLoadError(f"the app cannot be imported.\n\n{users_traceback(error)}") from error
     hold_numbers()  # the import may have closed them
     configure(app, log_format)
@@ -91,18 +91,18 @@ def load_app(ctx: click.Context, log_format: LogFormat = "text") -> LoadedApp:
         raise AppLoadError(f"app {app.name!r} has no Backend: use Backend(app), or backend.init_app(app)")
     try:
         _ = backend.settings_of(app).address
-    except ConfigError as error:  # a stand-in for tests: there is nothing that a command could connect to
+    except ConfigError as error:  # a stand-in for tests, to which a command cannot connect
         raise AppLoadError(str(error)) from error
     return LoadedApp(app, backend)
 
 
 def check_folder() -> None:
-    """Raise :exc:`AppLoadError` if the working folder is deleted: neither Python nor Flask could find an app."""
+    """Raise :exc:`AppLoadError` if the working folder was deleted: neither Python nor Flask could find an app."""
     try:
         Path.cwd()
     except OSError as error:
         raise AppLoadError(
-            "the working folder is deleted, and the app cannot be found: change to another one"
+            "the working folder was deleted, so the app cannot be found: change to another one"
         ) from error
 
 
@@ -110,13 +110,11 @@ def check_queue(loaded: LoadedApp, queue: str) -> None:
     queues = loaded.backend.queues
     if queue not in queues:
         known = "\n".join(f"  {name}" for name in sorted(queues)) or "  none"
-        raise AppLoadError(
-            f"nothing in app {loaded.app.name!r} is registered for queue {queue!r}. Its queues are:\n{known}"
-        )
+        raise AppLoadError(f"app {loaded.app.name!r} has no queue {queue!r}. Its queues are:\n{known}")
 
 
 def users_traceback(error: BaseException) -> str:
-    """Format a traceback that begins in the user's code, not in what imports it."""
+    """Format a traceback from the user's code on, without the frames that import it."""
     tb = raised_at(error)
     while tb is not None and _is_machinery(tb):
         tb = tb.tb_next
@@ -134,9 +132,9 @@ class StopWhileLoading(SystemExit):  # an exit, not an error
 
 
 class StopSignalsWhileLoading:
-    """TERM and INT end the process with 0 while there is nothing to drain; process 1 would ignore them otherwise.
+    """Exit with 0 on TERM and INT while the app is loaded; without handlers, process 1 would ignore them.
 
-    After a reload there is: then they wait until the app is loaded.
+    After a reload there are workers to drain: then the signals wait until the app is loaded.
     """
 
     def __init__(self, *, may_exit: bool = True) -> None:
@@ -144,24 +142,24 @@ class StopSignalsWhileLoading:
         self._may_exit = may_exit
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])  # after a reload all are blocked
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])  # a reload leaves all signals blocked
 
     def exit_if_one_came(self) -> None:
-        """Exit now if code of the app, or of what it imports, has swallowed the exit that a signal raised in it."""
+        """Exit if a signal came but the app, or a module it imports, swallowed the exit raised for it."""
         if self._came and self._may_exit:
             sys.exit(ExitCode.OK)
 
     def warn_of_others(self) -> None:
-        """Name the handlers of the app, or of what it imports, that will not be called."""
+        """Warn of signal handlers that the import of the app has set: they will not be called."""
         if others := name_handlers(ours=self._stop):
             logger.warning(
                 "importing the app has set signal handlers: %s. They are not called: Flask-Backend uses these signals "
-                "itself; for code that is to run at the end of a worker use atexit",
+                "itself; to run code at the end of a worker, use atexit",
                 others,
             )
 
     def pass_on(self) -> None:
-        """Have a signal that came after a reload handled by those who come next."""
+        """Pass a signal that came after a reload to the handlers that are set next."""
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         if self._came:
             os.kill(os.getpid(), signal.SIGTERM)

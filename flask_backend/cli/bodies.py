@@ -1,4 +1,4 @@
-"""What the body of a job says, as text that is safe to print: it may be anybody's."""
+"""Show the bodies of jobs as text that is safe to print: any program may have written them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from flask_backend.message import Message, decode, decode_json, show_call
 from flask_backend.visible import visible
 
 _CALL = {"endpoint", "args", "kwargs", "headers"}
-# So much is shown of a body that is no JSON: it only has to be recognized.
+# How much is shown of a body that is not JSON: enough to recognize it.
 _MAX_TEXT = 1000
 _MAX_HEX_BYTES = 256
 _HEX_BYTES_A_LINE = 16
 
 
 def wrapped(text: str, columns: int, indent: str = "") -> str:
-    """Break a text into lines of so many columns, at spaces only: what is to be copied from it stays whole."""
+    """Wrap a text to so many columns, at spaces only: commands to copy from it stay whole."""
     return textwrap.fill(text, columns, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def call_in(body: bytes) -> Message | None:
-    """Return the call that a body is; None for any other message, which may have an endpoint among other things."""
+    """Return the body's call, if it is one: other messages may have an ``endpoint`` too, among other keys."""
     try:
         message, value = decode(body), decode_json(body)
     except MessageDecodeError:
@@ -33,7 +33,7 @@ def call_in(body: bytes) -> Message | None:
 
 
 def show_body(body: bytes) -> str:
-    """Return a body in one line: the call, or the JSON, or whatever it is."""
+    """Return a body in one line: as a call, as JSON, or as escaped text."""
     call = call_in(body)
     if call is not None:
         return visible(show_call(call.endpoint, call.args, call.kwargs))
@@ -44,7 +44,7 @@ def show_body(body: bytes) -> str:
 
 
 def show_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """Return the arguments of a call one by one, as :func:`show_call` shows them all."""
+    """Return the arguments of a call one by one, in the format of :func:`show_call`."""
     named = {f"{name}=": value for name, value in kwargs.items()}
     return [
         f"{name}{json.dumps(value, ensure_ascii=False)}"
@@ -53,10 +53,10 @@ def show_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def show_at_length(body: bytes) -> list[str]:
-    """Return a body that is no call in many lines: as JSON, as text, or as the numbers of its first bytes."""
+    """Return the lines of a body that is not a call: as JSON, as text, or as a hex dump of its first bytes."""
     try:
         return [visible(line) for line in json.dumps(decode_json(body), indent=2, ensure_ascii=False).split("\n")]
-    except (MessageDecodeError, RecursionError):  # no JSON, or too deep for its indentation
+    except (MessageDecodeError, RecursionError):  # not JSON, or nested too deep to indent
         pass
     try:
         text = body.decode().expandtabs()
@@ -78,4 +78,4 @@ def _dump(body: bytes) -> list[str]:
 
 
 def _rest(count: int, noun: str) -> list[str]:
-    return [f"… {count:,} {noun} more: --raw writes all"] if count > 0 else []
+    return [f"… {count:,} more {noun}: --raw writes them all"] if count > 0 else []

@@ -1,4 +1,4 @@
-"""Where the commands find the broker that look and act there: without loading the app, if that can be."""
+"""Find the broker for the commands that inspect and manage it: without loading the app, if possible."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def broker_option(function: Callable[..., Any]) -> Callable[..., Any]:
         envvar="BACKEND_CONNECTION_URI",
         show_envvar=True,
         metavar="URI",
-        help="Where Beanstalkd is: btq://HOST[:PORT]. Default: as the app says, which is loaded for that if there is "
-        "one; btq://127.0.0.1:11300 otherwise.",
+        help="The address of Beanstalkd: btq://HOST[:PORT]. Default: the setting of the app, which is loaded for this, "
+        "or btq://127.0.0.1:11300 without an app.",
     )(function)
 
 
@@ -42,7 +42,7 @@ def find_settings(ctx: click.Context, broker_uri: str | None) -> Settings:
 
     if broker_uri is not None:
         try:
-            return Settings(Settings(parse_broker(broker_uri)).address)  # which a stand-in for tests does not have
+            return Settings(Settings(parse_broker(broker_uri)).address)  # a stand-in for tests has no address
         except ConfigError as error:
             if ctx.get_parameter_source("broker_uri") is ParameterSource.ENVIRONMENT:
                 raise AppLoadError(str(error)) from error
@@ -54,7 +54,7 @@ def find_settings(ctx: click.Context, broker_uri: str | None) -> Settings:
 
 
 def names_an_app(ctx: click.Context) -> bool:
-    """Say whether there is an app to load: named, or in a file with the name that Flask looks for."""
+    """Whether there is an app to load: a named one, or one in a file that Flask looks for."""
     info = ctx.obj  # Flask's, of `flask backend` and of Flask-Script
     named = ctx.find_root().params.get("app") or (info and (info.app_import_path or info.create_app))
     return bool(named or os.environ.get("FLASK_APP") or any(map(os.path.isfile, ("wsgi.py", "app.py"))))

@@ -1,14 +1,14 @@
-"""``breakpoint()`` in a task: pdb, without its own ideas of Ctrl-C.
+"""``breakpoint()`` in a task: pdb with another handling of Ctrl-C.
 
-Plain pdb leaves Ctrl-C to the worker at its prompt, which drains, and a second one ends the process with the terminal
-as pdb has set it; and from the first ``continue`` on Ctrl-C no longer stops the worker, but breaks into its loop.
+At the prompt of plain pdb, Ctrl-C goes to the worker, which drains; a second one ends the process and leaves the
+terminal as pdb has set it. After the first ``continue``, Ctrl-C no longer stops the worker but breaks into its loop.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import pdb  # noqa: T100  # it is what this is about
+import pdb  # noqa: T100  # the subject of this module
 import signal
 import sys
 import threading
@@ -16,10 +16,10 @@ from typing import Any
 
 
 class _TaskDebugger(pdb.Pdb):
-    """At its prompt Ctrl-C drops the line that was typed; elsewhere it is the worker's."""
+    """A pdb whose prompt drops the typed line on Ctrl-C; elsewhere Ctrl-C goes to the worker."""
 
     def interaction(self, *args: Any, **options: Any) -> None:
-        if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
             super().interaction(*args, **options)
             return
         workers = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,7 +30,7 @@ class _TaskDebugger(pdb.Pdb):
 
 
 def install() -> None:
-    """Have ``breakpoint()`` start it, unless the user prefers another debugger."""
+    """Make ``breakpoint()`` start this debugger, unless the user prefers another one."""
     if not os.environ.get("PYTHONBREAKPOINT"):
         sys.breakpointhook = _stop_in_caller
 

@@ -1,4 +1,4 @@
-"""Why a job has not run: the one answer, from what is known of it. Pure."""
+"""Explain why a job has not run, from the facts about it. Pure."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 Numbers = Mapping[str, int | float | None]
 
-GONE = "is gone: it is done, was deleted, or never was"
-UNTOLD = "was buried without a story: by another program than our workers, or while the broker had no room for one"
+GONE = "is gone: it has finished, was deleted, or never existed"
+UNTOLD = "was buried without a story: by a program other than our workers, or while the broker had no room for one"
 
-# Of a story's message; the command that tells all of it is named beside.
+# Characters of a story's message; the text names the command that shows all of it.
 _MAX_STORY = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a job has not run: a code that stays as it is, for programs, a sentence, and the numbers that are in it."""
+    """Why a job has not run: a stable code for programs, a sentence, and the numbers in it."""
 
     code: str
     text: str
@@ -38,9 +38,9 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a job at ``now``, in seconds since the epoch.
+    """The facts about a job at ``now``, in seconds since the epoch.
 
-    ``story`` is that of a buried job; ``misfit`` and ``retry`` are known if there is an app that has the job's queue.
+    ``story`` is set for a buried job; ``misfit`` and ``retry`` are known if the job's queue is in a loaded app.
     """
 
     record: JobRecord
@@ -52,7 +52,7 @@ class Facts:
 
     @property
     def attempt(self) -> int:
-        """The number of the attempt that comes, or runs now."""
+        """The number of the next attempt, or of the running one."""
         return self.record.attempts.number
 
     @property
@@ -69,16 +69,16 @@ def gone(job_id: int) -> Reason:
 
 
 def explain(facts: Facts) -> Reason:
-    """Return the reason that matters most; the one after it, if there is one, is told in a second sentence."""
+    """Return the reason that matters most; the next one, if any, becomes a second sentence."""
     first, *others = islice(_reasons(facts), 2)
     numbers = {"age_s": facts.record.age_s, **first.numbers}
-    if facts.record.state != "buried":  # where none comes
+    if facts.record.state != "buried":  # which has no next attempt
         numbers |= {"attempt": facts.attempt, "allowed": facts.allowed}
     return Reason(first.code, " ".join(each.text for each in (first, *others)), numbers)
 
 
 def _reasons(facts: Facts) -> Iterator[Reason]:
-    """Yield all that keeps a job from running, what has to change first in front."""
+    """Yield every reason that keeps a job from running, starting with the first one to resolve."""
     match facts.record.state:
         case "reserved":
             yield _reserved(facts)
@@ -86,7 +86,7 @@ def _reasons(facts: Facts) -> Iterator[Reason]:
             yield _buried(facts)
             yield from _misfit(facts)
         case "delayed" if facts.attempt > 1:
-            yield from _misfit(facts)  # which is why it failed, most likely
+            yield from _misfit(facts)  # most likely why it failed
             yield _retry(facts)
             yield from _held_up(facts)
         case "delayed":
@@ -105,12 +105,12 @@ def _reserved(facts: Facts) -> Reason:
     job = facts.record
     silent_s = job.ttr_s - job.time_left_s
     numbers = {"silent_s": silent_s, "ttr_s": job.ttr_s, "time_left_s": job.time_left_s}
-    heard = f"last heard of {show_seconds(silent_s)} ago"
+    heard = f"last heard from {show_seconds(silent_s)} ago"
     if job.time_left_s < 0:
         text = (
-            f"A worker has job {job.id}, {facts.nth_attempt}, and was {heard}: its time to run of "
-            f"{show_seconds(job.ttr_s)} is over, but the connection that holds the job is still open. The worker may "
-            "hang; as soon as it ends, the job is ready again."
+            f"A worker has job {job.id}, {facts.nth_attempt}, and was {heard}: its TTR of "
+            f"{show_seconds(job.ttr_s)} has expired, but the connection that holds the job is still open. The worker "
+            "may hang; the job is ready again as soon as it ends."
         )
     else:
         text = (
@@ -145,9 +145,9 @@ def _held_up(facts: Facts) -> Iterator[Reason]:
     job, queue = facts.record.id, facts.queue
     if queue.is_paused:
         left = show_seconds(queue.pause_left_s)
-        until = "until it is resumed" if queue.is_paused_until_resumed else f"for {left} more"
+        until = "until it is resumed" if queue.is_paused_until_resumed else f"for another {left}"
         resume = f"flask-backend resume {queue.name}"
-        text = f"Queue {queue.name} is paused {until}, and job {job} with it; `{resume}` ends that."
+        text = f"Queue {queue.name} is paused {until}, so job {job} waits; `{resume}` ends the pause."
         yield Reason("paused", text, {"pause_left_s": queue.pause_left_s})
     if not queue.watching:
         text = (
@@ -174,7 +174,7 @@ def _in_turn(facts: Facts) -> Reason:
 
 
 def show_story(story: Story) -> str:
-    """Return why a job is buried in part of a line, or in one that is cut."""
+    """Return why a job is buried, cut to the length of a line or less."""
     return cut(visible(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_STORY)
 
 

@@ -1,4 +1,4 @@
-"""What commands print: data on stdout, as a table or as JSON; talk and questions on stderr."""
+"""What commands print: data on stdout, as a table or as JSON; messages and questions on stderr."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def echo(text: object = "", *, err: bool = False, **style: Any) -> None:
-    """Print a text. Other programs may have a part in it: their control characters are shown as escapes."""
+    """Print a text. Control characters, which may come from other programs, are shown as escapes."""
     click.echo(styled(visible_lines(str(text)), **style), err=err)
 
 
 def echo_json(value: object) -> None:
-    """Print JSON that every parser reads. NaN and the infinities are strings, since JSON has no such numbers."""
+    """Print JSON that every parser reads. NaN and the infinities become strings: JSON lacks such numbers."""
     encoding = getattr(sys.stdout, "encoding", None) or ""
-    is_ascii = not encoding.lower().startswith("utf")  # its escapes are not those of JSON
+    is_ascii = not encoding.lower().startswith("utf")  # other encodings would escape differently from JSON
     text = json.dumps(_finite(value), indent=2, ensure_ascii=is_ascii, allow_nan=False)
     click.echo(json_visible(text))
 
@@ -52,22 +52,22 @@ def _finite(value: Any) -> Any:
 
 
 def styled(text: str, **style: Any) -> str:
-    """Style a text; ``click.echo`` takes that out again where it does not go to a terminal."""
+    """Style a text; ``click.echo`` strips the style again if the output is not a terminal."""
     return click.style(text, **style) if style and not os.environ.get("NO_COLOR") else text
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something is changed; abort unless the answer is yes. Without a terminal nobody can answer."""
+    """Ask before a change; abort unless the answer is yes. Fail if there is no terminal to ask."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.ClickException(f"{question} There is no terminal to ask: say --yes.")
+        raise click.ClickException(f"{question} stdin is not a terminal; pass --yes to confirm.")
     click.confirm(visible(question), abort=True, err=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table. Numbers are to the right. A text may be cut to ``least`` columns of the terminal."""
+    """A column of a table. Numbers are right-aligned. A text may be cut to ``least`` columns of the terminal."""
 
     title: str
     is_number: bool = False
@@ -75,10 +75,10 @@ class Column:
 
 
 def echo_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], styles: Sequence[dict[str, Any]] = ()) -> None:
-    """Print a table; ``styles`` are those of the rows, in the same order.
+    """Print a table; ``styles`` are the styles of the rows, in the same order.
 
-    Each row is one line, but in a terminal that is too narrow for that: there the texts in front have a line of their
-    own, and what follows as many as it needs.
+    Each row is one line. In a terminal that is too narrow, the leading texts have their own line, and the other cells
+    take as many lines as they need.
     """
     lines = [[column.title for column in columns], *([visible(cell) for cell in row] for row in rows)]
     widths = [max(width_of(line[i]) for line in lines) for i in range(len(columns))]
@@ -92,7 +92,7 @@ def echo_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], styles:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the cells of a column are in their line, and how many columns of the terminal they have."""
+    """The place of a column's cells in their line, and their width in the terminal."""
 
     column: int
     gap: int
@@ -104,7 +104,7 @@ _INDENT = 2
 
 
 def _lay_out(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[list[_Place]]:
-    """Return the lines that each row has."""
+    """Return the lines of a row, with the places of their cells."""
     least = [min(width, column.least or width) for column, width in zip(columns, widths, strict=True)]
     for gap in (_GAP, 1):
         if sum(least) + gap * (len(least) - 1) <= room:
@@ -123,7 +123,7 @@ def _lay_out(columns: Sequence[Column], widths: Sequence[int], room: int) -> lis
 
 
 def _stretch(places: list[_Place], widths: Sequence[int], room: int) -> list[_Place]:
-    """Give the texts that would be cut what is left of their line."""
+    """Widen the texts that would be cut by the free space in their line."""
     left = room - sum(place.gap + place.width for place in places)
     stretched: list[_Place] = []
     for place in places:
@@ -140,12 +140,12 @@ def _fill(text: str, place: _Place, column: Column) -> str:
 
 
 def width_of(text: str) -> int:
-    """Return the columns of a terminal that a text takes: Chinese, Japanese and Korean characters take two."""
+    """Return the width of a text in a terminal: Chinese, Japanese and Korean characters take two columns."""
     return len(text) if text.isascii() else sum(map(_width_of_char, text))
 
 
 def cut_to_width(text: str, columns: int) -> str:
-    """Return as much of a text as so many columns of a terminal have room for."""
+    """Return a text, cut to so many columns of a terminal."""
     if width_of(text) <= columns:
         return text
     width = 1  # the ellipsis
@@ -161,12 +161,12 @@ def _width_of_char(char: str) -> int:
 
 
 def terminal_width() -> int:
-    """Return the columns that lines may have: those of the terminal, and no bound where there is none."""
+    """Return the maximum width of lines: that of the terminal, or very many columns without one."""
     return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 10_000
 
 
 def show_seconds(seconds: float) -> str:
-    """Return a duration as people write it, in at most two units: 9s, 2m5s, 3h, 4d2h."""
+    """Return a duration in at most two units: 9s, 2m5s, 3h, 4d2h."""
     left = max(0, round(seconds))
     parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

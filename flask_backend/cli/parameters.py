@@ -1,4 +1,4 @@
-"""What commands take: how each value is read, and the options that several commands have."""
+"""Parameters of commands: parsers for their values, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 
 
 def parse_size(value: str) -> int:
-    """Read bytes, as ``200M`` or ``1.5G``."""
+    """Read a size in bytes, such as ``200M`` or ``1.5G``."""
     match = SIZE.fullmatch(value.strip())
     size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if size <= 0:
-        raise click.BadParameter(f"{value!r} is no size: expected a number with K, M, G or T, as 200M or 1.5G")
+        raise click.BadParameter(f"{value!r} is not a size: expected a number with K, M, G or T, such as 200M or 1.5G")
     return size
 
 
@@ -25,14 +25,14 @@ def parse_size_or_auto(value: str) -> int | Literal["auto"]:
 
 
 def parse_job_id(value: str) -> int:
-    """Read an id as Beanstalkd counts them: from 1, in 64 bits."""
+    """Read a job id of Beanstalkd: from 1, in 64 bits."""
     if not (value.isascii() and value.isdecimal() and 0 < int(value) < 2**64):
-        raise click.BadParameter(f"{value!r} is no job's id: expected a whole number from 1")
+        raise click.BadParameter(f"{value!r} is not a job id: expected a whole number from 1")
     return int(value)
 
 
 def parse_queue(value: str) -> tuple[str, int | None]:
-    """Read a queue with a number of workers of its own, ``NAME=8``, or without, ``NAME``."""
+    """Read a queue with its own number of workers, ``NAME=8``, or without one, ``NAME``."""
     name, equals, count = value.partition("=")
     if equals and not (count.isdecimal() and int(count) > 0):
         raise click.BadParameter(f"{value!r}: expected a number of workers from 1 after the =, got {count!r}")
@@ -46,7 +46,7 @@ def time_limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
         envvar="BACKEND_TIME_LIMIT",
         show_envvar=True,
         metavar="SECONDS",
-        help="How long a task may take that has no limit of its own; TaskTimeout is then raised inside it.",
+        help="The time limit of tasks without their own; TaskTimeout is raised inside a task that exceeds it.",
     )
     grace = click.option(
         "--kill-grace",
@@ -56,7 +56,7 @@ def time_limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
         show_envvar=True,
         show_default=True,
         metavar="SECONDS",
-        help="How long after its time limit a task that goes on is killed, with its worker.",
+        help="How long after its time limit a task that still runs is killed, with its worker.",
     )
     return limit(grace(function))
 

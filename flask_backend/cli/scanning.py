@@ -1,4 +1,4 @@
-"""Finding jobs among all ids, newest first and within a bound: the protocol has no list of them."""
+"""Find jobs by trying ids, newest first and up to a bound: the protocol cannot list jobs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from flask_backend.broker.stats import JobRecord
     from flask_backend.operations.console import Console
 
-# They may be large: so many are in memory.
+# Bodies may be large: at most this many are in memory.
 _BODIES_AT_ONCE = 50
-# What takes longer than this has a progress bar.
+# A search that takes longer shows a progress bar.
 _MOMENT_S = 0.5
 
 
@@ -30,14 +30,14 @@ def scan_option(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N",
         default=1_000_000,
         show_default=True,
-        help="Look at the newest N ids at most: there is no list of jobs, and asking for 100,000 ids takes a second.",
+        help="Look at most at the newest N ids: Beanstalkd cannot list jobs, and 100,000 ids take a second.",
     )(function)
 
 
 class Search:
-    """A look for the jobs of some queues in some states. Iterate over it; then it tells how far it has come.
+    """A search for the jobs of some queues in some states. Iterate over it; its attributes show how far it got.
 
-    It ends when as many were ``found`` as the server ``counted`` when it began.
+    It ends when it has ``found`` as many jobs as the server ``counted`` at the start.
     """
 
     def __init__(self, console: Console, queues: Collection[str], states: Collection[str], bound: int) -> None:
@@ -45,7 +45,7 @@ class Search:
         self._queues = set(queues)
         self._states = set(states)
         self._bound = bound
-        # In this order: of jobs that are put in between, too many would be found first, and old ones not at all.
+        # In this order: otherwise jobs put in between are found but not counted, and old ones are missed.
         self._newest = console.last_id()
         known = filter(None, map(console.queue, self._queues))
         self.counted = sum(int(getattr(queue, state)) for queue in known for state in self._states)
@@ -53,7 +53,7 @@ class Search:
         self.found = 0
 
     def __iter__(self) -> Iterator[list[JobRecord]]:
-        """Yield what is found, many at a time and newest first; a bar on stderr tells of the progress."""
+        """Yield the jobs found, many at a time and newest first; a bar on stderr shows the progress."""
         if not self.counted:
             return
         steps = self._console.scan(self._newest, self._bound, self._queues, self._states)
@@ -73,7 +73,7 @@ class Search:
                     return
 
     def with_bodies(self) -> Iterator[tuple[JobRecord, bytes]]:
-        """Yield what is found one by one, each with its body, without those that are gone by now."""
+        """Yield the jobs found one by one, each with its body; skip jobs that no longer exist."""
         for records in self:
             for start in range(0, len(records), _BODIES_AT_ONCE):
                 part = records[start : start + _BODIES_AT_ONCE]

@@ -1,4 +1,4 @@
-"""Whether the jobs that wait on the broker fit the app as it is, which is good to know before that is deployed."""
+"""Check whether the jobs that wait on the broker fit this version of the app, before it is deployed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_NEEDS = 200  # characters of a call without its values
 
 @dataclass(slots=True)
 class IncompatibleJobs:
-    """Jobs of a queue that do not fit for the same reason: how many wait, how many are buried, and one of them."""
+    """Jobs of a queue that do not fit for the same reason: how many wait, how many are buried, and an example."""
 
     queue: str
     misfit: Incompatibility
@@ -33,7 +33,7 @@ class IncompatibleJobs:
 
 
 class Waiting:
-    """The waiting jobs of all queues of an app, counted. Buried ones wait for a person, and are counted apart."""
+    """Counts of the waiting jobs of all queues of an app. Buried jobs wait for a person: they count separately."""
 
     def __init__(self, backend: Backend) -> None:
         self._queues = backend.queues
@@ -54,12 +54,12 @@ class Waiting:
 
     @property
     def groups(self) -> list[IncompatibleJobs]:
-        """What does not fit, the largest groups first."""
+        """The jobs that do not fit, the largest groups first."""
         return sorted(self._groups.values(), key=lambda group: group.jobs + group.buried, reverse=True)
 
 
 def look(loaded: LoadedApp, bound: int) -> tuple[Waiting, Search]:
-    """Look at the jobs that wait in the queues of the app, and how far that went. Keeps no job."""
+    """Check the jobs that wait in the app's queues; return their counts and the finished search. Keeps no job."""
     waiting = Waiting(loaded.backend)
     with Console(loaded.backend.settings_of(loaded.app)) as console:
         search = Search(console, list(loaded.backend.queues), ("ready", "delayed", "buried"), bound)
@@ -108,7 +108,7 @@ def _told_groups(waiting: Waiting) -> Iterator[str]:
                 what = f"{'needs' if is_one else 'need'} {signature}, which this version lacks"
             case Fault.BAD_BODY:
                 what = f"{'has' if is_one else 'have'} a body that no version can read"
-        yield f"{_count(group.jobs, group.buried)} {what} (of {group.queue}), as job {group.example}{why}"
+        yield f"{_count(group.jobs, group.buried)} {what} (of {group.queue}), e.g. job {group.example}{why}"
 
 
 def _count(jobs: int, buried: int) -> str:

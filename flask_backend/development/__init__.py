@@ -1,6 +1,6 @@
-"""What ``flask-backend dev`` runs: the programs that an app needs, and their reload when a file has changed.
+"""The session of ``flask-backend dev``: runs the programs that an app needs, and reloads them when a file changes.
 
-No part of the app is imported here, so that nothing in it can end the session.
+No part of the app is imported here, so that the app cannot end the session.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Asking the app what it needs, in a process of its own: ``dev`` survives whatever its import may do.
+"""Inspects the app in a separate process, so that ``dev`` survives a failing import.
 
-That process runs the same command, finds a variable in its environment, and answers into a file that has no name: the
-app may print what it likes while it is imported.
+That process runs the same command, finds a variable in its environment, and writes its answer to an unnamed file. The
+app may print anything while it is imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VARIABLE = "FLASK_BACKEND_DEV_INQUIRY"
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """An app that loads: its broker's address, whether that answers, and its queues."""
+    """An app that loads: the address of its broker, whether the broker answers, and its queues."""
 
     broker: str
     broker_answers: bool
@@ -34,9 +34,9 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of loading the app; ``files`` are the user's own modules, of one that does not load too.
+    """The result of loading the app. ``files`` are the user's own modules, even if the app does not load.
 
-    ``is_refused`` says that no worker could run in its interpreter.
+    ``is_refused`` means that workers cannot run in its interpreter.
     """
 
     app: App | None
@@ -45,7 +45,7 @@ class Answer:
 
 
 def asked() -> int | None:
-    """Return the descriptor to :func:`answer` on, if this process is one that was asked."""
+    """Return the descriptor for :func:`answer`, if this process was started to inspect the app."""
     number = os.environ.pop(VARIABLE, None)
     return None if number is None else int(number)
 
@@ -56,18 +56,18 @@ def answer(fd: int, app: App | None, error: BaseException | None = None, *, is_r
 
 
 class Inquiry:
-    """Asks the app. There is one question at a time, and the newest counts."""
+    """Inspects the app. One inspection runs at a time, and the newest counts."""
 
     def __init__(self, selector: BaseSelector, arguments: Sequence[str]) -> None:
-        """Prepare to run ``dev`` anew, by these arguments of the interpreter."""
-        self.lines: list[bytes] = []  # what was said while the app was imported
+        """Prepare to run ``dev`` again, with these arguments of the interpreter."""
+        self.lines: list[bytes] = []  # the output during the import of the app
         self.program = Program("app", self.lines.append, selector, grace_s=0)
         self.is_due = False
         self._arguments = arguments
         self._file: IO[bytes] | None = None
 
     def ask(self) -> None:
-        """Have the app asked, anew if it is being asked now: whatever that finds is of the past."""
+        """Request an inspection. A running one is killed: its result would be stale."""
         self.is_due = True
         self.program.kill()
 
@@ -79,7 +79,7 @@ class Inquiry:
         self.program.start(CommandLine(self._arguments, {VARIABLE: str(fd)}, [fd]))
 
     def read_answer(self) -> Answer | None:
-        """Return what the app has answered, once the program has ended; None if it was killed, or died of it."""
+        """Return the answer after the program has ended, unless it was killed or crashed."""
         if self._file is None:
             return None
         with self._file as file:
@@ -93,8 +93,8 @@ class Inquiry:
 
 
 def users_files(error: BaseException | None = None) -> set[str]:
-    """Return the Python files that are imported, and those that an error came from, but for what is installed."""
-    modules = [vars(module) for module in list(sys.modules.values()) if hasattr(module, "__dict__")]  # None, too
+    """Return the imported Python files and the files that an error came from, without installed packages."""
+    modules = [vars(module) for module in list(sys.modules.values()) if hasattr(module, "__dict__")]  # some are None
     files: set[object] = {names.get("__file__") for names in modules}
     files.update(_files_of(error))
     return {str(Path(file).absolute()) for file in files if isinstance(file, str) and _is_users(file)}
@@ -117,5 +117,5 @@ def _is_users(file: str) -> bool:
     )
 
 
-# The standard library, and this package: what has changed in it concerns dev itself.
+# The standard library and this package: dev itself runs their code, so it does not reload their changes.
 _NOT_USERS = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(__file__).parents[1])}

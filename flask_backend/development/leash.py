@@ -1,7 +1,7 @@
-"""Runs a program that ends when ``flask-backend dev`` does, however that ends. A script: it imports nothing of ours.
+"""Runs a program that ends when ``flask-backend dev`` does, however that ends. A script, without imports of ours.
 
-Its arguments are the pid of its parent, and the program with its own arguments. What is asked of the kernel here holds
-for the program that takes this process over. Only Linux can do that: elsewhere a program outlives a dev that is killed.
+Its arguments are the pid of its parent, and the program with its own arguments. The request to the kernel stays valid
+for the program that replaces this one. It works only on Linux: elsewhere a program outlives a dev that is killed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def main() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # dev reloads with it, though nohup may have it ignored
-    if os.getppid() == int(parent):  # otherwise it died before we asked to be told
-        os.execv(program, [program, *arguments])  # noqa: S606  # no shell is wanted
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # dev uses it to reload, but nohup may have ignored it
+    if os.getppid() == int(parent):  # otherwise it died before the request took effect
+        os.execv(program, [program, *arguments])  # noqa: S606  # a shell is not wanted
 
 
 if __name__ == "__main__":

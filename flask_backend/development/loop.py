@@ -1,4 +1,4 @@
-"""The loop of ``flask-backend dev``: asks the app, keeps its programs running, and has them take what has changed."""
+"""The loop of ``flask-backend dev``: inspects the app, keeps its programs running, and reloads them after changes."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .programs import CommandLine, Program
 from .transcript import Transcript
 from .watching import Watch
 
-NAMES = {"web": 36, "workers": 32, "broker": 35, "app": 31, "dev": 33}  # with their colours: SGR, ECMA-48
+NAMES = {"web": 36, "workers": 32, "broker": 35, "app": 31, "dev": 33}  # and their colours: SGR, ECMA-48
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
-_GRACE_S = 5.0  # the web server and the broker end at once, but for code of the app
-_DRAIN_GRACE_S = 10.0  # beyond the drain timeout, which the supervisor keeps itself
-_WAIT_S = 1.0  # a deadline may be late by this
-# A broker that dies sooner cannot be helped by another one: its port is taken, its file is broken.
+_GRACE_S = 5.0  # the web server and the broker exit at once, unless code of the app delays them
+_DRAIN_GRACE_S = 10.0  # beyond the drain timeout, which the supervisor enforces itself
+_WAIT_S = 1.0  # a deadline may be this late
+# A restart does not help a broker that dies sooner: its port is taken, or its file is broken.
 _BROKER_MIN_S = 5.0
 
 
 class Development:
-    """Runs the broker, the web server and the supervisor of one app, until told to stop."""
+    """Runs the broker, the web server and the supervisor of one app, until stopped."""
 
     def __init__(self, plan: DevelopmentPlan, transcript: Transcript) -> None:
         self._plan = plan
@@ -45,14 +45,14 @@ class Development:
         self._workers = self._program("workers", plan.drain_timeout_s + _DRAIN_GRACE_S)
         self._broker = self._program("broker", _GRACE_S)
         self._programs = (self._web, self._workers, self._broker, self._inquiry.program)
-        self._commands: dict[Program, CommandLine] = {}  # of the programs that there are to be
+        self._commands: dict[Program, CommandLine] = {}  # of the programs in this session
         if plan.workers:
             self._commands[self._workers] = plan.supervisor()
         if plan.listener:
             self._commands[self._web] = plan.web(plan.listener)
             self._say(f"web: {show_url(plan.listener)}")
         self._wanted: set[Program] = set()
-        self._address: str | None = None  # of the broker: what is to be done about it is decided once
+        self._address: str | None = None  # of the broker; whether to run one is decided once per address
         self._runs_broker = False
         self._has_served = False
         self._is_stopping = False
@@ -60,7 +60,7 @@ class Development:
         self._wakeup_r, self._wakeup_w = os.pipe()
 
     def run(self) -> ExitCode:
-        """Run until INT, TERM or HUP, which stop all in order; a second INT or TERM, or QUIT, kills."""
+        """Run until INT, TERM or HUP, which stop all programs in order. A second INT or TERM, or QUIT, kills them."""
         self._listen_to_signals()
         self._inquiry.ask()
         try:
@@ -74,7 +74,7 @@ class Development:
                 self._reconcile()
         finally:
             for program in self._programs:
-                program.kill()  # nothing is left to kill, unless it is an error that ends us
+                program.kill()  # only an error leaves programs to kill
         return self._exit_code
 
     @property
@@ -89,11 +89,11 @@ class Development:
         self._selector.register(self._wakeup_r, EVENT_READ, lambda: None)
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
         for number in _SIGNALS:
-            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
                 signal.signal(number, _leave_it_to_the_loop)
 
     def _wait(self) -> list[signal.Signals]:
-        """Wait until something has come, listen to the programs, and return the signals."""
+        """Wait for an event, read the output of the programs, and return the signals received."""
         timeout_s = _WAIT_S if self._is_stopping else self._watch.wait_s(time.monotonic())
         for key, _ in self._selector.select(timeout_s):
             key.data()
@@ -107,7 +107,7 @@ class Development:
         if number is signal.SIGCHLD:
             return  # every turn reaps
         if number is signal.SIGHUP and self._is_stopping:
-            return  # a terminal that closes sends it twice: the kernel does, and the shell
+            return  # a closing terminal sends it twice: from the kernel and from the shell
         if number is signal.SIGQUIT or self._is_stopping:
             self._say("killing all")
             self._is_stopping = True
@@ -133,7 +133,7 @@ class Development:
                     self._lose(program, exit_)
 
     def _lose(self, program: Program, exit_: Exit) -> None:
-        """Say how a program ended by itself. Only the broker starts again before something has changed."""
+        """Report how a program ended by itself. Only the broker is restarted before the next change."""
         if program is self._broker and time.monotonic() - program.started_at >= _BROKER_MIN_S:
             self._say(f"{program.name}: {exit_}; starting it again")
             return
@@ -162,18 +162,18 @@ class Development:
     # -- what the app needs ----------------------------------------------------------------------------------
 
     def _serve(self, app: App) -> None:
-        """Have all programs run this version of the app. The supervisor takes it over by itself, without a gap."""
+        """Make all programs run this version of the app. The supervisor reloads by itself, without a gap."""
         self._decide_on_broker(app)
         self._serve_web()
         self._serve_queues(app.queues)
         self._has_served = True
 
     def _decide_on_broker(self, app: App) -> None:
-        """Run a broker where the app expects one, if none is there and the place is on this machine."""
+        """Run a broker at the address that the app expects, if it does not answer and is on this machine."""
         if app.broker != self._address:
             self._address = app.broker
             address = Address.parse(app.broker)
-            self._broker.stop()  # it was for another address
+            self._broker.stop()  # it listens on the old address
             self._runs_broker = not app.broker_answers and is_here(address)
             self._commands[self._broker] = self._plan.broker(address)
             if not self._runs_broker:
@@ -188,7 +188,7 @@ class Development:
     def _serve_web(self) -> None:
         if self._web in self._commands:
             self._wanted.add(self._web)
-            self._web.stop()  # it starts again, since it is wanted
+            self._web.stop()  # it restarts, since it is wanted
 
     def _serve_queues(self, queues: list[str]) -> None:
         if self._workers not in self._commands:
@@ -209,7 +209,7 @@ class Development:
             program.kill_overdue(now)
 
     def _reconcile(self) -> None:
-        """Start what is wanted and does not run; stop what runs and is not wanted."""
+        """Start the wanted programs that do not run; stop running programs that are not wanted."""
         if self._transcript.is_lost:
             self._is_stopping = True
         if self._is_stopping:
@@ -223,13 +223,13 @@ class Development:
                 program.start(self._commands[program])
 
     def _want_nothing(self) -> None:
-        """Want nothing any more, and the broker only as long as anything else runs."""
+        """Mark all programs as unwanted, the broker only after the others have ended."""
         self._inquiry.program.kill()
         others_run = any(program.is_running for program in self._programs if program is not self._broker)
         self._wanted &= {self._broker} if others_run else set()
 
     def _may_start(self, program: Program) -> bool:
-        """Let the broker speak first: whoever comes earlier only complains."""
+        """Wait for the broker's first output: programs that start earlier only log connection errors."""
         has_to_wait = program is not self._broker and self._broker in self._wanted and not self._broker.has_spoken
         return not self._is_stopping and not has_to_wait
 
@@ -241,7 +241,7 @@ class Development:
 
 
 def is_here(address: Address) -> bool:
-    """Say whether an address is one that only this machine can reach."""
+    """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(address.host).is_loopback
     except ValueError:
@@ -254,9 +254,9 @@ def show_url(listener: socket.socket) -> str:
 
 
 def show_files(files: set[str], folder: str) -> str:
-    """Name some files, from a folder on if they are in it."""
+    """Return the names of some files, relative to a folder if they are in it."""
     names = sorted(os.path.relpath(file, folder) if Path(file).is_relative_to(folder) else file for file in files)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004  # what fits a line
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004  # three fit on a line
     return ", ".join(names[:3]) + more
 
 

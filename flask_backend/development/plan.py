@@ -1,4 +1,4 @@
-"""What the user wants, and the command lines that come of it."""
+"""The options of ``dev``, and the command lines that follow from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .programs import CommandLine
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentPlan:
-    """The options of ``dev``. ``app_arguments`` tell our commands, and Flask's, which app it is."""
+    """The options of ``dev``. ``app_arguments`` select the app, for our commands and for Flask's."""
 
     app_arguments: Sequence[str]
     workers: int
@@ -22,15 +22,15 @@ class DevelopmentPlan:
     broker_file: Path | None
     folder: str
     extra: Sequence[str]
-    listener: socket.socket | None  # where the web server listens, if there is to be one
+    listener: socket.socket | None  # where the web server listens, if one is wanted
 
     def inquiry(self) -> Sequence[str]:
         return self._ours("dev")
 
     def web(self, listener: socket.socket) -> CommandLine:
-        """Tell how Flask's server is run: on a socket that outlives it, so that no request finds nobody there."""
+        """Return the command for Flask's server. Its socket outlives it, so that requests wait during a restart."""
         host, port = listener.getsockname()[:2]
-        # What Werkzeug's own reloader tells the server that it runs.
+        # Werkzeug's own reloader passes these to the server that it runs.
         environment = {"WERKZEUG_RUN_MAIN": "true", "WERKZEUG_SERVER_FD": str(listener.fileno())}
         arguments = ("run", "--no-reload", "--host", host, "--port", str(port))
         return CommandLine(self._run("flask", *arguments), environment, [listener.fileno()])
@@ -47,5 +47,5 @@ class DevelopmentPlan:
         return self._run("flask_backend", *arguments)
 
     def _run(self, module: str, *arguments: str) -> Sequence[str]:
-        # -P: a file of the user's, say queue.py, is not to hide one of the standard library.
+        # -P: a file of the user, such as queue.py, must not hide a module of the standard library.
         return ("-P", "-m", module, *self.app_arguments, *arguments)

@@ -1,4 +1,4 @@
-"""A program that runs in a session of its own: what it says is heard line by line, and it ends with all it started."""
+"""A program that runs in its own session: its output is read line by line, and it ends with all its processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _READ_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What to run: an interpreter's arguments, what its environment has beside ours, and the descriptors it gets."""
+    """A command to run: the interpreter's arguments, additions to our environment, and descriptors to inherit."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -32,13 +32,13 @@ class CommandLine:
 
 
 class Program:
-    """A program that may be started again and again, one process at a time.
+    """A program that can be started repeatedly, one process at a time.
 
-    It is in a session of its own: the terminal's Ctrl-C is not for it, and what it has started can be found.
+    It runs in its own session: the terminal's Ctrl-C does not reach it, and the processes that it starts can be found.
     """
 
     def __init__(self, name: str, hear: Callable[[bytes], None], selector: BaseSelector, grace_s: float) -> None:
-        """Name it; ``hear`` gets its lines. It is killed ``grace_s`` seconds after it was told to stop."""
+        """Name it. ``hear`` receives its lines. It is killed if it has not stopped after ``grace_s`` seconds."""
         self.name = name
         self.has_spoken = False
         self.was_told_to_end = False
@@ -56,10 +56,10 @@ class Program:
         return self._process is not None
 
     def start(self, command: CommandLine) -> None:
-        # Unbuffered: what it says is to be seen at once.
+        # Unbuffered: its output must appear at once.
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **command.environment}
         self._output, theirs = os.pipe()
-        # A HUP that comes before the program has a handler waits for it, and does not end the program.
+        # A HUP that arrives before the program has a handler must stay pending, not end the program.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
         try:
             self._process = subprocess.Popen(  # noqa: S603  # our own commands and Flask's
@@ -81,14 +81,14 @@ class Program:
         self._kill_at = math.inf
 
     def stop(self) -> None:
-        """Ask it to end, once."""
+        """Ask it to exit, once."""
         if self._process and not self.was_told_to_end:
             self.was_told_to_end = True
             self._kill_at = time.monotonic() + self._grace_s
             self.send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it now, with all that it has started."""
+        """Kill it and all processes that it has started."""
         if self._process:
             self.was_told_to_end = True
             _kill_session(self._process.pid)
@@ -99,16 +99,16 @@ class Program:
 
     def send(self, number: signal.Signals) -> None:
         if self._process:
-            os.kill(self._process.pid, number)  # it is there, dead or alive, until it is reaped
+            os.kill(self._process.pid, number)  # the pid is valid, dead or alive, until it is reaped
 
     def reap(self) -> Exit | None:
-        """Return how it ended, once, if it has; what it left running is killed."""
+        """Return its exit, once, if it has ended. Kill the processes that it left running."""
         if self._process is None:
             return None
         pid = self._process.pid
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
-        _kill_session(pid)  # while the dead still holds the number
+        _kill_session(pid)  # while the zombie still holds the number
         while self._listen():
             pass
         for line in self._lines.end():
@@ -119,7 +119,7 @@ class Program:
         return Exit(pid, status=code if code >= 0 else None, signal=-code if code < 0 else None)
 
     def _listen(self) -> bool:
-        """Pass on what it has said; say whether there may be more."""
+        """Pass on its output; return whether there may be more."""
         if self._output < 0:
             return False
         try:
@@ -142,7 +142,7 @@ class Program:
 
 
 def _kill_session(leader: int) -> None:
-    """Kill every process of a session. Those that were started meanwhile too: hence again, until nobody is new."""
+    """Kill every process of a session. Repeat until no new one appears, since they may fork."""
     import psutil
 
     killed: set[int] = set()

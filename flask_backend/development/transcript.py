@@ -1,4 +1,4 @@
-"""One log of several programs: whole lines, each with the name of who says it."""
+"""One log of several programs: whole lines, each with the name of its program."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Mapping
 
 from flask_backend.system.streams import Outlet
 
-_MAX_LINE = 64 * 1024  # a line is held until it is whole, or as long as this
+_MAX_LINE = 64 * 1024  # a line is held until it is complete or this long
 _ESCAPES = re.compile(rb"\x1b\[[;?0-9]*[A-Za-z]")
 _RESET = b"\x1b[0m"
 
 
 class Lines:
-    """Makes whole lines of what a program says in pieces."""
+    """Joins the pieces of a program's output into whole lines."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the lines that are whole now."""
+        """Return the lines that are now complete."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) >= _MAX_LINE:
             lines += self.end()
         return [_as_shown(line) for line in lines]
 
     def end(self) -> list[bytes]:
-        """Return the last line, if it never became whole."""
+        """Return the last line, if it is incomplete."""
         rest, self._rest = self._rest, b""
         return [_as_shown(rest)] if rest else []
 
 
 def _as_shown(line: bytes) -> bytes:
-    """Return what a terminal shows of a line in the end: what comes after the last return to its beginning."""
+    """Return the part of a line that a terminal shows in the end: the text after the last carriage return."""
     return line.rstrip(b"\r").rpartition(b"\r")[2]
 
 
 class Transcript:
-    """Writes lines to an outlet; ``names`` have colours, as SGR codes."""
+    """Writes lines to an outlet. ``names`` maps each name to a colour, an SGR code."""
 
     def __init__(self, outlet: Outlet, names: Mapping[str, int], *, is_coloured: bool) -> None:
         self._outlet = outlet
@@ -52,7 +52,7 @@ class Transcript:
 
     @property
     def is_lost(self) -> bool:
-        """Whether nobody reads it any more: a closed pipe, a terminal that is gone."""
+        """Whether its reader is gone: the pipe or the terminal has closed."""
         return self._outlet.is_broken
 
     def write(self, name: str, line: bytes) -> None:

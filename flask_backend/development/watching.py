@@ -1,4 +1,4 @@
-"""Which files have changed: by watchfiles, if it is installed, or by looking at their times and sizes."""
+"""Detects changed files: with watchfiles, if it is installed, or by polling their times and sizes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-# Between two looks: half of it is how long a change waits to be seen, on average.
+# Between two polls. On average a change is detected after half of it.
 _PAUSE_S = 0.25
-# After a change: whoever saves several files, or one in several steps, has this long for the next.
+# After a change: an editor that saves several files, or one in several steps, has this long for the next step.
 _QUIET_S = 0.1
-# Looking takes at most this share of the time, however many files there are.
+# Polling takes at most this share of the time, even with many files.
 _SHARE = 0.1
 
-# Hidden folders, .venv and .git among them, are left out as well.
+# Hidden folders, such as .venv and .git, are ignored as well.
 _IGNORED = {"__pycache__", "node_modules", "site-packages"}
 
 Stamp = tuple[int, int]
 
 
 class Source(Protocol):
-    """Something that knows of changes."""
+    """A source of changes."""
 
     def changes(self) -> set[str]:
         """Return the files that have changed since the last call."""
@@ -31,10 +31,10 @@ class Source(Protocol):
 
 
 class Watch:
-    """Gathers the changes of all sources, until nothing has changed for a moment."""
+    """Collects the changes of all sources until they pause."""
 
     def __init__(self, folder: str, extra: Sequence[str] = ()) -> None:
-        """Watch the Python files below ``folder``, and what ``extra`` names: files, or folders with all they have."""
+        """Watch the Python files below ``folder``, and ``extra`` files and folders, with all files in those."""
         self._folder = native(folder) or Polling(lambda: python_files(folder))
         self._extra = Polling(lambda: all_files(extra))
         self._modules = Polling(list[str])
@@ -42,7 +42,7 @@ class Watch:
         self._next_look = 0.0
 
     def follow(self, modules: Iterable[str]) -> None:
-        """Watch these files, too, instead of those that were named before."""
+        """Watch these modules too. They replace the modules of the last call."""
         self._gathered |= self._modules.changes()
         modules = list(modules)
         self._modules = Polling(lambda: modules)
@@ -52,7 +52,7 @@ class Watch:
         return max(0.0, self._next_look - now)
 
     def look(self, now: float) -> set[str]:
-        """Return what has changed, when that is all."""
+        """Return the changed files, once the changes have paused."""
         if now < self._next_look:
             return set()
         started = time.monotonic()
@@ -67,7 +67,7 @@ class Watch:
 
 
 class Polling:
-    """Looks at the files again and again."""
+    """Polls the files."""
 
     def __init__(self, list_files: Callable[[], Iterable[str]]) -> None:
         self._list_files = list_files
@@ -79,7 +79,7 @@ class Polling:
 
 
 class _Native:
-    """Asks watchfiles, whose own thread hears of changes from the system."""
+    """Uses watchfiles, whose own thread receives changes from the system."""
 
     def __init__(self, watchfiles: Any, folder: str) -> None:
         def is_wanted(_change: object, path: str) -> bool:
@@ -88,14 +88,14 @@ class _Native:
         self._batches = watchfiles.watch(
             folder, watch_filter=is_wanted, debounce=1, step=1, rust_timeout=1, yield_on_timeout=True
         )
-        next(self._batches)  # from now on it watches
+        next(self._batches)  # watching begins here
 
     def changes(self) -> set[str]:
         return {path for _, path in next(self._batches)}
 
 
 def native(folder: str) -> Source | None:
-    """Return the source that the system has, if watchfiles is installed and the folder is not too much for it."""
+    """Return the system's own source, if watchfiles is installed and can handle the folder."""
     try:
         return _Native(importlib.import_module("watchfiles"), folder)
     except (ImportError, OSError):
@@ -103,7 +103,7 @@ def native(folder: str) -> Source | None:
 
 
 def stamps_of(files: Iterable[str]) -> dict[str, Stamp]:
-    """Return by what a file is known to have changed. A file that is not there has none."""
+    """Return the times and sizes that show whether files have changed. Missing files are left out."""
     stamps: dict[str, Stamp] = {}
     for path in files:
         try:
@@ -115,7 +115,7 @@ def stamps_of(files: Iterable[str]) -> dict[str, Stamp]:
 
 
 def differences(before: Mapping[str, Stamp], after: Mapping[str, Stamp]) -> set[str]:
-    """Return the files that are new, gone, or not what they were."""
+    """Return the files that were created, deleted or changed."""
     return {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
 
 
@@ -133,7 +133,7 @@ def all_files(paths: Iterable[str]) -> Iterator[str]:
 
 
 def is_python_file_of(folder: str, path: str) -> bool:
-    """Say whether :func:`python_files` finds the file, or would if it were still there."""
+    """Whether :func:`python_files` finds the file, or would find it if it still existed."""
     if not Path(path).is_relative_to(folder):
         return False
     *parents, name = Path(path).relative_to(folder).parts or ("",)

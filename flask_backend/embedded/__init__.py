@@ -1,7 +1,7 @@
-"""A small server of the beanstalk protocol, for development, tests and small installs on one machine.
+"""A small server for the beanstalk protocol, for development, tests and small installs on one machine.
 
-Production runs beanstalkd: no part of the worker knows the difference. Time and bytes come in as arguments everywhere
-but in ``server`` and ``journal``, so that what the broker decides can be tested without a socket and without waiting.
+Production runs beanstalkd: the worker does not notice the difference. Except in ``server`` and ``journal``, time and
+bytes come in as arguments, so that the broker's decisions can be tested without a socket and without waiting.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each command: what it does to the store, and the reply."""
+"""Each command: its effect on the store, and the reply."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from . import protocol
 from .protocol import Command
 from .store import Client, NoJob, Store, StoredJob, Tube
 
-VERSION = "1.13"  # of the server whose commands these are: clients parse it
-OWN_NAME = "embedded broker of Flask-Backend"  # in the statistics too, but where clients only show it
+VERSION = "1.13"  # the version of beanstalkd with these commands: clients parse it
+OWN_NAME = "embedded broker of Flask-Backend"  # also in the statistics, in a field that clients only show
 
-# Those that beanstalkd counts, in its order.
+# The commands that beanstalkd counts, in its order.
 _COUNTED = (
     *("put", "peek", "peek-ready", "peek-delayed", "peek-buried", "reserve", "reserve-with-timeout", "delete"),
     *("release", "use", "watch", "ignore", "bury", "kick", "touch", "stats", "stats-job", "stats-tube", "list-tubes"),
@@ -30,7 +30,7 @@ class Dispatcher:
     def __init__(
         self, store: Store, max_job_size: int, now: float, has_room: Callable[[int], bool] | None = None
     ) -> None:
-        """``has_room`` tells whether a body of so many bytes can be kept."""
+        """``has_room`` returns whether a body of this many bytes can be stored."""
         self.is_draining = False
         self._store = store
         self._max_job_size = max_job_size
@@ -71,7 +71,7 @@ class Dispatcher:
         return self._store.connect()
 
     def run(self, client: Client, command: Command, now: float) -> bytes | None:
-        """Run a command and return the reply; None if the client has to wait for it."""
+        """Run a command and return the reply, unless the client must wait for it."""
         self._counts[command.name] += 1
         return self._handlers[command.name](client, command, now)
 
@@ -151,7 +151,7 @@ class Dispatcher:
 
     def _kick(self, client: Client, command: Command, now: float) -> bytes:
         [bound] = command.numbers
-        return protocol.line("KICKED", self._store.kick(client.used, bound % 2**32, now))  # as C keeps it
+        return protocol.line("KICKED", self._store.kick(client.used, bound % 2**32, now))  # as C truncates it
 
     def _kick_job(self, _client: Client, command: Command, now: float) -> bytes:
         [job_id] = command.numbers
@@ -250,7 +250,7 @@ class Dispatcher:
 
 
 def reserved(answer: StoredJob | NoJob) -> bytes:
-    """Return what a reserve came to."""
+    """Return the reply to a reserve."""
     match answer:
         case StoredJob():
             return protocol.with_job(b"RESERVED", answer.id, answer.body)

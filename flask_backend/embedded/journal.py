@@ -1,7 +1,7 @@
-"""The jobs in a file, one SQLite database: what was acknowledged is there when the broker is killed, and comes back.
+"""The jobs in a file, an SQLite database: acknowledged changes survive when the broker is killed, and are restored.
 
-Written is what changed since the last time, in one transaction, before any reply is sent. As with beanstalkd's binlog
-this survives the end of the process, however it comes; a power cut may cost the last moments.
+Each write stores the changes since the last one, in one transaction, before any reply is sent. As with beanstalkd's
+binlog, the file survives any crash of the process; a power failure may lose the last moments.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from flask_backend.errors import BackendError
 
 from .store import State, Store, StoredJob, Tube
 
-_APPLICATION_ID = 0x666C6271  # tells our databases from others'
+_APPLICATION_ID = 0x666C6271  # identifies our databases
 _VERSION = 1
 
-# The times are those of the wall clock: they have to make sense after a restart.
+# Times are wall-clock times, so that they stay valid after a restart.
 _SCHEMA = """
 CREATE TABLE job (
     id INTEGER PRIMARY KEY,
@@ -48,19 +48,19 @@ FROM job ORDER BY at, id
 _SAVE = "INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _DELETE = "DELETE FROM job WHERE id = ?"
 
-# What has to stay free on the disk, so that jobs can still be deleted and buried when no more can be put.
+# This much disk space stays free, so that jobs can still be deleted and buried when puts are refused.
 _RESERVE_BYTES = 16 * 1024**2
 
 
 class JournalError(BackendError):
-    """The file cannot be used, or not be written any more."""
+    """The file cannot be used, or can no longer be written."""
 
 
 class Journal:
-    """The file, open in this process alone."""
+    """The file, open only in this process."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or create it. Raises :exc:`JournalError`."""
+        """Open or create the file. Raise :exc:`JournalError` on failure."""
         self._path = path
         self._next_id = 1
         with self._explaining():
@@ -81,21 +81,21 @@ class Journal:
         is_new = not (application_id or tables)
         if not is_new and (application_id, version) != (_APPLICATION_ID, _VERSION):
             raise JournalError(
-                f"{self._path} is a database, but not one that this broker has made: name another file, or a new one"
+                f"{self._path} is a database that this broker did not create: choose another file, or a new one"
             )
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         if is_new:
             marks = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
             self._db.executescript(f"BEGIN; {_SCHEMA} {marks} COMMIT;")
-        self._db.execute("BEGIN EXCLUSIVE")  # a lock that is kept: nobody else can so much as read from here on
+        self._db.execute("BEGIN EXCLUSIVE")  # this lock is kept: from here on, other processes cannot even read
         self._db.execute("COMMIT")
 
     def close(self) -> None:
         self._db.close()
 
     def load(self, store: Store) -> None:
-        """Fill a new store with what is in the file; what was reserved is ready again."""
+        """Fill a new store from the file. Reserved jobs are ready again."""
         with self._explaining():
             [self._next_id] = self._db.execute("SELECT next_id FROM counter").fetchone()
             store.restore(self._jobs(), self._next_id)
@@ -111,7 +111,7 @@ class Journal:
             yield job
 
     def write(self, changed: Mapping[int, StoredJob | None], next_id: int) -> None:
-        """Keep jobs as they are now, and forget those that are None. Raises :exc:`JournalError`."""
+        """Store the current state of jobs, and delete jobs that map to None. Raise :exc:`JournalError` on failure."""
         shift_s = _wall_clock_shift_s()
         with self._explaining():
             self._db.execute("BEGIN")
@@ -123,23 +123,23 @@ class Journal:
         self._next_id = next_id
 
     def has_room(self, size: int) -> bool:
-        """Whether the disk has room for a body of so many bytes."""
+        """Whether the disk has room for a body of ``size`` bytes."""
         disk = os.statvfs(self._path.parent)
-        return disk.f_bavail * disk.f_frsize > _RESERVE_BYTES + 2 * size  # in the log first, and then in its place
+        return disk.f_bavail * disk.f_frsize > _RESERVE_BYTES + 2 * size  # once in the log, once in the database
 
     @contextmanager
     def _explaining(self) -> Generator[None, None, None]:
-        """Say in plain words what SQLite complains of."""
+        """Translate an error of SQLite into plain words."""
         try:
             yield
         except sqlite3.Error as error:
             match getattr(error, "sqlite_errorcode", None):
                 case sqlite3.SQLITE_BUSY:
-                    reason = "is open in another process: one broker at a time may use a file"
+                    reason = "is open in another process: only one broker at a time may use a file"
                 case sqlite3.SQLITE_NOTADB:
-                    reason = "is no SQLite database: name another file, or a new one"
+                    reason = "is not an SQLite database: choose another file, or a new one"
                 case sqlite3.SQLITE_CANTOPEN:
-                    reason = "cannot be opened: its folder has to be there, and to be writable"
+                    reason = "cannot be opened: its folder must exist and be writable"
                 case _:
                     reason = f"cannot be used: {error}"
             raise JournalError(f"{self._path} {reason}") from error

@@ -1,4 +1,4 @@
-"""A queue whose items leave in order, or from anywhere in between."""
+"""A priority queue that also removes items from any position."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
-Key = tuple[float, int]  # what orders the items, and what decides between equals
+Key = tuple[float, int]  # the order of the items, and the tie-breaker
 
 
 class Ordered(Generic[T]):
-    """Items by their keys. To take one out costs nothing: what it leaves in the heap is passed over later."""
+    """Items ordered by key. Removal is O(1): stale heap entries are skipped later."""
 
     def __init__(self) -> None:
         self._entries: dict[T, tuple[Key, int, T]] = {}
         self._heap: list[tuple[Key, int, T]] = []
-        self._serial = 0  # so that entries of the same key are told apart without a look at their items
+        self._serial = 0  # breaks ties between equal keys without comparing items
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -27,7 +27,7 @@ class Ordered(Generic[T]):
         self._serial += 1
         entry = self._entries[item] = (key, self._serial, item)
         heapq.heappush(self._heap, entry)
-        if len(self._heap) > 2 * len(self._entries) + 64:  # mostly entries of what is gone
+        if len(self._heap) > 2 * len(self._entries) + 64:  # mostly stale entries
             self._heap = list(self._entries.values())
             heapq.heapify(self._heap)
 
@@ -35,7 +35,7 @@ class Ordered(Generic[T]):
         self._entries.pop(item, None)
 
     def first(self) -> tuple[Key, T] | None:
-        """Return the item that comes first, with its key; None if there is none."""
+        """Return the first item with its key, if any."""
         heap, entries = self._heap, self._entries
         while heap:
             key, _, item = entry = heap[0]
@@ -45,5 +45,5 @@ class Ordered(Generic[T]):
         return None
 
     def smallest(self, count: int) -> list[T]:
-        """Return at most so many items, in order."""
+        """Return the first ``count`` items, in order."""
         return [item for _, _, item in heapq.nsmallest(count, self._entries.values())]

@@ -1,6 +1,6 @@
-"""The beanstalk protocol: bytes to commands, results to bytes. Pure: it knows neither sockets nor jobs.
+"""The beanstalk protocol: bytes to commands, results to bytes. Pure: it uses neither sockets nor jobs.
 
-Where beanstalkd 1.13 reads a malformed command in its own way, this does too, as far as clients can tell.
+It parses malformed commands as beanstalkd 1.13 does, as far as clients can notice.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-MAX_LINE = 224  # bytes, with its line break: the protocol's own limit
+MAX_LINE = 224  # bytes, including the line break: the limit of the protocol
 CRLF = b"\r\n"
 
 BAD_FORMAT = b"BAD_FORMAT\r\n"
@@ -31,7 +31,7 @@ UNKNOWN_COMMAND = b"UNKNOWN_COMMAND\r\n"
 
 
 class Command(NamedTuple):
-    """A well-formed command: its name, the tube that it names, its numbers in their order, and a job's body."""
+    """A well-formed command: its name, tube, numbers in order, and the body of a job."""
 
     name: str
     tube: str = ""
@@ -54,7 +54,7 @@ def with_mapping(values: Mapping[str, object]) -> bytes:
 
 
 def quoted(text: str) -> str:
-    """Return a name as statistics hold it."""
+    """Return a name as the statistics quote it."""
     return f'"{text}"'
 
 
@@ -76,7 +76,7 @@ _U32 = 2**32
 
 
 class _Shape(NamedTuple):
-    """What follows a command's name."""
+    """The arguments after the name of a command."""
 
     pattern: re.Pattern[bytes]
     bounds: tuple[int, ...] = ()
@@ -90,12 +90,12 @@ def _numbers(*bounds: int) -> _Shape:
 _NOTHING = _Shape(re.compile(b""))
 _ONE_TUBE = _Shape(re.compile(_TUBE), has_tube=True)
 
-# A command that takes something is not one without the space.
+# A command with arguments is not recognised without the space.
 _SHAPES = {
     b"put ": _numbers(_U32, _U32, _U32, _U32),  # priority, delay, TTR, size
     b"use ": _ONE_TUBE,
     b"reserve": _NOTHING,
-    # As C reads a number: whatever may follow it. A timeout is one of an int without a sign.
+    # Read as C does: any text may follow the number. A timeout is a non-negative int.
     b"reserve-with-timeout ": _Shape(re.compile(_NUMBER + rb"[^\0]*"), (2**31,)),
     b"reserve-job ": _numbers(_ID),
     b"delete ": _numbers(_ID),
@@ -120,12 +120,12 @@ _SHAPES = {
     b"quit": _NOTHING,
 }
 _NAMES = {name: name.rstrip().decode() for name in _SHAPES}
-# What begins like one of these is taken for it, and found to be malformed.
+# A line that begins with one of these is a malformed command of that name.
 _BEGINNINGS = (*(name for name in _SHAPES if not name.endswith(b" ")), b"pause-tube")
 
 
 def parse(text: bytes) -> Command | bytes:
-    """Return the command in a line, or the reply to a line that is none."""
+    """Return the command in a line, or the reply to an invalid line."""
     word, space, rest = text.partition(b" ")
     shape = _SHAPES.get(name := word + space)
     if shape is None:
@@ -143,24 +143,24 @@ def parse(text: bytes) -> Command | bytes:
 
 
 class Reader:
-    """Cuts what a client sends into commands."""
+    """Splits the bytes from a client into commands."""
 
     def __init__(self, max_job_size: int) -> None:
         self._max_job_size = max_job_size
         self._buffer = bytearray()
-        self._put: Command | None = None  # a put whose body is to come
-        self._excess = 0  # bytes of a body that is too big, still to be thrown away
+        self._put: Command | None = None  # a put whose body has not arrived yet
+        self._excess = 0  # bytes of an oversized body that are still to be discarded
         self._is_in_long_line = False
 
     def __len__(self) -> int:
-        """How many bytes wait to be read."""
+        """How many bytes are unread."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
     def next(self) -> Command | bytes | None:
-        """Return the next command, or the reply to what is none; None if more has to come first."""
+        """Return the next command, or the reply to an invalid one, or None if more bytes are needed."""
         if self._excess:
             return self._skip_excess()
         if self._put:

@@ -1,6 +1,6 @@
-"""The broker's sockets, timers and signals: all that is asynchronous.
+"""The asynchronous part of the broker: sockets, timers and signals.
 
-Replies go through one gate, :meth:`_Server.flush`: no client reads of a change that the journal does not have yet.
+All replies go through :meth:`_Server.flush`, so that a client never sees a change before it is in the journal.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from .journal import Journal, JournalError
 from .protocol import Command, Reader
 from .store import Client, Store
 
-# What one client may cost: replies that it does not read, and commands that cannot run yet. Beyond that it is not
-# listened to until it reads, or gets the job that it waits for.
+# The limits of one client, in bytes of unread replies and of commands that cannot run yet. Beyond them the broker stops
+# reading from it until it reads, or gets the job that it waits for.
 _MAX_UNSENT = 64 * 1024
 _MAX_UNREAD = 64 * 1024
-_BACKLOG = 1024  # connections that come at the same moment
+_BACKLOG = 1024  # connections that arrive at the same moment
 
-# SQLite keeps a gigabyte in one place at most, and a job takes its size some times over on its way.
+# SQLite stores at most a gigabyte per value, and a job takes up several times its size in transit.
 MAX_JOB_SIZE = 512 * 1024**2
 
 
 class Listen(NamedTuple):
-    """Where to listen, and the largest body to take."""
+    """The address to listen on, and the largest body to accept."""
 
     host: str
-    port: int  # 0 for any that is free
+    port: int  # 0 for any free port
     max_job_size: int
 
 
 async def serve(listen: Listen, journal: Journal | None, announce: Callable[[str], None]) -> None:
-    """Serve until TERM or INT; ``announce`` is told the address as soon as clients can connect.
+    """Serve until TERM or INT; call ``announce`` with the address as soon as clients can connect.
 
-    Raises :exc:`OSError` if the address cannot be had, :exc:`JournalError` if the journal cannot be written.
+    Raise :exc:`OSError` if the address is not available, :exc:`JournalError` if the journal cannot be written.
     """
     _raise_file_limit()
     loop = asyncio.get_running_loop()
@@ -55,11 +55,11 @@ async def serve(listen: Listen, journal: Journal | None, announce: Callable[[str
     finally:
         listener.close()
         server.close()
-        await asyncio.sleep(0)  # for the transports to close their sockets
+        await asyncio.sleep(0)  # lets the transports close their sockets
 
 
 class _Server:
-    """What all connections share."""
+    """The state shared by all connections."""
 
     def __init__(self, max_job_size: int, journal: Journal | None) -> None:
         self.max_job_size = max_job_size
@@ -78,7 +78,7 @@ class _Server:
             self.stopped.set_result(None)
 
     def drain(self) -> None:
-        """Take no more jobs, for as long as the process lives."""
+        """Refuse new jobs until the process ends."""
         self.commands.is_draining = True
 
     def close(self) -> None:
@@ -96,9 +96,9 @@ class _Server:
         self.flush()
 
     def advance(self) -> None:
-        """Do all that is due."""
+        """Run everything that is due."""
         self.store.advance(time.monotonic())
-        if self.store.answers:  # before anything else is said to who has waited
+        if self.store.answers:  # before any other reply to the clients that waited
             self.flush()
 
     def reply(self, connection: _Connection, reply: bytes) -> None:
@@ -106,12 +106,12 @@ class _Server:
         self._unflushed[connection] = None
 
     def flush(self) -> None:
-        """Write to the journal what has changed, then send all replies."""
+        """Write the changes to the journal, then send all replies."""
         store = self.store
         for client, answer in store.answers:
             connection = self._connections[client]
             self.reply(connection, reserved(answer))
-            asyncio.get_running_loop().call_soon(connection.work)  # on what came while it waited
+            asyncio.get_running_loop().call_soon(connection.work)  # on the commands received during its wait
         store.answers.clear()
         if self._journal and store.changed:
             try:
@@ -126,7 +126,7 @@ class _Server:
         self._set_timer()
 
     def _fail(self, error: JournalError) -> None:
-        """End without a word to the clients: they may not be told what is not in the journal."""
+        """End without replies to the clients: a reply must not report a change that is not in the journal."""
         self.close()
         self._unflushed.clear()
         if not self.stopped.done():
@@ -135,7 +135,7 @@ class _Server:
     def _set_timer(self) -> None:
         at = self.store.next_at()
         if at is None or (self._timer and self._timer.when() <= at):
-            return  # a timer that goes off for nothing costs less than one that each command moves
+            return  # an idle wake-up costs less than moving the timer at each command
         if self._timer:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(at, self._on_timer)
@@ -156,7 +156,7 @@ class _Connection(asyncio.Protocol):
         self.replies: list[bytes] = []
         self._server = server
         self._reader = Reader(server.max_job_size)
-        self._is_choked = False  # the client does not read what we send
+        self._is_choked = False  # the client does not read our replies
         self._is_over = False
 
     # -- called by asyncio -----------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class _Connection(asyncio.Protocol):
         self.work()
 
     def eof_received(self) -> bool:
-        """Go on: who sends no more may still read the replies to what was sent before."""
+        """Keep the connection: a client that has stopped sending may still read its replies."""
         self._server.store.half_close(self._client)
         self.work()
         return True
@@ -191,7 +191,7 @@ class _Connection(asyncio.Protocol):
     # -- called by the server --------------------------------------------------------------------------------
 
     def work(self) -> None:
-        """Run commands until there are no more, one has to wait, or the client does not read."""
+        """Run commands until all are done, one has to wait, or the client does not read."""
         server, unsent = self._server, 0
         server.advance()
         while self._may_run:
@@ -214,7 +214,7 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def send(self) -> None:
-        """Send the replies that there are."""
+        """Send the pending replies."""
         if not self._is_over:
             self._transport.write(b"".join(self.replies))
         self.replies.clear()
@@ -247,7 +247,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _raise_file_limit() -> None:
-    """Allow as many connections as the system does: each takes a file descriptor."""
+    """Allow as many connections as the system does: each uses a file descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,8 +1,8 @@
-"""Tubes, jobs and those who wait for them: all that the broker decides. Pure: the time comes in as an argument.
+"""Tubes, jobs and the clients that wait for them: all decisions of the broker. Pure: the time comes in as an argument.
 
-Three rules hold between any two calls. A tube that is not paused has ready jobs or waiting clients, never both.
-Whatever is to happen by itself is in the agenda. And a tube is there as long as a client uses or watches it, or it has
-jobs; ``default`` is always there.
+Three invariants hold between calls. A tube that is not paused has ready jobs or waiting clients, never both. All timed
+events are in the agenda. A tube exists while a client uses or watches it, or while it has jobs; ``default`` always
+exists.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import islice
 from .ordered import Key, Ordered
 
 DEFAULT_TUBE = "default"
-URGENT_BELOW = 1024  # jobs of a smaller priority are counted as urgent
-MARGIN_S = 1.0  # so long before a job's time to run is over its holder is not made to wait for another
+URGENT_BELOW = 1024  # jobs with a smaller priority value count as urgent
+MARGIN_S = 1.0  # this long before a TTR expires, its holder does not wait for another job
 
 
 class State(Enum):
@@ -27,10 +27,10 @@ class State(Enum):
 
 
 class NoJob(Enum):
-    """What a reserve comes to that finds no job."""
+    """The result of a reserve without a job."""
 
-    TIMED_OUT = "the time that the client would wait is over"
-    DEADLINE_SOON = "a job that the client holds is about to run out of time"
+    TIMED_OUT = "the timeout of the client has expired"
+    DEADLINE_SOON = "the TTR of a job that the client holds is about to expire"
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +43,7 @@ class StoredJob:
     ttr_s: int
     created_at: float
     state: State = State.READY
-    at: float = 0.0  # when a delayed job is due, a reserved one runs out of time, a buried one was buried
+    at: float = 0.0  # when a delayed job is due, a reserved one's TTR expires, a buried one was buried
     holder: Client | None = None
     reserves: int = 0
     timeouts: int = 0
@@ -52,7 +52,7 @@ class StoredJob:
     kicks: int = 0
 
     def time_left_s(self, now: float) -> float:
-        """How long until the job is ready by itself."""
+        """How long until the job becomes ready by itself."""
         return self.at - now if self.state in (State.DELAYED, State.RESERVED) else 0.0
 
 
@@ -62,7 +62,7 @@ class Client:
     watched: dict[Tube, None]
     held: dict[StoredJob, None] = field(default_factory=dict[StoredJob, None])
     is_waiting: bool = False
-    is_half_closed: bool = False  # it sends no more, so that it may be gone: it is not waited for
+    is_half_closed: bool = False  # it has stopped sending and may be gone: its reserves do not wait
     is_producer: bool = False
     is_worker: bool = False
 
@@ -81,12 +81,12 @@ class Tube:
     total_jobs: int = 0
     deletes: int = 0
     pauses: int = 0
-    pause_s: int = 0  # the length of the pause that is on; 0 if none is
+    pause_s: int = 0  # the length of the current pause; 0 without one
     paused_until: float = 0.0
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody would miss it."""
+        """Whether the tube can be dropped: it has neither jobs nor clients."""
         jobs = len(self.ready) + len(self.delayed) + len(self.buried) + self.reserved
         return not (jobs or self.using or self.watching)
 
@@ -94,8 +94,8 @@ class Tube:
 class Store:
     """All tubes and jobs.
 
-    ``answers`` collects what became of clients that had to wait, ``changed`` the jobs as they should be kept (None for
-    those that are gone): whoever calls looks into both, and clears them.
+    ``answers`` collects the results for clients that had to wait; ``changed`` holds the changed jobs, or None for a
+    deleted job. The caller reads both and clears them.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Store:
         self._tube(DEFAULT_TUBE)
 
     def restore(self, jobs: Iterable[StoredJob], next_id: int) -> None:
-        """Take in the jobs of an earlier run, buried ones in the order in which they were buried."""
+        """Restore the jobs of an earlier run. Buried jobs must come in the order in which they were buried."""
         for job in jobs:
             job.tube = self._tube(job.tube.name)
             self.jobs[job.id] = job
@@ -121,12 +121,12 @@ class Store:
     # -- the time --------------------------------------------------------------------------------------------
 
     def next_at(self) -> float | None:
-        """Return when something is to happen by itself, if nothing else happens before."""
+        """Return the time of the next event in the agenda, if any."""
         first = self._agenda.first()
         return first[0][0] if first else None
 
     def advance(self, now: float) -> None:
-        """Do all that is due."""
+        """Run everything that is due."""
         while (first := self._agenda.first()) and first[0][0] <= now:
             match first[1]:
                 case StoredJob() as job:
@@ -151,7 +151,7 @@ class Store:
         return client
 
     def disconnect(self, client: Client, now: float) -> None:
-        """Forget a client; the jobs that it holds are ready at once."""
+        """Forget a client; the jobs that it holds become ready at once."""
         self._stop_waiting(client)
         del self.clients[client]
         held = list(client.held)
@@ -164,7 +164,7 @@ class Store:
             self._drop_if_idle(tube)
 
     def half_close(self, client: Client) -> None:
-        """Note that the client will send no more."""
+        """Record that the client has stopped sending."""
         client.is_half_closed = True
         if client.is_waiting:
             self._answer(client, NoJob.TIMED_OUT)
@@ -183,7 +183,7 @@ class Store:
             tube.watching += 1
 
     def ignore(self, client: Client, name: str) -> bool:
-        """Watch a tube no more; False if it is the only one that the client watches."""
+        """Stop watching a tube. Return False if it is the only one that the client watches."""
         tube = self.tubes.get(name)
         if tube not in client.watched:
             return True
@@ -196,7 +196,7 @@ class Store:
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    def put(  # noqa: PLR0913  # a put has as many
+    def put(  # noqa: PLR0913  # a put has this many
         self, client: Client, priority: int, delay_s: int, ttr_s: int, body: bytes, now: float
     ) -> StoredJob:
         job = StoredJob(self.next_id, client.used, body, priority, delay_s, max(ttr_s, 1), created_at=now)
@@ -210,9 +210,9 @@ class Store:
         return job
 
     def reserve(self, client: Client, timeout_s: int | None, now: float) -> StoredJob | NoJob | None:
-        """Return the next job of the tubes that the client watches; None if the client has to wait, at most so long.
+        """Return the next job of the tubes that the client watches, or None if the client has to wait for it.
 
-        The answer comes later then, with the ``answers``.
+        It waits at most ``timeout_s`` seconds, and the result comes later in ``answers``.
         """
         client.is_worker = True
         if job := self._next_job(client):
@@ -230,11 +230,11 @@ class Store:
             return None
         client.is_worker = True
         if job.state is not State.READY:
-            self.changed[job_id] = job  # it will not be delayed, or buried, again by itself
+            self.changed[job_id] = job  # by itself it will not be delayed or buried again
         return self._reserve(job, client, now)
 
     def delete(self, client: Client, job_id: int) -> bool:
-        """Delete a job; False if there is none, or another client holds it."""
+        """Delete a job. Return False if it does not exist or another client holds it."""
         job = self.jobs.get(job_id)
         if job is None or job.holder not in (None, client):
             return False
@@ -276,7 +276,7 @@ class Store:
         return True
 
     def kick(self, tube: Tube, bound: int, now: float) -> int:
-        """Make at most so many buried jobs ready, or delayed ones if none are buried; return how many."""
+        """Make at most ``bound`` buried jobs ready, or else delayed ones; return how many."""
         kicked = list(islice(tube.buried, bound)) or tube.delayed.smallest(bound)
         self._kick(kicked, now)
         return len(kicked)
@@ -289,7 +289,7 @@ class Store:
         return True
 
     def pause(self, name: str, delay_s: int, now: float) -> bool:
-        """Have no job of a tube handed out for so long; False if there is no such tube."""
+        """Hand out no jobs of a tube for ``delay_s`` seconds. Return False if the tube does not exist."""
         tube = self.tubes.get(name)
         if tube is None:
             return False
@@ -319,7 +319,7 @@ class Store:
         return job if job and job.holder is client else None
 
     def _leave(self, job: StoredJob) -> None:
-        """Take a job out of the state in which it is."""
+        """Remove a job from its current state."""
         tube = job.tube
         match job.state:
             case State.READY:
@@ -338,7 +338,7 @@ class Store:
                 del tube.buried[job]
 
     def _enter(self, job: StoredJob, state: State, at: float = 0.0) -> None:
-        """Put a job that is in no state into one."""
+        """Put a job without a state into one."""
         tube = job.tube
         job.state, job.at = state, at
         match state:
@@ -355,7 +355,7 @@ class Store:
                 tube.buried[job] = None
 
     def _enter_queue(self, job: StoredJob, delay_s: int, now: float) -> None:
-        """Make a job that is in no state ready, now or later."""
+        """Make a job without a state ready, now or later."""
         if delay_s:
             self._enter(job, State.DELAYED, now + delay_s)
         else:
@@ -381,12 +381,12 @@ class Store:
         return job
 
     def _next_job(self, client: Client) -> StoredJob | None:
-        """Return the most urgent ready job, of equals the oldest, of all tubes that the client watches."""
+        """Return the most urgent ready job in the tubes that the client watches, the oldest of equals."""
         firsts = [first for tube in client.watched if not tube.pause_s and (first := tube.ready.first())]
         return min(firsts, key=_key_of)[1] if firsts else None
 
     def _hand_out(self, tube: Tube, now: float) -> None:
-        """Give a tube's ready jobs to the clients that wait for them, in the order in which they came."""
+        """Give the ready jobs of a tube to the waiting clients, in the order in which they came."""
         while tube.waiting and not tube.pause_s and tube.ready.first():
             client = next(iter(tube.waiting))
             if job := self._next_job(client):

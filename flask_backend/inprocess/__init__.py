@@ -1,1 +1,1 @@
-"""Without a server and without workers: ``memory://`` and ``sync://``."""
+"""The brokers that run without a server and without workers: ``memory://`` and ``sync://``."""

@@ -1,7 +1,7 @@
 """A broker in the memory of this process, for tests: ``memory://``.
 
-The store of the embedded broker decides what becomes of jobs, so that it is what Beanstalkd would do. But time stands
-still here until a test moves it, and all that was put is remembered.
+The store of the embedded broker manages the jobs, so that they behave as in Beanstalkd. But time stands still here
+until a test moves it, and the broker remembers every job that was put.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from flask_backend.errors import BrokerError, JobNotFoundError, JobTooBigError
 from flask_backend.options import PutOptions
 from flask_backend.worker.event_loop import EventLoop
 
-MAX_JOB_SIZE = 65535  # bytes: what Beanstalkd takes unless it is told otherwise
+MAX_JOB_SIZE = 65535  # bytes: the default of Beanstalkd
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A job as it was put, ``at`` seconds since the epoch."""
+    """A job as it was put, at the time ``at`` in seconds since the epoch."""
 
     id: int
     queue: str
@@ -45,10 +45,10 @@ class _AnsweredPuts:
 
 
 class MemoryBroker:
-    """Does for one process what a :class:`Connection` to a server does, from any thread.
+    """Replaces a :class:`Connection` to a server within one process, and may be used from any thread.
 
-    ``now`` is its time in seconds, ``puts`` has all that was ever put, and ``begun`` the queues whose hooks have run.
-    Asynchronous hooks and tasks share ``event_loop``, as those of a worker do.
+    ``now`` is its time in seconds, ``puts`` has all jobs ever put, and ``begun`` the queues whose hooks have run.
+    Asynchronous hooks and tasks share ``event_loop``, as in a worker.
     """
 
     def __init__(self) -> None:
@@ -82,8 +82,8 @@ class MemoryBroker:
     def put(self, queue: str, body: bytes, options: PutOptions) -> int:
         if len(body) > MAX_JOB_SIZE:
             raise JobTooBigError(
-                f"the job has {len(body)} bytes, but Beanstalkd takes at most {MAX_JOB_SIZE} unless it is told "
-                "otherwise; pass a reference to the data, for example a row's id or a file's name"
+                f"the job has {len(body)} bytes, but Beanstalkd takes at most {MAX_JOB_SIZE} by default; "
+                "pass a reference to the data, for example a row's id or a file's name"
             )
         with self._lock:
             store, client = self._store, self._client
@@ -114,7 +114,7 @@ class MemoryBroker:
     # -- as a connection of workers --------------------------------------------------------------------------
 
     def reserve(self, queues: Collection[str]) -> tuple[str, ReservedJob] | None:
-        """Return the next job that is due, with its queue: by the time from which it is due, then by priority."""
+        """Return the next due job, with its queue. Jobs are ordered by due time, then by priority."""
         with self._lock:
             store = self._store
             self._watch_only(queues)
@@ -122,7 +122,7 @@ class MemoryBroker:
                 job = store.reserve(self._client, 0, self.now)
                 if isinstance(job, StoredJob):
                     return job.tube.name, ReservedJob(job.id, job.body)
-                # The store's time follows step by step, since it forgets since when a job is ready.
+                # Advance the store's time step by step, since it does not store when a job became ready.
                 at = store.next_at()
                 if at is None or at > self.now:
                     return None
@@ -159,7 +159,7 @@ class MemoryBroker:
         return [Queue.from_stats(stats) for stats in found if stats is not None]
 
     def give_back(self) -> None:
-        """Have all jobs that are held ready again, uncounted, as when a worker's connection ends."""
+        """Make all held jobs ready again without counting an attempt, as when a worker's connection ends."""
         with self._lock:
             self._store.disconnect(self._client, self.now)
             self._client = self._store.connect()
@@ -167,7 +167,7 @@ class MemoryBroker:
     # -- inner workings --------------------------------------------------------------------------------------
 
     def _stats(self, command: Command) -> Stats | None:
-        """Return what the embedded broker answers; None for what does not exist."""
+        """Return the statistics from the embedded broker, if the job or tube exists."""
         with self._lock:
             reply = Reply.parse(self._commands.run(self._client, command, self.now) or b"")
         return reply.stats if reply.status == "OK" else None
@@ -189,7 +189,7 @@ def _gone(job_id: int) -> JobNotFoundError:
 
 
 class MemoryProducer(Producer):
-    """Puts jobs in memory: what a producer does, with the one difference of what it is connected to."""
+    """Puts jobs in memory: a producer that is connected to a :class:`MemoryBroker`."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -199,11 +199,11 @@ class MemoryProducer(Producer):
         return self.broker
 
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None:
-        """Return the state of a job. One whose delay is over is ready: the store may not have heard of that yet."""
+        """Return the state of a job: ready as soon as its delay is over, even if the store is not yet updated."""
         state = super().state(queue, job_id, uid)
         return "ready" if state == "delayed" and self.broker.is_due(job_id) else state
 
     def clear(self) -> None:
-        """Begin anew: no jobs, no memory of any, and the time back at its beginning."""
+        """Reset: forget all jobs, and set the time back to 0."""
         self.broker.event_loop.close()
         self.broker = MemoryBroker()

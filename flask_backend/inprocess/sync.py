@@ -1,4 +1,4 @@
-"""Running jobs in the caller's own thread: ``sync://`` does it at once, a test's ``drain()`` when it is told to."""
+"""Running jobs in the caller's thread: ``sync://`` does it at once, a test does it with ``drain()``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class InProcessLease:
-    """What a running task can do with its own job."""
+    """The commands of a running task on its own job."""
 
     broker: MemoryBroker
     job_id: int
@@ -38,7 +38,7 @@ class InProcessLease:
     def counters(self) -> JobCounters:
         return self.broker.counters(self.job_id)
 
-    def counters_within(self, wait_s: float) -> JobCounters:  # noqa: ARG002  # there is nothing to wait for
+    def counters_within(self, wait_s: float) -> JobCounters:  # noqa: ARG002  # the counters are available at once
         return self.counters()
 
     def touch(self) -> None:
@@ -49,8 +49,8 @@ class InProcessLease:
 class InProcessWorker:
     """Runs the jobs of one queue as its worker does, but without time limits.
 
-    What is in the caller's context is not there for a task, as in a worker: no request, no app context, no ``g``.
-    Where the caller is itself in an event loop, asynchronous functions run in a thread of their own.
+    As in a worker, a task does not see the caller's context: no request, no app context, no ``g``. If the caller runs
+    in an event loop, asynchronous functions run in a separate thread.
     """
 
     app: Flask
@@ -65,16 +65,16 @@ class InProcessWorker:
             self.broker.begun.add(self.handlers.queue)
 
     def try_call(self, job: ReservedJob, call: Call) -> BaseException | None:
-        """Run a call; return what it raised."""
+        """Run a call; return the exception that it raised, if any."""
         try:
             self.run(job, call)
-        except BaseException as error:  # anything may come out of a task, as in a worker
+        except BaseException as error:  # a task may raise anything, as in a worker
             return error
         return None
 
     def run(self, job: ReservedJob, call: Call) -> None:
         headers = dict(call.headers)
-        if (at := scheduled_at(headers)) is not None:  # and it seems as long ago as the time was moved since
+        if (at := scheduled_at(headers)) is not None:  # shift it by the time that the test has moved since then
             headers["at"] = at - self.broker.counters(job.id).age_s
         current = CurrentJob(
             id=job.id,
@@ -106,15 +106,15 @@ class InProcessWorker:
 
 
 class SyncProducer(MemoryProducer):
-    """Runs each job as soon as it is put, whatever its delay. What the task raises is raised in the caller.
+    """Runs each job as soon as it is put, regardless of its delay. An exception of the task is raised in the caller.
 
-    Its message goes through JSON, as on the wire. What is sent to other systems stays: nobody here runs it.
+    The message goes through JSON, as on the wire. Messages to other systems stay in memory and do not run.
     """
 
     def __init__(self, settings: Settings, find_handlers: Callable[[str], Handlers | None], app: Flask) -> None:
         super().__init__(settings)
         self._find_handlers = find_handlers
-        self._app = weakref.ref(app)  # the backend has its producers for as long as their apps live
+        self._app = weakref.ref(app)  # the backend keeps its producers as long as their apps live
 
     def put(self, queue: str, body: bytes, options: Options) -> int:
         job_id = super().put(queue, body, options)

@@ -1,1 +1,1 @@
-"""What a person can see and do: queues, jobs, and the stories of failures."""
+"""Inspection and actions for people: queues, jobs, and the stories of failures."""

@@ -1,4 +1,4 @@
-"""Whether a waiting job fits this version of the app: it has the endpoint, which takes the arguments. Pure."""
+"""Whether this version of the app can run a waiting job: it has the endpoint, which takes the arguments. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flask_backend.registry import Handlers
 from flask_backend.tracebacks import MAX_MESSAGE
 from flask_backend.visible import MAX_NAME, visible
 
-# The arguments of a call without names that are shown one by one.
+# The number of positional arguments of a call that are shown one by one.
 _SHOWN_ARGS = 5
 
 
 class Fault(StrEnum):
-    """What keeps a job from running."""
+    """The kind of incompatibility."""
 
     UNKNOWN_ENDPOINT = "unknown-endpoint"
     BAD_ARGUMENTS = "bad-arguments"
@@ -26,9 +26,9 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Incompatibility:
-    """Why a job cannot run as things are.
+    """Why this version of the app cannot run a job.
 
-    ``signature`` is its call without values, the same for all calls of that shape; None if the body is not a call.
+    ``signature`` is its call without values, the same for all calls of that shape, if the body is a call.
     """
 
     fault: Fault
@@ -37,9 +37,9 @@ class Incompatibility:
 
 
 def check_compatibility(handlers: Handlers, body: bytes) -> Incompatibility | None:
-    """Return what keeps a job from running in this version of the app; None if nothing does.
+    """Return why this version of the app cannot run a job, if so.
 
-    A receiver takes whatever is JSON.
+    A receiver accepts any JSON.
     """
     try:
         if handlers.receiver is not None:

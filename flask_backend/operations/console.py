@@ -1,4 +1,4 @@
-"""What a person can see and do on the broker: queues, jobs, the stories of buried ones. Knows no app."""
+"""Inspection and actions on the broker: queues, jobs, the stories of buried jobs. Independent of any app."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from flask_backend.errors import MessageDecodeError, QueueNameError
 from flask_backend.names import check_worked_queue_name, failures_tube, is_failures_tube
 from flask_backend.stories import Story
 
-# Where a job is put, and deleted at once, to learn how far the server has counted.
+# The tube of the probe job, which is put and deleted at once to find the newest job id.
 _PROBE_TUBE = "flask-backend.probe"
-# Notes are large: so many at a time, lest the server hold megabytes for us.
+# Notes are large: read them in batches, so that the server does not buffer megabytes.
 _NOTES_AT_ONCE = 50
-# How long at most, at random, to wait before another look at notes that somebody else is looking at.
+# The longest random wait, in seconds, before reading notes again that another reader holds.
 _LOOK_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How many jobs of a queue are put, and deleted, in a second."""
+    """The jobs of a queue that are put, and deleted, per second."""
 
     put: float
     deleted: float
 
 
 def measure_rates(before: Iterable[Queue], after: Iterable[Queue], seconds: float) -> dict[str, Rates]:
-    """Return the rates of the queues that were looked at twice, so many seconds apart."""
+    """Return the rates of the queues between two looks, ``seconds`` apart."""
     old = {queue.name: (queue.put, queue.deleted) for queue in before}
     rates: dict[str, Rates] = {}
     for queue in after:
         put, deleted = old.get(queue.name, (0, 0))
-        if queue.put < put or queue.deleted < deleted:  # it was gone in between: the server counts it from 0
+        if queue.put < put or queue.deleted < deleted:  # deleted in between: the server counts from 0
             put = deleted = 0
         rates[queue.name] = Rates((queue.put - put) / seconds, (queue.deleted - deleted) / seconds)
     return rates
@@ -48,7 +48,7 @@ def measure_rates(before: Iterable[Queue], after: Iterable[Queue], seconds: floa
 
 @dataclass(frozen=True, slots=True)
 class StoredStory:
-    """A note, and the job that it is kept as."""
+    """A note, and the id of the job that stores it."""
 
     id: int
     note: Story
@@ -56,7 +56,7 @@ class StoredStory:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """The buried jobs of a queue: the stories that are told of them, newest first, and how many have none."""
+    """The buried jobs of a queue: their stories, newest first, and the number of jobs without a story."""
 
     queue: str
     stories: Sequence[StoredStory]
@@ -69,14 +69,14 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """What came of acting on given jobs: those with which it was done, and what each of the others is instead."""
+    """The result of an action on given jobs: the jobs that it affected, and the state of each of the others."""
 
     done: Sequence[int]
     refused: Mapping[int, str]
 
 
 class Console:
-    """A connection for looking and acting. All its methods raise :exc:`BrokerConnectionError`."""
+    """A connection for inspection and actions. All its methods raise :exc:`BrokerConnectionError`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -97,28 +97,28 @@ class Console:
     # -- queues ----------------------------------------------------------------------------------------------
 
     def queues(self) -> list[Queue]:
-        """Return all queues by name: those that keep stories are none, nor is ``default`` that nobody really uses."""
+        """Return all queues by name, without the failures tubes and without an unused ``default``."""
         found = self._connection.stats_tube(name for name in self._tubes() if not is_failures_tube(name))
-        # Every connection, anybody's, uses and watches that one until it says otherwise.
+        # Every connection, of any program, uses and watches `default` until it chooses another tube.
         return [queue for queue in found if queue.name != "default" or queue.jobs or queue.waiting]
 
     def _tubes(self) -> list[str]:
         return sorted(name for name in self._connection.list_tubes() if name != _PROBE_TUBE)
 
     def queue(self, name: str) -> Queue | None:
-        """Return a queue; None if the server has none: nobody uses it, and it has no job."""
+        """Return a queue, if it exists: it has jobs, or a connection uses or watches it."""
         return next(iter(self._connection.stats_tube([name])), None)
 
     def next_ready_of(self, queues: Iterable[str]) -> dict[str, JobRecord]:
-        """Return the job that comes next in each of these queues that has one."""
+        """Return the next ready job of each of these queues that has one."""
         heads = self._connection.peek_ready(queues)
         jobs = {job.id: job for job in self.jobs(heads.values())}
         return {queue: jobs[job_id] for queue, job_id in heads.items() if job_id in jobs}
 
     def pause(self, queue: str, seconds: int) -> bool:
-        """Have no job of a queue reserved for so long, 0 to end that; return whether there is such a queue.
+        """Pause a queue for ``seconds``, or end its pause with 0; return whether the queue exists.
 
-        A pause is the server's: it ends with it, and with the queue when nobody uses that and its last job is gone.
+        The server keeps the pause in memory: it ends when the server stops, or when it deletes the empty, unused queue.
         """
         return self._connection.pause_tube(queue, seconds)
 
@@ -128,37 +128,37 @@ class Console:
         return next(iter(self.jobs([job_id])), None)
 
     def jobs(self, ids: Iterable[int]) -> list[JobRecord]:
-        """Return what the server has of these jobs."""
+        """Return the records of the jobs that exist."""
         return self._connection.stats_job(ids)
 
     def body(self, job_id: int) -> bytes | None:
         return self.bodies([job_id]).get(job_id)
 
     def bodies(self, ids: Iterable[int]) -> dict[int, bytes]:
-        """Return the bodies of these jobs, of which some may be gone."""
+        """Return the bodies of the jobs that exist, by id."""
         return self._connection.peek(ids)
 
     def kick(self, job_id: int) -> bool:
-        """Make a buried or delayed job ready; return whether it was one."""
+        """Make a buried or delayed job ready; return whether it was buried or delayed."""
         return bool(self.kick_each([job_id]))
 
     def kick_each(self, ids: Iterable[int]) -> list[int]:
-        """Make buried or delayed jobs ready; return those that were."""
+        """Make buried or delayed jobs ready; return the ids of the jobs that were."""
         return self._connection.kick_job(ids)
 
     def delete(self, job_id: int) -> bool:
-        """Delete a job that nobody holds; return whether it was one."""
+        """Delete a job unless a connection holds it; return whether it was deleted."""
         return bool(self.delete_each([job_id]))
 
     def delete_each(self, ids: Iterable[int]) -> list[int]:
-        """Delete jobs that nobody holds; return those that were."""
+        """Delete jobs that no connection holds; return the ids of the deleted jobs."""
         return self._connection.delete_each(ids)
 
     def next_buried(self, queue: str) -> int | None:
-        """Return the id of the job that has been buried for longest."""
+        """Return the id of the job that has been buried longest."""
         return self._connection.peek_buried([queue]).get(queue)
 
-    # -- all jobs: the protocol has no list, but ids are counted ----------------------------------------------
+    # -- all jobs: the protocol cannot list them, but ids are consecutive -------------------------------------
 
     def last_id(self) -> int:
         """Return the id of the newest job."""
@@ -167,9 +167,9 @@ class Console:
     def scan(
         self, newest: int, count: int, queues: Collection[str], states: Collection[str]
     ) -> Iterator[tuple[int, list[JobRecord]]]:
-        """Look at ``count`` ids from ``newest`` down; yield, often, how many were seen and what was found in these.
+        """Scan ``count`` ids from ``newest`` down for the jobs of ``queues`` in one of ``states``.
 
-        What was found are the jobs of ``queues`` in one of ``states``.
+        Yields, after each batch, the number of ids scanned so far and the jobs found in that batch.
         """
         last = max(0, newest - count)
         for start in range(newest, last, -PIPELINE_JOBS):
@@ -179,38 +179,38 @@ class Console:
     # -- buried jobs and their stories -----------------------------------------------------------------------
 
     def failures(self, queue: str, limit: int = 100_000) -> Failures:
-        """Return what is known of the buried jobs of a queue; of its stories the newest ``limit`` at most.
+        """Return the buried jobs of a queue, with at most the newest ``limit`` stories.
 
-        Stories of jobs that are buried no more are deleted.
+        Deletes stale stories, whose jobs are not buried any longer.
         """
         before = self._buried(queue)
         stories, unread = self._stories(queue, limit)
-        # The lesser number: a job that was buried, kicked or deleted in between is not one without a story.
+        # The smaller number: a job that was buried, kicked or deleted in between does not lack a story.
         buried = min(before, self._buried(queue))
         return Failures(queue, stories, max(0, buried - len(stories) - unread))
 
     def all_failures(self) -> list[Failures]:
-        """Return the same for each queue that has buried jobs, by name."""
+        """Return the failures of each queue that has buried jobs, by name."""
         tubes = self._tubes()
-        # Stories are looked for where nothing is buried, too: those of jobs that others have kicked are deleted.
+        # Also read the stories of queues without buried jobs, to delete the stories of jobs that others have kicked.
         queues = {tube.removesuffix(failures_tube("")) for tube in tubes if is_failures_tube(tube)}
         queues |= {queue.name for queue in self.queues() if queue.buried}
         return [failures for queue in sorted(queues) if (failures := self.failures(queue)).count]
 
     def retry_jobs(self, ids: Iterable[int]) -> ActionResult:
-        """Kick buried and delayed jobs, and delete the stories of those that were buried."""
+        """Kick buried and delayed jobs, and delete the stories of the buried ones."""
         return self._act_on(ids, self.kick_each)
 
     def delete_jobs(self, ids: Iterable[int]) -> ActionResult:
-        """Delete jobs that nobody holds, with the stories of those that were buried."""
+        """Delete jobs that no connection holds, with the stories of the buried ones."""
         return self._act_on(ids, self.delete_each)
 
     def retry_failures(self, failures: Failures) -> list[int]:
-        """Kick these jobs, as far as they are still buried, and delete their stories; return which it were."""
+        """Kick the jobs that are still buried, and delete their stories; return the ids of the kicked jobs."""
         return self._act_on_failures(failures, self.kick_each)
 
     def delete_failures(self, failures: Failures) -> list[int]:
-        """Delete these jobs, as far as they are still buried, with their stories; return which it were."""
+        """Delete the jobs that are still buried, with their stories; return the ids of the deleted jobs."""
         return self._act_on_failures(failures, self.delete_each)
 
     def _buried(self, queue: str) -> int:
@@ -218,22 +218,22 @@ class Console:
         return known.buried if known else 0
 
     def _stories(self, queue: str, limit: int) -> tuple[list[StoredStory], int]:
-        """Return the stories, newest first, and how many notes were not read.
+        """Return the stories, newest first, and the number of notes that were not read.
 
-        The protocol shows only the first of many jobs without reserving: the notes are held for as long as it takes.
-        Two who look at once would each have a part of them. So whoever finds that waits, and begins anew; at last, as
-        somebody may be stuck in it, with what can be had.
+        Without reserving, the protocol shows only the first job of a tube, so the notes are reserved while they are
+        read. Two concurrent readers would each hold part of the notes. A reader that notices gives its notes back,
+        waits and retries; after the timeout, since another reader may hang, it returns the notes that it could read.
         """
         try:
             tube = failures_tube(check_worked_queue_name(queue))
-        except QueueNameError:  # a queue that no worker of ours can serve
+        except QueueNameError:  # our workers cannot serve this queue
             return [], 0
         deadline = time.monotonic() + self._settings.timeout_s
         while (known := self.queue(tube)) and known.ready + known.reserved:
             is_last = time.monotonic() > deadline
             if not known.reserved or is_last:
                 with _reading(self._settings, tube) as reader:
-                    # Not only as many as were there: what has come in between comes first.
+                    # Up to the limit, not only the known number: notes that have just arrived come first.
                     held = list(_reserve(reader, limit))
                     left = self.queue(tube) or known
                     is_alone = left.reserved == len(held) >= min(limit, known.ready)
@@ -243,7 +243,7 @@ class Console:
         return [], 0
 
     def _sort_out(self, queue: str, held: Iterable[ReservedJob], reader: Connection) -> list[StoredStory]:
-        """Return the notes that count, newest first; delete those that do not. All are held by ``reader``."""
+        """Return the valid notes, newest first, and delete the stale ones. ``reader`` holds all of them."""
         notes = sorted((note for each in held if (note := _decode(queue, each))), key=lambda note: -note.id)
         states = {job.id: job.state for job in self.jobs({each.note.job for each in notes}) if job.queue == queue}
         stories: dict[int, StoredStory] = {}
@@ -252,7 +252,7 @@ class Console:
             state = states.get(each.note.job)
             if state == "buried" and each.note.job not in stories:
                 stories[each.note.job] = each
-            elif state != "reserved":  # a job that is held may be about to be buried: its story comes first
+            elif state != "reserved":  # a reserved job may be about to be buried: its story is written first
                 stale.append(each.id)
         reader.delete_each(stale)
         return list(stories.values())
@@ -270,13 +270,13 @@ class Console:
 
     def _act_on_failures(self, failures: Failures, act: Callable[[Iterable[int]], list[int]]) -> list[int]:
         notes = {each.note.job: each.id for each in failures.stories}
-        # A person has thought about it in between.
+        # The person may have taken a while to confirm: check the states again.
         done = act(job.id for job in self.jobs(notes) if job.state == "buried")
         self.delete_each(notes[job_id] for job_id in done)
         seen = set(notes)
         for _ in range(failures.untold):
             job_id = self.next_buried(failures.queue)
-            if job_id is None or job_id in seen:  # it has come back, behind all that were there
+            if job_id is None or job_id in seen:  # buried again, behind all earlier ones
                 break
             seen.add(job_id)
             done += act([job_id])
@@ -285,12 +285,12 @@ class Console:
 
 @contextmanager
 def _reading(settings: Settings, tube: str) -> Generator[Connection, None, None]:
-    """Connect for reserving notes, and give back all at the end."""
+    """Connect to reserve notes, and give all of them back at the end."""
     reader = Connection(settings.address, settings.timeout_s, watch=tube)
     try:
         yield reader
     finally:
-        reader.quit()  # after that the notes are there again, for others and for our own next command
+        reader.quit()  # then the notes are ready again, for other readers and for our next command
 
 
 def _reserve(reader: Connection, count: int) -> Iterator[ReservedJob]:
@@ -303,7 +303,7 @@ def _reserve(reader: Connection, count: int) -> Iterator[ReservedJob]:
 
 
 def _decode(queue: str, job: ReservedJob) -> StoredStory | None:
-    """Read a note; None for what somebody else has put there, and what is not ours to delete."""
+    """Read a note, if the job is one of our notes: we must not delete other jobs."""
     try:
         note = Story.decode(job.body)
     except (MessageDecodeError, TypeError):
@@ -315,11 +315,11 @@ def _what_it_is(job: JobRecord | None) -> str:
     if job is None:
         return "gone"
     if is_failures_tube(job.queue):
-        return "no job but the story of one"
+        return "not a job but the story of one"
     match job.state:
         case "reserved":
             return "reserved: it runs now"
         case "ready":
             return "ready: it waits for a worker"
         case _:
-            return f"still {job.state}: the server refuses"
+            return f"still {job.state}: the server refused"

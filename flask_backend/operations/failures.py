@@ -1,4 +1,4 @@
-"""Failures as people deal with them: in groups of a kind, or chosen by a pattern. Pure."""
+"""Failures for people: grouped by kind, or selected by a pattern. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .console import Failures, StoredStory
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """The stories, newest first, of the jobs of a queue that were buried for the same: one endpoint, one kind."""
+    """The stories, newest first, of a queue's buried jobs with the same endpoint and the same kind of failure."""
 
     queue: str
     endpoint: str | None
@@ -26,7 +26,7 @@ class FailureGroup:
 
 
 def group(found: Iterable[Failures]) -> list[FailureGroup]:
-    """Return the groups, the one with the newest story first."""
+    """Return the groups; the group with the newest story comes first."""
     groups: dict[tuple[str, str | None, str], list[StoredStory]] = {}
     for failures in found:
         for story in failures.stories:
@@ -37,17 +37,17 @@ def group(found: Iterable[Failures]) -> list[FailureGroup]:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Which failures are meant: ``ENDPOINT``, ``ENDPOINT/EXCEPTION`` or ``/EXCEPTION``, with a shell's wildcards.
+    """A pattern for failures: ``ENDPOINT``, ``ENDPOINT/EXCEPTION`` or ``/EXCEPTION``, with shell wildcards.
 
-    For the exception its last part will do: ``ConnectionError`` covers ``requests.exceptions.ConnectionError``. What
-    killed a worker counts as one: ``/SIGKILL``.
+    The last part of the exception's name is enough: ``ConnectionError`` covers
+    ``requests.exceptions.ConnectionError``. A signal that killed a worker counts as an exception: ``/SIGKILL``.
     """
 
     text: str
 
     def covers(self, note: Story) -> bool:
         endpoint = note.endpoint or ""
-        if fnmatchcase(endpoint, self.text):  # without a slash, or with one of the endpoint's own
+        if fnmatchcase(endpoint, self.text):  # without a slash, or with a slash in the endpoint itself
             return True
         wanted, slash, kind = self.text.rpartition("/")
         kinds = (note.kind, note.kind.rpartition(".")[2])
@@ -56,6 +56,6 @@ class Pattern:
         )
 
     def choose(self, failures: Failures) -> Failures:
-        """Return those that it covers; of jobs without a story nothing is known."""
+        """Return the failures that match; jobs without a story never match."""
         chosen = [story for story in failures.stories if self.covers(story.note)]
         return replace(failures, stories=chosen, untold=0)

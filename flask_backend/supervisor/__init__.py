@@ -1,6 +1,6 @@
-"""A prefork supervisor: keeps the right number of child processes alive, for each pool.
+"""A prefork supervisor: keeps the right number of child processes alive in each pool.
 
-It knows neither Flask nor Beanstalkd: what a child does is a callable handed in.
+It does not depend on Flask or Beanstalkd: the work of a child is a callable, passed in.
 """
 
 from .descriptors import Descriptors, TooFewDescriptorsError

@@ -1,4 +1,4 @@
-"""The table of living children: only keeps books."""
+"""The table of living children. It only keeps records."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Child:
     started: float
     state: ChildState = ChildState.STARTING
     was_ready: bool = False
-    is_old: bool = False  # runs the code of before a reload
+    is_old: bool = False  # runs the code from before a reload
     recycle_reason: str | None = None
-    reading: Reading | None = None  # the last one of its memory
-    dumped_at: float | None = None  # when it was told to write its stacks, before it is killed
-    drained_at: float = 0.0  # when it was first told to drain, ...
+    reading: Reading | None = None  # the last reading of its memory
+    dumped_at: float | None = None  # when it was asked to write its stacks, before it is killed
+    drained_at: float = 0.0  # when it was first asked to drain, ...
     signalled_at: float = 0.0  # ... and when last
-    overstays_from: float | None = None  # since when it has had no job, or takes new ones, though it is to drain
-    gives_back: bool = False  # is killed for that: what it holds is for others
+    overstays_from: float | None = None  # since when it should drain but is idle or takes new jobs
+    gives_back: bool = False  # is killed for overstaying: its jobs return to the queue
 
     def apply(self, event: ChildEvent) -> None:
         self.state = next_state(CHILD_TRANSITIONS, self.state, event)
@@ -42,13 +42,13 @@ class Child:
 
     @property
     def has_left(self) -> bool:
-        """Whether it has settled its last job: its place is free, and its end is planned however it comes."""
+        """Whether it has settled its last job: its slot is free, and its exit counts as planned, however it ends."""
         return self.row.left_at is not None
 
     def gave_back(self, number: int | None) -> bool:
-        """Whether a child that this signal ended was to drain, and gave back the job that it held, if any.
+        """Whether the child was draining when this signal ended it, and so gave back its job, if any.
 
-        The signal that tells it to drain kills it if the app's code has restored the default action.
+        The signal that asks it to drain kills it if the app's code has restored the default action.
         """
         return self.gives_back or (self.state is ChildState.DRAINING and number == signal.SIGTERM)
 
@@ -80,7 +80,7 @@ class Children:
         del self._by_pid[pid]
 
     def slots(self) -> set[Slot]:
-        """Return the slots that have a child of the newest code, one that has not left."""
+        """Return the slots that have a child of the newest code which has not left."""
         return {child.slot for child in self._by_pid.values() if not child.is_old and not child.has_left}
 
     def count_new(self) -> int:
@@ -88,12 +88,12 @@ class Children:
         return sum(not child.is_old for child in self._by_pid.values())
 
     def count_ready(self) -> Counter[str]:
-        """Count the children of the newest code that are ready, in each pool."""
+        """Count the ready children of the newest code in each pool."""
         ready = (child for child in self._by_pid.values() if child.state is ChildState.READY and not child.is_old)
         return Counter(child.slot.pool for child in ready)
 
     def count_leaving(self) -> Counter[str]:
-        """Count the children that have left and not ended yet, in each pool."""
+        """Count the children in each pool that have left but not exited yet."""
         return Counter(child.slot.pool for child in self._by_pid.values() if child.has_left)
 
     def has_old(self) -> bool:

@@ -1,14 +1,14 @@
 """How often a job has crashed its worker. Pure.
 
-The broker cannot tell: its counters do not distinguish a release after a crash from one after a failure. So each
-supervisor counts for itself.
+The counters of the broker do not distinguish a release after a crash from one after a failure, so each supervisor
+keeps its own count.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A job that has not been seen for so long is another one of the same number, or cured.
+# A job not seen for this long is cured, or its number belongs to another job.
 FORGOTTEN_AFTER_S = 3600.0
 MAX_REMEMBERED = 10_000
 
@@ -21,10 +21,10 @@ class _Record:
 
 class CrashCounts:
     def __init__(self) -> None:
-        self._records: dict[tuple[str, int], _Record] = {}  # the one seen last is the last
+        self._records: dict[tuple[str, int], _Record] = {}  # in the order last seen
 
     def note(self, pool: str, job_id: int, now: float) -> int:
-        """Note one more crash; return how many the job has caused by now."""
+        """Record one more crash; return how many the job has caused so far."""
         record = self._records.pop((pool, job_id), None)
         if record is None or now - record.last > FORGOTTEN_AFTER_S:
             record = _Record(0, now)

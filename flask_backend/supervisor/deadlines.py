@@ -7,48 +7,48 @@ from dataclasses import dataclass
 from .children import Child
 from .states import ChildState
 
-# A turn that comes so late means that the supervisor itself was stopped, or the machine: no child is to blame for it.
+# A turn this late means that the supervisor or the machine was suspended: the children are not to blame.
 SUSPENDED_S = 5.0
-# A ready child without a job gives a sign of life at least every half a minute, unless it has announced a longer wait.
+# An idle child sends a heartbeat at least every 30 s, unless it has announced a longer wait.
 SILENT_S = 120.0
-# How often a child that seems not to have heard that it is to drain is told again.
+# How often the drain signal is repeated to a child that seems to have missed it.
 TELL_AGAIN_S = 1.0
 
 
 @dataclass(slots=True)
 class Deadlines:
-    """Compares children with the time that they have."""
+    """Compares children with their deadlines."""
 
     boot_timeout_s: float
     drain_timeout_s: float
     _lenient_until: float = float("-inf")
 
     def note_turn(self, late_s: float, now: float) -> None:
-        """Hear by how much the supervisor's turn is late: after a suspend, children get time to act by themselves."""
+        """Record how late this turn is; after a suspend, give children time to act by themselves."""
         if late_s > SUSPENDED_S:
             self._lenient_until = now + SUSPENDED_S
 
     def reason_to_kill(self, child: Child, now: float) -> str | None:
-        """Say for what a child is to be killed, if it is."""
+        """Return the reason to kill a child, if any."""
         if now < self._lenient_until or child.state is ChildState.KILLED:
             return None
         if child.state is ChildState.STARTING and now - child.started > self.boot_timeout_s:
             return f"was not ready within {self.boot_timeout_s:g} s"
         if child.row.left_at is not None:
             is_late = now - child.row.left_at >= self.drain_timeout_s
-            return f"has not ended within {self.drain_timeout_s:g} s after its last job" if is_late else None
+            return f"did not exit within {self.drain_timeout_s:g} s after its last job" if is_late else None
         kill_at, activity = child.row.kill_at, child.row.activity
         if activity and kill_at is not None and now >= kill_at:
             return f"did not end job {activity.job_id} ({activity.label}) at its time limit"
         if activity is None and child.state is ChildState.READY and now - child.row.alive_at > SILENT_S:
-            return f"has given no sign of life for {now - child.row.alive_at:.0f} s, though it has no job"
+            return f"has sent no heartbeat for {now - child.row.alive_at:.0f} s, though it has no job"
         return None
 
     def note_drain(self, child: Child, now: float) -> None:
-        """Note since when a child that is to drain goes on though nothing keeps it.
+        """Record since when a draining child overstays: it goes on without a reason.
 
-        Its job keeps it, if it had that when it was told. A newer one does so if the child has heard: it began as the
-        signal was on its way.
+        A job that it held when it was asked to drain is a reason. So is a newer job if the child has acknowledged the
+        signal: that job began while the signal was on its way.
         """
         row = child.row
         is_kept = row.activity is not None and (row.has_heard_drain or row.began_at <= child.drained_at)
@@ -62,9 +62,9 @@ class Deadlines:
         return is_deaf and now - child.signalled_at >= TELL_AGAIN_S
 
     def reason_to_end(self, child: Child, now: float) -> str | None:
-        """Say why a child that is to drain is killed, if it is."""
+        """Return the reason to kill a draining child, if any."""
         since = child.overstays_from
         if since is None or now < self._lenient_until or now - since < self.drain_timeout_s:
             return None
-        does = "takes new jobs" if child.row.activity else "has no job, but does not end"
-        return f"was told to drain {now - child.drained_at:.0f} s ago and {does}"
+        does = "still takes new jobs" if child.row.activity else "has no job, but does not exit"
+        return f"was asked to drain {now - child.drained_at:.0f} s ago and {does}"

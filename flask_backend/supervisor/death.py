@@ -1,4 +1,4 @@
-"""What the supervisor knows of a child that died."""
+"""What the supervisor knows about a child that died."""
 
 from __future__ import annotations
 

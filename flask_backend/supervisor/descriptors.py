@@ -1,7 +1,7 @@
-"""How many descriptors a supervisor needs, and their limit, which it raises for itself alone.
+"""How many file descriptors a supervisor needs, and their limit, which it raises only for itself.
 
-A task, and what it starts, would inherit a raised limit, and programs that use ``select`` break above 1,023: so each
-child puts the limit back that the supervisor was started with.
+Tasks and the programs they start would inherit a raised limit, and programs that use ``select`` break above 1,023. So
+each child restores the limit that the supervisor was started with.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from pathlib import Path
 
 from .plan import MAX_CHILDREN
 
-# What an image has: four of the inbox, two each of lifeline, loans and scoreboard, one of the notifier.
+# Open in an image: four for the inbox, two each for lifeline, loans and scoreboard, one for the notifier.
 _OF_AN_IMAGE = 11
-# What is open for a moment: a module that is imported, a file of /proc, a log file that is opened again.
+# Open for a moment: a module being imported, a file in /proc, a log file being reopened.
 _SPARE = 16
-# What a child has: of the supervisor's five, two pipes of its own, and its broker, which it looks up in a file.
+# Open in a child: five of the supervisor's, two pipes of its own, and its broker, which it looks up in a file.
 _OF_A_CHILD = 12
-# One for what each child has lent, and one for its predecessor during a reload.
+# One for the socket that each child lends, and one for its predecessor's during a reload.
 _PER_CHILD = 2
 
 _UNLIMITED = 1 << 62
 
 
 class TooFewDescriptorsError(Exception):
-    """The system's limit of descriptors does not suffice."""
+    """The system's limit of file descriptors is too low."""
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """``soft`` is the limit that the supervisor was started with; ``base`` what is open without our own."""
+    """``soft`` is the limit that the supervisor was started with; ``base`` counts the open ones that are not ours."""
 
     soft: int
     base: int
 
     @classmethod
     def count(cls, *, soft: int | None = None, ours: int = 0) -> Descriptors:
-        """Count what the app, and whoever started us, have open; after a reload ``ours`` of them are our own.
+        """Count the descriptors that the app and our parent left open; after a reload ``ours`` of them are our own.
 
-        ``soft`` is the first image's limit.
+        ``soft`` is the limit of the first image.
         """
         return cls(_limits()[0] if soft is None else soft, _count_open() - ours)
 
     @property
     def most_children(self) -> int:
-        """How many children the limit of now allows, each with a predecessor."""
+        """How many children the current limit allows, each with a predecessor."""
         return max(0, (_limits()[0] - self.needed(0)) // _PER_CHILD)
 
     def needed(self, children: int) -> int:
@@ -54,17 +54,18 @@ class Descriptors:
         return self.base + 2 * _OF_AN_IMAGE + _PER_CHILD * children + _SPARE
 
     def tell(self, children: int) -> str:
-        """Say how many are needed for so many workers."""
+        """Describe how many descriptors this number of workers needs."""
         return (
-            f"{_workers(children)} need at most {self.needed(children)} file descriptors, and may have {_limits()[1]}"
+            f"{_workers(children)} need at most {self.needed(children)} file descriptors; "
+            f"the hard limit is {_limits()[1]}"
         )
 
     def check(self, children: int) -> None:
-        """Raise :exc:`TooFewDescriptorsError` if so many children cannot be had."""
+        """Raise :exc:`TooFewDescriptorsError` if the limit does not allow this many children."""
         needed, hard = self.needed(children), _limits()[1]
         if needed > hard:
             raise TooFewDescriptorsError(
-                f"{_workers(children)} need {needed} file descriptors, in a reload two each, but the hard limit "
+                f"{_workers(children)} need {needed} file descriptors, two each during a reload, but the hard limit "
                 f"is {hard}: raise it (`ulimit -Hn`, LimitNOFILE= of systemd), or run fewer workers"
             )
         if self.base + _OF_A_CHILD > self.soft:
@@ -74,23 +75,23 @@ class Descriptors:
             )
 
     def check_reload(self, children: int, inherited: int) -> None:
-        """Raise :exc:`TooFewDescriptorsError` if a new image would have too few, beside what it inherits."""
+        """Raise :exc:`TooFewDescriptorsError` if a new image would have too few, given those it inherits."""
         needed, limit = self.base + _OF_AN_IMAGE + children + inherited + _SPARE, _limits()[0]
         if needed > limit:
             raise TooFewDescriptorsError(
-                f"it needs {needed} file descriptors while workers of earlier code run, and the limit is {limit}: "
-                "send HUP again when those have ended"
+                f"it needs {needed} file descriptors while workers of the old code run, but the limit is {limit}: "
+                "send HUP again when they have exited"
             )
 
     def raise_limit(self) -> None:
-        """Raise the soft limit to what the largest plan needs, at most to the hard one."""
+        """Raise the soft limit as far as the largest plan needs, at most to the hard limit."""
         soft, hard = _limits()
         wanted = min(hard, self.needed(MAX_CHILDREN))
         if wanted > soft:
             _set_limit(wanted)
 
     def put_back(self) -> None:
-        """Put the soft limit back, for children."""
+        """Restore the soft limit, for children."""
         _set_limit(self.soft)
 
 
@@ -108,12 +109,12 @@ def _get() -> tuple[int, int]:
 
 
 def _set_limit(soft: int) -> None:
-    with suppress(OSError, ValueError):  # a system with a lower maximum of its own
+    with suppress(OSError, ValueError):  # the system has a lower maximum
         resource.setrlimit(resource.RLIMIT_NOFILE, (resource.RLIM_INFINITY if soft >= _UNLIMITED else soft, _get()[1]))
 
 
 def _count_open() -> int:
     for folder in ("/proc/self/fd", "/dev/fd"):
         with suppress(OSError):
-            return len(list(Path(folder).iterdir())) - 1  # without the folder itself
+            return len(list(Path(folder).iterdir())) - 1  # the listing itself holds one
     return 3

@@ -1,4 +1,4 @@
-"""The limits of children, enforced: Deadlines and MemoryPolicy judge, this acts."""
+"""Enforces the limits of children: Deadlines and MemoryPolicy decide, this module acts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .states import ChildState
 
 logger = get_logger("flask_backend.supervisor")
 
-# How often the supervisor looks at its children without being called.
+# How often the supervisor looks at its children when it receives no event.
 LOOK_S = 1.0
-# How often it reads the memory of one child where there is no ceiling: it takes a millisecond, or some.
+# How often it reads the memory of one child if memory is not limited: a reading takes a millisecond or a few.
 SAMPLE_S = 5.0
-# Between the signal that makes a stuck child write its stacks and its end.
+# The time between the signal that makes a stuck child write its stacks and the kill.
 DUMP_S = 0.2
 
 
 class Enforcement:
-    """Kills children that are stuck or much too big, and marks those to be recycled that are too big."""
+    """Kills children that are stuck or over the hard memory limit; marks those over the soft one for recycling."""
 
     def __init__(
         self, children: Children, deadlines: Deadlines, memory: MemoryPolicy, kill: Callable[[Child], None]
@@ -37,7 +37,7 @@ class Enforcement:
         self._last_sample = float("-inf")
 
     def next_at(self, now: float) -> float:
-        """Return when there is something to enforce without an event."""
+        """Return when something must be enforced even if no event arrives."""
         due = [self._last_look + LOOK_S]
         for child in self._children:
             if child.state is ChildState.KILLED:
@@ -47,7 +47,7 @@ class Enforcement:
             elif child.dumped_at is not None:
                 due.append(child.dumped_at + DUMP_S)
             elif (kill_at := child.row.kill_at) is not None:
-                due.append(max(kill_at, now + DUMP_S))  # later than it, if the child is given time after a suspend
+                due.append(max(kill_at, now + DUMP_S))  # later, if the child gets extra time after a suspend
         return min(due)
 
     def enforce(self, now: float) -> None:
@@ -77,7 +77,7 @@ class Enforcement:
                 self._check_memory(now)
 
     def _tell_again(self, child: Child, now: float) -> None:
-        """Tell a child once more to drain: a handler of the app's code may have had the first signal."""
+        """Ask a child to drain again: a signal handler of the app may have taken the first signal."""
         if child.signalled_at == child.drained_at:
             logger.warning(
                 "worker %d of %s does not drain: its code may handle the signal itself; sending it again",
@@ -88,7 +88,7 @@ class Enforcement:
         process.drain(child.pid)
 
     def _end_stuck(self, child: Child, reason: str, now: float) -> None:
-        """Have the child write its stacks, which it does even if its interpreter is stuck; a moment later, kill it."""
+        """Make the child write its stacks, which works even if its interpreter is stuck, and kill it a moment later."""
         if child.dumped_at is None:
             child.dumped_at = now
             logger.error("worker %d of %s %s: its stacks follow, then it is killed", child.pid, child.slot.pool, reason)
@@ -97,7 +97,7 @@ class Enforcement:
             self._kill(child)
 
     def _sample_memory(self, now: float) -> None:
-        """Read the memory of the child that was read longest ago, for the story of its death if it should die."""
+        """Read the memory of the child whose reading is oldest, to report it if that child dies."""
         if now - self._last_sample >= SAMPLE_S and (children := list(self._children)):
             self._last_sample = now
             child = min(children, key=lambda child: child.reading.at if child.reading else float("-inf"))

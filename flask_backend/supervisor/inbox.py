@@ -1,7 +1,7 @@
-"""Everything that the supervisor waits for, as events: signals, and what children report.
+"""Everything that the supervisor waits for, as events: signals and the reports of children.
 
-Signal handlers do nothing: the interpreter writes the signal's number to a pipe (`set_wakeup_fd`), and the loop reads
-it there. Children report through one pipe, in messages small enough to be written whole (pipe(7), PIPE_BUF).
+Signal handlers are empty: the interpreter writes the signal's number to a pipe (`set_wakeup_fd`), and the loop reads
+it there. Children report through one pipe, in messages small enough to be written atomically (pipe(7), PIPE_BUF).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ SIGNALS = (
     signal.SIGUSR1,
 )
 _REPORT = struct.Struct("=Bi")
-_READ_BYTES = _REPORT.size * 1000  # a multiple, so that no report is read by half
+_READ_BYTES = _REPORT.size * 1000  # a multiple, so that every report is read whole
 
 
 class ReportKind(IntEnum):
     READY = 1
     RECYCLE_DUE = 2
-    LEFT = 3  # wakes the supervisor; when that was stands in the child's row, which crosses a reload
+    LEFT = 3  # wakes the supervisor; the time is in the child's row, which survives a reload
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a child says."""
+    """A report from a child."""
 
     kind: ReportKind
     pid: int
@@ -71,9 +71,9 @@ class Inbox:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Python's own default, but the app's import may have changed it
 
     def wait(self, timeout_s: float | None) -> list[signal.Signals | Report]:
-        """Return what has come, after waiting at most ``timeout_s`` seconds for the first."""
+        """Return the events received, after waiting at most ``timeout_s`` seconds for the first."""
         events: list[signal.Signals | Report] = []
-        # Rounded up to whole milliseconds: rounded down, the last of them would be a busy loop.
+        # Round up to whole milliseconds: rounded down, the last millisecond would be a busy loop.
         for fd, _ in self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000 + 1):
             if fd == self._loans.fileno():
                 self._loans.receive()
@@ -86,17 +86,17 @@ class Inbox:
         return events
 
     def send_again(self) -> None:
-        """Send this process the signals again that have come and that :meth:`wait` has not returned.
+        """Resend to this process the signals that were received but not yet returned by :meth:`wait`.
 
-        While they are blocked, they then wait for whoever unblocks them: the next image too.
+        Blocked signals stay pending until they are unblocked, even by the next image.
         """
         with suppress(BlockingIOError):
             for number in os.read(self._wakeup_r, _READ_BYTES):
                 os.kill(os.getpid(), number)
 
     def report(self, kind: ReportKind) -> None:
-        """Say something to the supervisor; for use in a child."""
-        with suppress(BrokenPipeError):  # it is gone, which the lifeline tells
+        """Send a report to the supervisor. For use in a child."""
+        with suppress(BrokenPipeError):  # it is gone, and the lifeline reports that
             os.write(self._report_w, _REPORT.pack(kind, os.getpid()))
 
     def close_in_child(self) -> None:
@@ -109,9 +109,9 @@ class Inbox:
             os.close(fd)
 
     def wait_for_stop(self, timeout_s: float) -> None:
-        """Wait for a signal to stop, at most ``timeout_s`` seconds: in any thread, once the loop is over.
+        """Wait at most ``timeout_s`` seconds for a stop signal. For use in any thread after the loop has ended.
 
-        The main thread cannot do it while it waits for others to end: a handler then runs late, or never.
+        The main thread cannot do it while it joins other threads: a handler then runs late, or never.
         """
         poll = select.poll()
         poll.register(self._wakeup_r, select.POLLIN)

@@ -1,7 +1,7 @@
-"""Duplicates of the sockets that children use: what a dead child held stays held until someone has settled it.
+"""Duplicates of the children's sockets: the jobs of a dead child stay reserved until they are settled.
 
 A child sends each connection that it opens through a socket pair (SCM_RIGHTS, see unix(7)). The supervisor never reads
-or writes on a duplicate: it only keeps it open, hands it to a post-mortem, or closes it.
+from or writes to a duplicate: it keeps it open, passes it to a post-mortem, or closes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PID_BYTES = 4
 
 
 class Loans:
-    """At most one socket for each child: the one it opened last. Open it before the first fork."""
+    """At most one socket for each child, the one it opened last. Create this before the first fork."""
 
     def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -30,54 +30,54 @@ class Loans:
         return self._receiver.fileno()
 
     def lend(self, fd: int) -> None:
-        """Lend a socket to the supervisor; for use in a child. If that cannot be, its job goes back when it dies."""
+        """Lend a socket to the supervisor. For use in a child. If this fails, its job goes back when it dies."""
         try:
             socket.send_fds(self._sender, [os.getpid().to_bytes(_PID_BYTES, "little")], [fd])
         except OSError as error:
-            logger.debug("the supervisor cannot be lent the socket: %s", error)
+            logger.debug("cannot lend the socket to the supervisor: %s", error)
 
     def receive(self) -> None:
-        """Take in what children have lent so far."""
+        """Receive the sockets that children have lent so far."""
         while True:
             try:
                 message, fds, _, _ = socket.recv_fds(self._receiver, _PID_BYTES, 1)
             except BlockingIOError:
                 return
-            except OSError as error:  # the system is short of something: next time, perhaps
-                logger.debug("what workers have lent cannot be received: %s", error)
+            except OSError as error:  # the system lacks a resource: the next turn may succeed
+                logger.debug("cannot receive the sockets that workers lend: %s", error)
                 return
             pid = int.from_bytes(message, "little")
-            self.close(pid)  # what it has lent before is closed by now
+            self.close(pid)  # the child has already closed the one it lent before
             if fds:
                 self._lent[pid] = fds[0]
             else:
                 logger.warning(
-                    "no file descriptor is left for the connection of worker %d: a job that kills it is not counted",
+                    "no file descriptor is left for the connection of worker %d: crashes by its job are not counted",
                     pid,
                 )
 
     def keep(self, pid: int, fd: int) -> None:
-        """Take over what a child has lent to an earlier image of this process."""
+        """Take over the socket that a child lent to an earlier image of this process."""
         self._lent[pid] = fd
 
     def get(self, pid: int) -> int | None:
         return self._lent.get(pid)
 
     def close(self, pid: int) -> None:
-        """Let go of what a child has lent."""
+        """Close the socket that a child has lent, if any."""
         fd = self._lent.pop(pid, None)
         if fd is not None:
             os.close(fd)
 
     def close_all(self) -> None:
-        """Let go of everything."""
+        """Close all of them."""
         for pid in list(self._lent):
             self.close(pid)
         self._receiver.close()
         self._sender.close()
 
     def close_in_child(self, *, keep: int | None = None) -> None:
-        """Close what other children have lent: a second holder would keep their jobs reserved."""
+        """Close the sockets of other children: a second holder would keep their jobs reserved."""
         self._receiver.close()
         for pid in list(self._lent):
             if pid != keep:

@@ -37,18 +37,18 @@ from .terminal import Terminal
 logger = get_logger("flask_backend.supervisor")
 
 FORK_RETRY_S = 1.0  # after a fork that the system refused
-LEAST_DRAIN_S = 1.0  # for an idle child to hear that it is to drain and to end, however short the drain timeout
-# So many children of a pool may linger as they end before successors wait: each is a process, with memory of its own.
+LEAST_DRAIN_S = 1.0  # an idle child gets this long to notice a drain and exit, however short the timeout
+# If this many children of a pool are still exiting, successors wait: each is a process with memory of its own.
 MAX_LEAVING = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What children do: ``body`` is a child's whole life, and returns its exit code.
+    """The work of children: ``body`` is the whole life of a child, and returns its exit code.
 
-    ``labels`` tells for each pool what its children may do, for example the names of its tasks. ``settle`` is called,
-    in a short-lived process of its own, for a child that died at a job: with the socket that it has lent, what is known
-    of its death, and how often the job has caused one.
+    ``labels`` names for each pool the kinds of work of its children, for example its tasks. If a child died at a job,
+    ``settle`` is called in a short-lived process of its own, with the socket that the child lent, the record of its
+    death, and the number of deaths that the job has caused.
     """
 
     body: process.Body
@@ -58,18 +58,18 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class SupervisorOptions:
-    """How children are treated. All times are in seconds."""
+    """The limits of children. All times are in seconds."""
 
-    drain_timeout_s: float  # the time that running jobs have when all are to stop
-    boot_timeout_s: float = 60.0  # the time that a child has until it is ready
+    drain_timeout_s: float  # the time that running jobs get at a shutdown
+    boot_timeout_s: float = 60.0  # the time that a child has to become ready
     max_memory_bytes: int | None = None  # a child with more private memory is recycled
     max_memory_hard_bytes: int | None = None  # and one with more than this is killed
-    descriptors: Descriptors = field(default_factory=Descriptors.count)  # what is open, and the limit of children
+    descriptors: Descriptors = field(default_factory=Descriptors.count)  # those open, and the limit of children
     terminal: Terminal = field(default_factory=Terminal.find)
 
 
 class Supervisor:
-    """Keeps the children of all pools alive until told to stop; runs in the main thread of the only thread."""
+    """Keeps every pool at its size until stopped. Runs in the main thread of a single-threaded process."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Supervisor:
         notifier: Notifier,
         handover: Handover | None = None,
     ) -> None:
-        """Plan the children; with a ``handover``, beside those of an earlier image of this process."""
+        """Plan the children. With a ``handover``, adopt those of an earlier image of this process."""
         self._body = work.body
         self._drain_timeout_s = options.drain_timeout_s
         self._notifier = notifier
@@ -90,10 +90,10 @@ class Supervisor:
         descriptors, self._terminal = options.descriptors, options.terminal
         self._plan = Plan(pools, descriptors.most_children)
         self._pools: defaultdict[str, PoolRecord] = defaultdict(PoolRecord)
-        self._not_before: dict[Slot, float] = {}  # slots whose next child has to wait
-        self._held_up: set[str] = set()  # pools whose next children have to wait
+        self._not_before: dict[Slot, float] = {}  # slots whose next child must wait
+        self._held_up: set[str] = set()  # pools whose next children must wait
         self._children = Children()
-        # Twice: the old and the new child of each slot.
+        # Twice the maximum: each slot may have an old and a new child.
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._loans = Loans()
         self._inbox = Inbox(self._loans, self._terminal)
@@ -107,7 +107,7 @@ class Supervisor:
             self._reload.adopt(handover)
 
     def run(self) -> ExitCode:
-        """Supervise until stopped by a signal, or until a pool turns out to be unable to start."""
+        """Supervise until a signal stops it, or until it gives up a pool."""
         self._inbox.install()
         process.unblock_signals()  # after a reload they are blocked
         self._reconcile()
@@ -125,17 +125,17 @@ class Supervisor:
 
     @property
     def leave_within_s(self) -> float:
-        """How long this process may still take to end, once it is stopped."""
+        """How long this process may still take to exit once it is stopped."""
         return max(self._leave_at - time.monotonic(), LEAST_DRAIN_S)
 
     def wait_for_stop(self, timeout_s: float) -> None:
-        """Wait for a further signal to stop, at most so long, once this is stopped: in any thread."""
+        """Wait at most ``timeout_s`` seconds for another stop signal. For use in any thread, after the stop."""
         self._inbox.wait_for_stop(timeout_s)
 
     # -- wait ------------------------------------------------------------------------------------------------
 
     def _timeout_s(self) -> float:
-        """How long until there is something to do without an event."""
+        """How long the loop may wait if no event arrives."""
         now = time.monotonic()
         due = [self._drain_deadline, self._enforcement.next_at(now)]
         if not self._is_draining:
@@ -174,14 +174,14 @@ class Supervisor:
 
     def _handle_report(self, child: Child, kind: ReportKind) -> None:
         if kind is ReportKind.RECYCLE_DUE:
-            child.recycle_reason = "it has done its number of tasks"
+            child.recycle_reason = "it has run its maximum number of tasks"
         elif kind is ReportKind.READY:
             child.apply(ChildEvent.REPORTED_READY)
             self._pools[child.slot.pool].note_ready(child.slot)
 
     def _resize(self, by: int) -> None:
         if not self._plan.resize(by):
-            logger.warning("no more workers: the limit of file descriptors allows %d", self._plan.most)
+            logger.warning("cannot add workers: the limit of file descriptors allows %d", self._plan.most)
         self._not_before = {slot: at for slot, at in self._not_before.items() if self._plan.wants(slot)}
         logger.info("now %s", self._plan)
 
@@ -211,7 +211,7 @@ class Supervisor:
                     job = f"job {activity.job_id} ({activity.label}) unfinished after {activity.running_s:.1f} s"
                     logger.warning("%s: worker %d gives back %s", reason, child.pid, job)
                 elif child.has_left:
-                    logger.warning("%s: worker %d is killed before its end, without a job", reason, child.pid)
+                    logger.warning("%s: killing worker %d, which has no job but has not exited", reason, child.pid)
                 self._kill(child)
         self._drain_deadline = math.inf
         self._leave_at = time.monotonic()
@@ -231,12 +231,12 @@ class Supervisor:
     def _reap(self) -> None:
         for exit_ in process.reap(is_ours=self._is_ours):
             if child := self._children.get(exit_.pid):
-                self._loans.receive()  # what it has lent may be there, but not be read yet
+                self._loans.receive()  # its last loan may not have been read yet
                 self._handle_exit(child, exit_)
                 self._loans.close(exit_.pid)
             elif self._reload.is_checked_by(exit_.pid):
                 has_passed = self._reload.end_check(exit_)
-                # The HUP that asked for the check may have come a moment before the end of the terminal.
+                # The HUP that asked for the check may have arrived just before the terminal went away.
                 if not self._drain_if_terminal_is_gone() and has_passed:
                     self._go_on_as_new_code()
             elif exit_.pid in self._settling and (pool := self._settling.end(exit_)):
@@ -248,7 +248,7 @@ class Supervisor:
         return pid in self._children or pid in self._settling or self._reload.is_checked_by(pid)
 
     def _handle_exit(self, child: Child, exit_: Exit) -> None:
-        """Take a dead child off the books, have its job settled, and its slot filled again."""
+        """Forget a dead child, have its job settled and its slot filled again."""
         now = time.monotonic()
         death = death_of(child, exit_, now)
         self._children.remove(child.pid)
@@ -269,13 +269,13 @@ class Supervisor:
         elif not child.is_old and not self._is_draining:
             self._fill_again(child.slot, death, now)
         elif death.kind is not ExitKind.PLANNED and (child.is_old or not was_given_back):
-            # Nothing replaces a child of before a reload: its successors are there, or on their way.
-            logger.error("%s%s", death, "; it had the old code" if child.is_old else "", extra=death.as_dict())
-        if death.activity and not was_given_back:  # last: the death is in the log before what became of its job
+            # Children of the old code are not replaced: the new generation is up or starting.
+            logger.error("%s%s", death, "; it ran the old code" if child.is_old else "", extra=death.as_dict())
+        if death.activity and not was_given_back:  # last: the log shows the death before the fate of its job
             self._settling.start(death, death.activity, child.row)
 
     def _fill_again(self, slot: Slot, death: Death, now: float) -> None:
-        """Decide when a slot whose child died gets its next one; a slot without an entry gets it at once."""
+        """Decide when the slot of a dead child gets its next one: at once, unless ``_not_before`` has an entry."""
         if death.kind is ExitKind.PLANNED:
             return
         if not self._plan.wants(slot):
@@ -288,7 +288,7 @@ class Supervisor:
         self._not_before[slot] = now + delay_s
         logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
         if self._children.is_served_by_old(slot.pool):
-            return  # the old code goes on serving until the new one can
+            return  # the old code serves until the new one can
         if hopeless := pool.check_give_up(slot, self._plan.size_of(slot.pool), death.exit.status, now, progress):
             logger.critical("%s: giving up", hopeless.reason)
             self._exit_code = hopeless.code
@@ -297,23 +297,23 @@ class Supervisor:
     def _go_on_as_new_code(self) -> None:
         for child in self._children:
             if child.state is ChildState.STARTING:
-                self._drain(child)  # its report would come to an inbox that is no more
+                self._drain(child)  # its report would be sent to an inbox that no longer exists
         self._reload.execute()
 
     # -- let go --------------------------------------------------------------------------------------------
 
     def _let_go(self) -> None:
-        """Note which children have left: what they have lent is of no use any more, and their slots are free."""
+        """Record which children have left: close the sockets they have lent, and free their slots."""
         for child in self._children:
             if child.has_left and child.state not in (ChildState.LEAVING, ChildState.KILLED):
                 child.apply(ChildEvent.LEFT)
-                self._loans.receive()  # what it has lent may be there, but not be read yet
+                self._loans.receive()  # its last loan may not have been read yet
                 self._loans.close(child.pid)
 
     # -- enforce ---------------------------------------------------------------------------------------------
 
     def _enforce(self) -> None:
-        """End what is over: the time of a drain, and that of everything we have started."""
+        """Enforce the deadlines of a drain and of every process that the supervisor has started."""
         now = time.monotonic()
         if now >= self._drain_deadline:
             self._kill_all("drain timeout")
@@ -324,7 +324,7 @@ class Supervisor:
     # -- reconcile -------------------------------------------------------------------------------------------
 
     def _reconcile(self) -> None:
-        """Drain the children that nobody wants any more, or that are due; fill the slots that may have a child."""
+        """Drain children that are unwanted or due for recycling; fill the slots that may have a child."""
         if self._is_draining:
             return
         ready = self._children.count_ready()
@@ -340,14 +340,14 @@ class Supervisor:
         show_master(len(self._plan.pools), self._plan.total)
 
     def _hold_up(self) -> None:
-        """Start no successors in a pool of which too many children linger at their end."""
+        """Delay successors in a pool with too many children that are still exiting."""
         crowded = {pool for pool, count in self._children.count_leaving().items() if count >= MAX_LEAVING}
         for pool in crowded - self._held_up:
-            logger.warning("%d workers of %s have not ended yet: the next ones wait for that", MAX_LEAVING, pool)
+            logger.warning("%d workers of %s have not exited yet: their successors wait", MAX_LEAVING, pool)
         self._held_up = crowded
 
     def _recycle(self) -> None:
-        """Drain the next child that is due, one in each pool at a time: until its successor is ready."""
+        """Drain the next child that is due. Each pool recycles one at a time, until its successor is ready."""
         for child in self._children:
             pool = self._pools[child.slot.pool]
             is_due = child.recycle_reason and child.state is ChildState.READY and not child.is_old
@@ -357,7 +357,7 @@ class Supervisor:
                 self._drain(child)
 
     def _is_wanted(self, child: Child, ready: Counter[str]) -> bool:
-        """Old code is wanted until there are as many ready children of the new one as there are to be."""
+        """Whether a child is wanted. Old code is, until the new code has all its children ready."""
         if child.is_old:
             return ready[child.slot.pool] < self._plan.size_of(child.slot.pool)
         return self._plan.wants(child.slot)

@@ -1,8 +1,8 @@
 """Which child has too much private memory. Pure: the readings come in as arguments.
 
-Private memory is what a child does not share with its parent: a forked child's RSS, and its peak above all, start at
-the parent's. Reading it walks the page tables, 1 ms for each 200 MB. What is asked first, in 0.01 ms, bounds it: a page
-becomes private with a fault, when it is mapped or, if it was shared, when it is first written.
+A child does not share its private memory with its parent. The RSS of a forked child, and above all its peak RSS, start
+at the parent's. Reading private memory walks the page tables, 1 ms for each 200 MB. A cheaper reading, 0.01 ms, bounds
+it: a page becomes private with a fault, when it is mapped or, if it was shared, when it is first written.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from flask_backend.system.procfs import PAGE_BYTES
 
-# Faults also tell of pages that were given back and taken anew: not more often than this because of them alone.
+# Faults also count pages that were freed and mapped again, so faults alone cause a reading at most this often.
 READ_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What is cheap to ask of a child. ``faults`` is None where the system does not tell it."""
+    """The readings of a child that are cheap. ``faults`` is None on a system without it."""
 
     rss_bytes: int
     faults: int | None
@@ -34,18 +34,18 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPolicy:
-    """Compares children with the ceilings that there are, as cheaply as can be."""
+    """Decides cheaply whether a child exceeds a memory limit."""
 
     soft_bytes: int | None  # a child with more is recycled
-    hard_bytes: int | None  # and one with more than this is killed
+    hard_bytes: int | None  # a child with more than this is killed
 
     @property
     def ceiling_bytes(self) -> int | None:
-        """The lower ceiling, if there is any."""
+        """The lower ceiling, if any."""
         return min((ceiling for ceiling in (self.soft_bytes, self.hard_bytes) if ceiling), default=None)
 
     def needs_reading(self, usage: Usage, last: Reading | None, now: float) -> bool:
-        """Say whether a child may be over a ceiling, by its usage and by what was last read of it."""
+        """Whether a child may be over a ceiling, judging by its usage and its last reading."""
         ceiling = self.ceiling_bytes
         if ceiling is None or usage.rss_bytes <= ceiling:
             return False

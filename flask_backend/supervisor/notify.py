@@ -8,25 +8,25 @@ from contextlib import suppress
 
 
 class Notifier:
-    """Tells the service manager of our state, if there is one.
+    """Reports our state to the service manager, if any.
 
-    Takes the variable out of the environment: only the supervisor speaks, not what the app or a task starts.
+    It removes the variable from the environment: only the supervisor may notify, not the programs of the app or a task.
     """
 
     def __init__(self, path: str | None = None) -> None:
-        """Take the address from the environment, unless it is told."""
+        """Take the address from the environment, unless it is given."""
         self.path = os.environ.pop("NOTIFY_SOCKET", "") if path is None else path
         self._address = f"\0{self.path[1:]}" if self.path.startswith("@") else self.path
-        # Open all the time: a state must not be lost because no descriptor is left when it changes.
+        # Stays open: a change of state must not be lost because no descriptor is left.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         self._last = ""
 
     def send(self, *lines: str) -> None:
-        """Send one datagram; the same one is not sent twice in a row. Nobody listening is no error."""
+        """Send one datagram, unless it equals the last one. A missing listener is not an error."""
         message = "\n".join(lines)
         if self._socket is None or message == self._last:
             return
-        # A manager that went away, or that reads nothing, does not concern our children.
+        # A manager that is gone or does not read must not affect our children.
         with suppress(OSError):
             self._socket.sendto(message.encode(), socket.MSG_DONTWAIT, self._address)
             self._last = message

@@ -1,4 +1,4 @@
-"""Which children there should be. Pure."""
+"""The wanted children. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_CHILDREN = 2000
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """So many children that do the same."""
+    """A number of children that do the same work."""
 
     name: str
     size: int
@@ -19,7 +19,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Slot:
-    """A place in the plan, which outlives the children that fill it one after another."""
+    """A place in the plan. It outlives the children that fill it one after another."""
 
     pool: str
     index: int
@@ -29,7 +29,7 @@ class Plan:
     """The wanted sizes of all pools."""
 
     def __init__(self, pools: list[Pool], most: int = MAX_CHILDREN) -> None:
-        """Plan the pools, which may grow until there are ``most`` children, or MAX_CHILDREN if that is less."""
+        """Plan the pools, which may grow to ``most`` children in all, or to MAX_CHILDREN if that is less."""
         self._sizes = {pool.name: pool.size for pool in pools}
         self.most = min(most, MAX_CHILDREN)
         if self.total > MAX_CHILDREN:
@@ -47,11 +47,11 @@ class Plan:
         return sum(self._sizes.values())
 
     def size_of(self, pool: str) -> int:
-        """Return how many children a pool is to have; none if there is no such pool any more."""
+        """Return the wanted size of a pool; 0 if the pool no longer exists."""
         return self._sizes.get(pool, 0)
 
     def slots(self) -> Iterator[Slot]:
-        """All wanted slots, one of each pool in turn, so that no pool waits for another's children at the start."""
+        """All wanted slots, one of each pool in turn, so that at the start no pool waits for another."""
         for index in range(max(self._sizes.values(), default=0)):
             for name, size in self._sizes.items():
                 if index < size:
@@ -61,9 +61,9 @@ class Plan:
         return slot.index < self._sizes[slot.pool]
 
     def resize(self, by: int) -> bool:
-        """Add ``by`` to the size of each pool, none of which gets smaller than one.
+        """Add ``by`` to the size of each pool; every pool keeps at least one child.
 
-        Returns False, and changes nothing, where there would be too many children.
+        Returns False, without a change, if there would be too many children.
         """
         sizes = {name: max(1, size + by) for name, size in self._sizes.items()}
         if by > 0 and sum(sizes.values()) > self.most:

@@ -1,4 +1,4 @@
-"""What the supervisor remembers of each pool, beyond its living children."""
+"""What the supervisor remembers about each pool, apart from its living children."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .restart import Breaker, RestartPolicy
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Why a pool is to be given up, and the exit code that tells it."""
+    """Why the supervisor gives up a pool, and the exit code for it."""
 
     reason: str
     code: ExitCode
@@ -25,16 +25,16 @@ class PoolRecord:
     restarts: RestartPolicy = field(default_factory=RestartPolicy)
     breaker: Breaker = field(default_factory=Breaker)
     was_ever_ready: bool = False
-    failed_first: set[Slot] = field(default_factory=set[Slot])  # slots that failed while none was ever ready
+    failed_first: set[Slot] = field(default_factory=set[Slot])  # slots that failed before any was ever ready
     settled_after_death: int = 0  # jobs of dead children
-    recycling: Slot | None = None  # the one slot whose child is being replaced as planned
+    recycling: Slot | None = None  # the slot whose child is being replaced as planned
 
     def is_recycling(self, plan: Plan) -> bool:
-        """Say whether a successor is awaited; nobody comes for a child whose slot is not wanted any more."""
+        """Whether a successor is awaited. Only a wanted slot gets one."""
         return self.recycling is not None and plan.wants(self.recycling)
 
     def note_ready(self, slot: Slot) -> None:
-        """Note that the child of a slot can work, which ends the slot's recycling."""
+        """Record that the child of a slot can work, which ends the recycling of the slot."""
         self.was_ever_ready = True
         self.end_recycling(slot)
 
@@ -43,10 +43,10 @@ class PoolRecord:
             self.recycling = None
 
     def check_give_up(self, slot: Slot, size: int, status: int | None, now: float, progress: int) -> GiveUp | None:
-        """Note an abnormal exit; say whether it was the one too many for a pool of this size."""
+        """Record an abnormal exit; return the reason to give up a pool of this size, if any."""
         if self.breaker.trips(now, progress):
             times = f"{self.breaker.limit} times within {self.breaker.window_s:g} s"
-            reason = f"the workers of {slot.pool} have died {times} and done nothing in between"
+            reason = f"the workers of {slot.pool} have died {times} and finished no job in between"
             return GiveUp(reason, ExitCode.GAVE_UP)
         if not self.was_ever_ready and status == ExitCode.CONFIG:
             self.failed_first.add(slot)

@@ -1,4 +1,4 @@
-"""The only place that forks, kills and waits."""
+"""The only module that forks, kills and waits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .memory import Usage
 from .notify import Notifier
 from .scoreboard import Row
 
-# An import needs a descriptor, of which the loop may have none: what is imported by a call comes first.
+# An import needs a descriptor, and the loop may have run out of them: import early what calls would import later.
 for needed in ("array", *([] if PROC_IS_THERE else ["psutil"])):
     importlib.import_module(needed)
 
@@ -42,11 +42,11 @@ _OOM_MORE = 200
 
 
 class Lifeline:
-    """A pipe to which nobody writes: children see its end when the last writer, the supervisor, is gone."""
+    """A pipe that is never written to: children see its end when its only writer, the supervisor, is gone."""
 
     def __init__(self) -> None:
         self.read_end, self._write_end = os.pipe()
-        self._old_ones: list[int] = []  # of children that an earlier image of this process has started
+        self._old_ones: list[int] = []  # for children that an earlier image of this process started
 
     @property
     def write_ends(self) -> list[int]:
@@ -66,7 +66,7 @@ class Lifeline:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """What connects the supervisor with its children."""
+    """The connections between the supervisor and its children."""
 
     inbox: Inbox
     lifeline: Lifeline
@@ -75,7 +75,7 @@ class Links:
     descriptors: Descriptors
 
     def close_in_child(self, *, keep_loan_of: int | None = None) -> None:
-        """Close what is the supervisor's, and put back the limit of descriptors that it has raised."""
+        """Close the supervisor's own descriptors, and restore the limit of descriptors that it raised."""
         self.inbox.close_in_child()
         self.lifeline.close_in_child()
         self.loans.close_in_child(keep=keep_loan_of)
@@ -84,7 +84,7 @@ class Links:
 
 
 class ChildContext:
-    """What a child's body gets: where it belongs, and how to report."""
+    """The argument of a child's body: its pool and row, and how to report."""
 
     def __init__(self, pool: str, row: Row, links: Links, mask: Iterable[int]) -> None:
         self.pool = pool
@@ -92,12 +92,12 @@ class ChildContext:
         self._links = links
         self._mask = mask
         self._row = row
-        # What a body says for every job goes to the row without a detour.
+        # The body writes to the row directly, since it does so for every job.
         self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
         self.was_told_to_drain, self.heard_drain = row.was_told_to_drain, row.heard_drain
 
     def accept_signals(self) -> None:
-        """Let signals through, once the body has installed its handlers: one that came before is not lost."""
+        """Unblock signals once the body has installed its handlers. Earlier ones are pending, not lost."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def ready(self) -> None:
@@ -123,12 +123,12 @@ Body = Callable[[ChildContext], int]
 
 
 def spawn(body: Body, pool: str, row: Row, links: Links, *, keep_loan_of: int | None = None) -> int:
-    """Fork a child that runs ``body`` and exits with what it returns; return its pid.
+    """Fork a child that runs ``body`` and exits with the code that it returns; return its pid.
 
-    Of what other children have lent it keeps the loan of the child ``keep_loan_of`` alone.
+    Of the sockets that other children have lent, it keeps only that of the child ``keep_loan_of``.
 
-    Signals are blocked across the fork, and stay so in the child until it has handlers of its own: with the
-    parent's, an early TERM would be lost.
+    Signals are blocked across the fork, and stay blocked in the child until it has its own handlers: the parent's
+    handlers would lose an early TERM.
     """
     flush()
     parent = os.getpid()
@@ -138,14 +138,14 @@ def spawn(body: Body, pool: str, row: Row, links: Links, *, keep_loan_of: int | 
         if pid == 0:
             _be_child(parent, body, ChildContext(pool, row, links, mask), links, keep_loan_of)
         with suppress(PermissionError, ProcessLookupError):
-            os.setpgid(pid, pid)  # here too, so that the group exists when we want to kill it
+            os.setpgid(pid, pid)  # in the parent too, so that the group exists before a kill
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep_loan_of: int | None) -> None:
-    """Never returns: what is on the stack below belongs to the parent."""
+    """Run the child. This never returns: the stack below belongs to the parent."""
     status: int = ExitCode.FAILED
     try:
         disown()
@@ -155,12 +155,12 @@ def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep
         for number in (signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(
                 number, signal.SIG_IGN
-            )  # in a group of its own it may not use the terminal, but must not stop
+            )  # outside the terminal's group, terminal access must not stop the child
         dump_on_signal()
         gc.enable()
         context.show("starting")
         status = body(context)
-    except BaseException:  # nothing may pass into the parent's frames
+    except BaseException:  # an exception must not reach the parent's frames
         logger.exception("a worker of %s failed", context.pool)
     finally:
         with suppress(Exception):
@@ -169,19 +169,19 @@ def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep
 
 
 def _die_before(parent: int) -> None:
-    """Have the kernel tell us of the parent's death, and take us first when memory is short, where it can."""
+    """On Linux, have the kernel signal us when the parent dies, and kill us first when memory is short."""
     if sys.platform != "linux":
-        return  # the lifeline tells of the death
+        return  # the lifeline reports the death
     with suppress(OSError, ValueError):
         own = Path("/proc/self/oom_score_adj")
         own.write_text(str(min(_OOM_MAX, int(own.read_text()) + _OOM_MORE)))
     hear_of_parents_death(signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked to be told
+    if os.getppid() != parent:  # it died before the request took effect
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def hear_of_parents_death(number: signal.Signals) -> None:
-    """Have the kernel send a signal to this process when its parent dies, where it can."""
+    """On Linux, have the kernel send a signal to this process when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
@@ -196,7 +196,7 @@ def unblock_signals() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What to execute, and in which folder; None for the one of now."""
+    """A command to execute, its environment and its folder; without a folder, the current one."""
 
     command: list[str]
     environment: Mapping[str, str]
@@ -206,14 +206,14 @@ class Image:
         """Replace this process's program; raise :exc:`OSError` if the system refuses."""
         if self.folder is not None:
             os.chdir(self.folder)
-        os.execve(self.command[0], self.command, self.environment)  # noqa: S606  # no shell is wanted
+        os.execve(self.command[0], self.command, self.environment)  # noqa: S606  # a shell is not wanted
 
 
 def start_program(program: Image, links: Links) -> tuple[int, int]:
     """Start a program in a process group of its own.
 
-    Returns its pid, and a descriptor that has the reason to be read when the process has ended, if the system has
-    refused the program.
+    Return its pid and a descriptor. If the system has refused the program, the reason can be read from the descriptor
+    after the process has ended.
     """
     refusal_r, refusal_w = os.pipe()
     try:
@@ -239,14 +239,14 @@ def _be_program(program: Image, links: Links, refusal_w: int) -> NoReturn:
         links.close_in_child()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         program.execute()
-    except BaseException as error:  # nothing may pass into the parent's frames
+    except BaseException as error:  # an exception must not reach the parent's frames
         os.write(refusal_w, str(error).encode(errors="backslashreplace"))
     finally:
         os._exit(ExitCode.FAILED)
 
 
 def execute(program: Image) -> NoReturn:
-    """Go on as another program; if the system refuses, raise :exc:`OSError` in the folder of before."""
+    """Replace this process by another program; if refused, restore the folder and raise :exc:`OSError`."""
     here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
     try:
         program.execute()
@@ -256,30 +256,30 @@ def execute(program: Image) -> NoReturn:
 
 
 def drain(pid: int) -> None:
-    """Ask a child to finish what it holds and to exit."""
+    """Ask a child to finish its jobs and exit."""
     os.kill(pid, signal.SIGTERM)
 
 
 def kill(pid: int) -> None:
-    """End a child and all that it has started."""
+    """Kill a child and all processes that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def dump_stacks_of(pid: int) -> None:
-    """Have a child write its Python stacks to stderr; one that has no handler yet would die of the signal."""
+    """Make a child write its Python stacks to stderr. The signal kills a child that has no handler yet."""
     os.kill(pid, signal.SIGUSR1)
 
 
 def dump_stacks_of_stuck(pid: int) -> None:
-    """Have a child that is to be killed write its stacks, even if its interpreter is stuck: it may die of that."""
+    """Make a child write its stacks before it is killed, even if its interpreter is stuck. It may die of this."""
     os.kill(pid, STUCK)
 
 
 def reap(is_ours: Callable[[int], bool]) -> Iterator[Exit]:
-    """Collect every dead child, and kill whatever ours left running.
+    """Collect every dead child, and kill the processes that our children left running.
 
-    Strangers are collected too: as process 1 of a container we inherit them.
+    Orphans of other processes are collected too: as process 1 of a container we inherit them.
     """
     while True:
         try:
@@ -289,7 +289,7 @@ def reap(is_ours: Callable[[int], bool]) -> Iterator[Exit]:
         if info is None:
             return
         if is_ours(info.si_pid):
-            kill(info.si_pid)  # its group, while the dead still holds the number
+            kill(info.si_pid)  # its group, while the zombie still holds the number
         _, status, usage = os.wait4(info.si_pid, 0)
         code = os.waitstatus_to_exitcode(status)
         yield Exit(
@@ -303,7 +303,7 @@ def reap(is_ours: Callable[[int], bool]) -> Iterator[Exit]:
 
 
 def usage(pid: int) -> Usage:
-    """Return what is cheap to ask of a child's memory."""
+    """Return the cheap readings of a child's memory."""
     if PROC_IS_THERE:
         stat = read_stat(pid)
         return Usage(stat.rss_bytes, stat.faults) if stat else Usage(0, 0)  # it has just died

@@ -1,8 +1,8 @@
-"""Reload in place: new code needs a new interpreter, but the process, and its children, stay what they are.
+"""Reload in place: new code needs a new interpreter, but the process and its children live on.
 
-First the new code is tried in a process of its own. Only if that goes well, the supervisor executes itself again: it
-keeps its pid, its children stay its children, and what it knows of them crosses in a file that has no name. What must
-stay open crosses as inherited descriptors: the old children's lifeline, what they have lent, and the scoreboard.
+First a separate process checks the new code. Only if the check passes, the supervisor executes itself again: it keeps
+its pid and its children, and passes its records of them in an unnamed file. Descriptors that must stay open are
+inherited: the old children's lifeline, the sockets they have lent, and the scoreboard.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ logger = get_logger("flask_backend.supervisor")
 
 HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
 CHECK_ENV = "FLASK_BACKEND_CHECK"
-# To be raised when a Handover changes: an image with another number cannot take over, which the check finds out.
+# Increase it when Handover changes: an image with another number cannot take over, and fails the check.
 FORMAT = "3"
 
 
 class HandoverError(Exception):
-    """Two versions of this package cannot follow each other in one process."""
+    """The running version of the package cannot hand over to this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class OldChild:
-    """What crosses of one child."""
+    """The state of one child that is handed over."""
 
     pool: str
     pid: int
@@ -54,10 +54,10 @@ class OldChild:
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """What one image of the supervisor leaves to the next.
+    """The state that one image of the supervisor hands over to the next.
 
-    ``lifelines`` are the ends that are never written to; ``soft_limit`` is the one of descriptors that children get;
-    ``had_terminal`` is about the start of the first image.
+    ``lifelines`` are the write ends, which are never used; ``soft_limit`` is the children's limit of descriptors;
+    ``had_terminal`` refers to the start of the first image.
     """
 
     children: list[OldChild]
@@ -73,7 +73,7 @@ class Handover:
 
     @classmethod
     def take(cls) -> Handover | None:
-        """Return what the image before has left, if this process has been reloaded. Signals are blocked until then."""
+        """Return the state from the previous image if this process was reloaded. Signals are blocked until then."""
         number = os.environ.pop(HANDOVER_ENV, None)
         if number is None:
             return None
@@ -101,7 +101,7 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class _Checker:
-    """The process that tries the new code; ``refusal`` has the reason to be read if the system has refused it."""
+    """The process that checks the new code. If the system refused it, ``refusal`` yields the reason."""
 
     pid: int
     refusal: int
@@ -109,13 +109,13 @@ class _Checker:
 
 
 class Reload:
-    """The way to the next image of this process, and what is left of the one before."""
+    """The transition to the next image of this process, and the remains of the previous one."""
 
     def __init__(
         self, children: Children, scoreboard: Scoreboard, links: process.Links, terminal: Terminal, timeout_s: float
     ) -> None:
-        """Prepare for reloads; the check of each may take ``timeout_s`` seconds."""
-        self.failure = ""  # why the last reload did not come about
+        """Prepare for reloads. Each check may take ``timeout_s`` seconds."""
+        self.failure = ""  # why the last reload failed
         self._children = children
         self._scoreboard = scoreboard
         self._links = links
@@ -125,13 +125,13 @@ class Reload:
         self._launch = launched()
         self._command = self._launch.command(executed_file())
         self._checker: _Checker | None = None
-        self._is_asked_again = False  # while a check is under way
+        self._is_asked_again = False  # during a check
         self._old_files: set[int] = set()  # the scoreboards of old children
 
     def start_check(self) -> None:
-        """Start this process's command anew, to try only whether it could work."""
+        """Start this process's command again, only to check whether the new code works."""
         if self._checker:
-            logger.info("HUP: the app is being checked, and will be once more: it may have changed meanwhile")
+            logger.info("HUP: a check of the app is running; it will be repeated, as the app may have changed")
             self._is_asked_again = True
             return
         logger.info("HUP: checking the app")
@@ -146,7 +146,7 @@ class Reload:
         return self._checker is not None and self._checker.pid == pid
 
     def call_off(self) -> None:
-        """End a check that is under way, whose result concerns nobody any more."""
+        """Kill a running check, if any: its result is stale."""
         if self._checker:
             process.kill(self._checker.pid)
             os.close(self._checker.refusal)
@@ -157,7 +157,7 @@ class Reload:
             process.kill(self._checker.pid)
 
     def end_check(self, exit_: Exit) -> bool:
-        """Take the dead checker off the books; say whether the new code has passed."""
+        """Forget the dead checker; return whether the new code has passed."""
         refusal = self._end_checker()
         if self._is_asked_again:
             self._is_asked_again = False
@@ -168,14 +168,14 @@ class Reload:
         return exit_.status == ExitCode.OK
 
     def _end_checker(self) -> str:
-        """Take the dead checker off the books; return why the system has refused to start it, if it has."""
-        assert self._checker is not None  # noqa: S101  # our own invariant: there was one to be reaped
+        """Forget the dead checker; return why the system refused to start it, if it did."""
+        assert self._checker is not None  # noqa: S101  # our own invariant: a checker was reaped
         with os.fdopen(self._checker.refusal, "rb") as file:
             self._checker = None
             return (file.read() or b"").decode()
 
     def execute(self) -> None:
-        """Go on as a new image, with all that crosses; return only if the system refuses."""
+        """Continue as a new image, with the handover. Return only if the system refuses."""
         self._links.loans.receive()
         handover = self._handover()
         try:
@@ -194,9 +194,9 @@ class Reload:
         return process.Image(self._command, {**self._launch.environment, **variables}, self._launch.folder)
 
     def _execute_again(self, handover: Handover) -> None:
-        """Replace this image by a new one of the same command; return only by an :exc:`OSError`, if refused.
+        """Replace this image by a new one of the same command; raise :exc:`OSError` if refused.
 
-        Signals stay blocked across it, and pending ones with it, until the new image has handlers.
+        Signals stay blocked, and pending ones stay pending, until the new image has handlers.
         """
         fd = nameless_file()
         crossing = {fd, *handover.descriptors()}
@@ -207,7 +207,7 @@ class Reload:
             for each in crossing:
                 os.set_inheritable(each, True)
             process.execute(self._image({HANDOVER_ENV: str(fd)}))
-        finally:  # it did not come to that
+        finally:  # only if the exec failed
             for each in crossing:
                 os.set_inheritable(each, False)
             os.close(fd)
@@ -241,14 +241,14 @@ class Reload:
         )
 
     def adopt(self, handover: Handover) -> None:
-        """Go on with the children of the image before."""
+        """Adopt the children of the previous image."""
         self._links.lifeline.keep(handover.lifelines)
         self._scoreboard.restore(handover.totals_of_exited)
         memories = {fd: map_words(fd) for fd in {old.row_fd for old in handover.children}}
         for old in handover.children:
             row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels), memories[old.row_fd])
             state = ChildState.DRAINING if old.is_draining else ChildState.READY
-            slot = Slot(old.pool, 0)  # any: old children have none of the plan's
+            slot = Slot(old.pool, 0)  # any: old children are outside the plan
             now = time.monotonic()
             child = Child(slot, old.pid, row, now, state, was_ready=True, is_old=True, drained_at=now, signalled_at=now)
             self._children.add(child)
@@ -259,12 +259,12 @@ class Reload:
         self._close_inherited()
 
     def retire(self, pid: int) -> None:
-        """Let go of an old child that is dead and off the books."""
+        """Release the resources of an old child that is dead and forgotten."""
         self._scoreboard.retire(pid)
         self._close_inherited()
 
     def _close_inherited(self) -> None:
-        """Close what only old children need, when there are none any more."""
+        """Close the descriptors that only old children need, once the last of them is gone."""
         if not self._children.has_old():
             self._links.lifeline.let_go_of_old_ones()
             while self._old_files:
@@ -272,14 +272,15 @@ class Reload:
 
 
 def is_check() -> bool:
-    """Say whether this process is to try the app, and no more. It is asked once: what the app starts is not.
+    """Whether this process only checks the new code.
 
-    Raises :exc:`HandoverError` if the process that wants to know is one that this version cannot take over from.
+    It removes the marker, so that programs started by the app do not inherit it. Raise :exc:`HandoverError` if this
+    version cannot take over from the process that started the check.
     """
     theirs = os.environ.pop(CHECK_ENV, None)
     if theirs is None:
         return False
     if theirs != FORMAT:
         raise HandoverError("this version of Flask-Backend cannot take over from the one that runs: restart it instead")
-    process.hear_of_parents_death(signal.SIGKILL)  # nobody else would end it, should it hang
+    process.hear_of_parents_death(signal.SIGKILL)  # otherwise a check that hangs would outlive its parent
     return True

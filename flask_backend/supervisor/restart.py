@@ -1,4 +1,4 @@
-"""When a dead child is replaced, and when that is given up. Pure: time, chance and events come in as arguments."""
+"""When to replace a dead child, and when to give up. Pure: time, chance and events come in as arguments."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from flask_backend.deaths import ExitKind
 
-# A pool without an abnormal exit for so long starts with a clean record.
+# A pool without an abnormal exit for this long starts with a clean record.
 FORGIVEN_AFTER_S = 60.0
 MIN_DELAY_S = 0.1
 MAX_DELAY_S = 30.0
 
 
-# So many are replaced at once before delays begin. A child that cannot work will not be better for haste, and a job
-# that kills may come back; but where an idle child was killed a new one should do well.
+# This many are replaced at once before the backoff begins. Haste does not help a child that cannot work, and a job that
+# crashes its child may come back; but the successor of a child that was killed while idle should work.
 AT_ONCE = {ExitKind.CANNOT_WORK: 0, ExitKind.DIED_BUSY: 4, ExitKind.DIED_IDLE: 20}
 
 
@@ -30,9 +30,9 @@ class RestartPolicy:
     _progress: int = 0
 
     def delay_s(self, kind: ExitKind, now: float, progress: int) -> float:
-        """Note an exit; return how long to wait before its replacement, 0 for not at all.
+        """Record an exit; return the delay before the replacement, 0 for an immediate one.
 
-        ``progress`` is how many jobs the pool has brought to an end so far: one that gets work done has no delays.
+        ``progress`` is the number of jobs that the pool has settled so far: progress resets the backoff.
         """
         if kind is ExitKind.PLANNED:
             return 0.0
@@ -49,9 +49,9 @@ class RestartPolicy:
 
 @dataclass(slots=True)
 class Breaker:
-    """Ends a supervisor whose children only die.
+    """Stops a supervisor whose children only crash.
 
-    That is: ``limit`` abnormal exits of a pool within ``window_s`` seconds, and no job brought to an end in between.
+    It trips after ``limit`` abnormal exits of a pool within ``window_s`` seconds without a job settled in between.
     """
 
     limit: int = 10
@@ -60,7 +60,7 @@ class Breaker:
     _progress: int = 0
 
     def trips(self, now: float, progress: int) -> bool:
-        """Note an abnormal exit, and how many jobs the pool has brought to an end; say if it was one too many."""
+        """Record an abnormal exit and the number of jobs settled so far; return whether the breaker trips."""
         if progress != self._progress:
             self._progress = progress
             self._exits.clear()

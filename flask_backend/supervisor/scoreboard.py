@@ -1,9 +1,9 @@
-"""Shared memory in which each child says what it does: one row a child, one writer a row, no lock, no system call.
+"""Shared memory where each child publishes its activity: one row per child, one writer per row, no lock or system call.
 
-A row is written with aligned stores of eight bytes, which no reader sees by half, in an order that makes sense to a
-reader at any moment. It is set before its child is forked, so that a child stuck at its start is covered, and stays
-readable after the child's death, so that the supervisor knows which job went with it. A row's counters go on when
-another child takes it over: the sums over all rows tell of everything since the start.
+Rows are written with aligned eight-byte stores, which are atomic, in an order that is consistent for a reader at any
+moment. A row is set before its child is forked, which covers a child that is stuck at its start. It stays readable
+after the child's death, so that the supervisor knows which job the child held. When another child takes over a row, its
+counters continue: the sums over all rows cover everything since the start.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from flask_backend.outcome import Ending
 
 # What a child is doing now ...
 _JOB, _LABEL, _STARTED_NS, _KILL_AT_NS = range(4)
-# ... and what has been done in its row: how jobs ended, and the time that they took.
+# ... and the totals of its row: how jobs ended, and the time that they took.
 _ENDINGS, _BUSY_NS = 4, 7  # three words, in the order of Ending; one word
-# The last sign of life: a turn of the child's loop, or a job's beginning or end. A child that is about to wait adds the
-# time that it may need.
+# The last heartbeat: a turn of the child's loop, or the beginning or end of a job. Before a wait the child adds the
+# time that the wait may take.
 _ALIVE_NS = 8
-# When the child has begun to leave.
+# When the child began to leave.
 _LEFT_NS = 9
-# What parent and child have said about the child's drain: a signal may be lost where the app's code handles it.
+# The handshake of a drain between parent and child: a signal may be lost if a handler of the app takes it.
 _DRAIN = 10
 _TOLD, _HEARD = 1, 2
 _FIXED_WORDS = 16  # 128 bytes, two cache lines
 
-# For each label: how often it was done and how often it failed, and how long it took. A duration of up to 2**n ms is in
+# For each label: the numbers of successes and failures, and the durations. A duration of up to 2**n ms is in
 # bucket n; the last bucket, from 17.5 min on, has no upper end.
 BUCKETS = 22
 _LABEL_WORDS = 2 + BUCKETS
@@ -40,7 +40,7 @@ _LABEL_WORDS = 2 + BUCKETS
 
 @dataclass(frozen=True, slots=True)
 class LabelStats:
-    """What became of the jobs with one label. ``buckets[n]`` counts those that took up to 2**n ms."""
+    """The outcomes of the jobs with one label. ``buckets[n]`` counts jobs that took up to 2**n ms."""
 
     done: int
     failed: int
@@ -60,7 +60,7 @@ def map_words(fd: int) -> memoryview:
 
 
 def nameless_file() -> int:
-    """Open a file that only those have who inherit it: in memory, where the system knows such files."""
+    """Open an unnamed file, accessible only by inheritance: in memory, if the system supports that."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("flask-backend")
     with tempfile.TemporaryFile() as file:
@@ -68,7 +68,7 @@ def nameless_file() -> int:
 
 
 class Labels:
-    """The names of what the children of a pool do, and their numbers in the memory: from 1, for 0 is unknown."""
+    """The names of the work that a pool does, and their numbers in the memory: from 1, since 0 is unknown."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = ("?", *names)
@@ -78,7 +78,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row is: the memory's descriptor, the row's first word, and the names of what its child may do."""
+    """Where a row is: the memory's descriptor, the row's first word, and the names of its child's work."""
 
     fd: int
     offset: int
@@ -86,7 +86,7 @@ class Place:
 
 
 class Row:
-    """What one child tells of itself."""
+    """The published activity of one child."""
 
     def __init__(self, words: memoryview, labels: Labels, place: Place) -> None:
         self._words = words
@@ -95,29 +95,29 @@ class Row:
 
     @classmethod
     def find(cls, place: Place, words: memoryview) -> Row:
-        """Return the row of a child that an earlier image of this process has started, in the words of that memory."""
+        """Return the row, in that image's memory, of a child that an earlier image of this process started."""
         labels = Labels(place.labels)
         return cls(words[place.offset : place.offset + labels.row_words], labels, place)
 
     # -- for the child ---------------------------------------------------------------------------------------
 
     def begin(self, job_id: int) -> None:
-        """Say that a job is there; what it is will be known when it is decoded."""
+        """Record that the child holds a job. Its label is known only after decoding."""
         words = self._words
         words[_LABEL] = words[_KILL_AT_NS] = 0
         words[_STARTED_NS] = words[_ALIVE_NS] = time.monotonic_ns()
-        words[_JOB] = job_id  # last: whoever sees it sees the rest
+        words[_JOB] = job_id  # last: a reader that sees it sees the rest
 
     def run(self, label: str, kill_at: float | None) -> None:
-        """Say what the job is, and when its process may be killed, in seconds of the monotonic clock."""
+        """Record the label of the job, and when its process may be killed, in seconds of the monotonic clock."""
         self._words[_LABEL] = self._labels.numbers.get(label, 0)
         if kill_at is not None:
             self._words[_KILL_AT_NS] = int(kill_at * 1e9)
 
     def end(self, ending: Ending | None) -> None:
-        """Say that the job is settled, and how; None for not by us."""
+        """Record that the job is over. ``ending`` is how this child settled it, if it did."""
         words = self._words
-        words[_JOB] = 0  # first: a death from here on is not its doing
+        words[_JOB] = 0  # first: a crash after this point must not be blamed on the job
         words[_ALIVE_NS] = time.monotonic_ns()
         took_ns = words[_ALIVE_NS] - words[_STARTED_NS]
         words[_BUSY_NS] += took_ns
@@ -130,18 +130,18 @@ class Row:
         words[base + 2 + min(BUCKETS - 1, (took_ns // 1_000_000).bit_length())] += 1
 
     def live(self, silent_ns: int = 0) -> None:
-        """Give a sign of life. The next one may be ``silent_ns`` nanoseconds later than usual."""
+        """Send a heartbeat. The next one may be ``silent_ns`` nanoseconds later than usual."""
         self._words[_ALIVE_NS] = time.monotonic_ns() + silent_ns
 
     def was_told_to_drain(self) -> bool:
         return self._words[_DRAIN] != 0
 
     def heard_drain(self) -> None:
-        """Say that no further job will begin."""
+        """Record that the child will not begin another job."""
         self._words[_DRAIN] = _HEARD
 
     def leave(self) -> None:
-        """Say that no job will be held here any more."""
+        """Record that the child no longer holds any job."""
         self._words[_LEFT_NS] = time.monotonic_ns()
 
     # -- for its parent --------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Row:
 
     @property
     def activity(self) -> Activity | None:
-        """The job that the child holds; None if it is idle: beanstalkd counts ids from 1."""
+        """The job that the child holds, if any: beanstalkd counts ids from 1, so 0 means idle."""
         job_id, label = self._words[_JOB], self._words[_LABEL]
         if not job_id:
             return None
@@ -174,29 +174,29 @@ class Row:
 
     @property
     def kill_at(self) -> float | None:
-        """When the child may be killed for what it does now, in seconds of the monotonic clock."""
+        """When the child may be killed for its current job, in seconds of the monotonic clock."""
         return self._words[_KILL_AT_NS] / 1e9 if self._words[_JOB] and self._words[_KILL_AT_NS] else None
 
     @property
     def alive_at(self) -> float:
-        """When the child gave its last sign of life, in seconds of the monotonic clock.
+        """When the child sent its last heartbeat, in seconds of the monotonic clock.
 
-        In the future if the child has said that it may be silent until then.
+        In the future if the child has announced that it may be silent until then.
         """
         return self._words[_ALIVE_NS] / 1e9
 
     @property
     def left_at(self) -> float | None:
-        """When the child has begun to leave, in seconds of the monotonic clock."""
+        """When the child began to leave, in seconds of the monotonic clock."""
         return self._words[_LEFT_NS] / 1e9 if self._words[_LEFT_NS] else None
 
     @property
     def settled(self) -> int:
-        """How many jobs were settled in this row."""
+        """How many settled jobs this row has counted."""
         return sum(self._words[_ENDINGS + ending] for ending in Ending)
 
     def stats(self) -> dict[str, LabelStats]:
-        """Return what became of the jobs of this row, by label."""
+        """Return the outcomes of the jobs of this row, by label."""
         found: dict[str, LabelStats] = {}
         for number, label in enumerate(self._labels.names):
             base = _FIXED_WORDS + number * _LABEL_WORDS
@@ -207,7 +207,7 @@ class Row:
 
 
 class _Stock:
-    """The rows of one pool: from ``start`` on, in the words of a memory."""
+    """The rows of one pool, which begin at ``start`` in the words of a memory."""
 
     def __init__(self, fd: int, words: memoryview, start: int, labels: Labels) -> None:
         self._fd = fd
@@ -235,11 +235,11 @@ class Scoreboard:
     def __init__(self, labels: Mapping[str, Sequence[str]], capacity: int) -> None:
         """Make room for ``capacity`` children of each pool.
 
-        ``labels`` tells for each pool what its children may do, for example the names of its tasks.
+        ``labels`` names for each pool the kinds of work of its children, for example its tasks.
         """
         by_pool = {pool: Labels(names) for pool, names in labels.items()}
-        # A file in memory, for a reload to find it again. Costs address space only: the system gives a page when it is
-        # first written to.
+        # A file in memory, so that a reload can map it again. It costs only address space: the system allocates a page
+        # at the first write.
         fd = nameless_file()
         os.ftruncate(fd, 8 * capacity * sum(each.row_words for each in by_pool.values()))
         words = map_words(fd)
@@ -252,7 +252,7 @@ class Scoreboard:
         self._past: dict[str, Totals] = {}
 
     def take(self, pool: str) -> Row:
-        """Return a row that no other child has."""
+        """Return a row that is not in use."""
         stock = self._stocks[pool]
         row = stock.free.pop() if stock.free else stock.add()
         row.clear_activity()
@@ -262,11 +262,11 @@ class Scoreboard:
         self._stocks[pool].free.append(row)
 
     def settled(self, pool: str) -> int:
-        """Count the jobs that were settled in a pool by the children of this scoreboard."""
+        """Count the jobs of a pool that were settled by the children of this scoreboard."""
         return sum(row.settled for row in self._stocks[pool].rows)
 
     def stats(self, pool: str) -> Totals:
-        """Return what became of the jobs of a pool since the first start, by label."""
+        """Return the outcomes of the jobs of a pool since the first start, by label."""
         rows = self._stocks[pool].rows if pool in self._stocks else []
         guests = [row for guest_pool, row in self._guests.values() if guest_pool == pool]
         return _sum(self._past.get(pool, {}), *(row.stats() for row in [*rows, *guests]))
@@ -274,7 +274,7 @@ class Scoreboard:
     # -- across a reload -------------------------------------------------------------------------------------
 
     def totals_of_exited(self, alive: Collection[Row]) -> dict[str, Totals]:
-        """Return the totals of all rows but those whose children live on, for the next scoreboard to begin with."""
+        """Return the totals of the rows whose children have exited, as the start of the next scoreboard."""
         totals = dict(self._past)
         for pool, stock in self._stocks.items():
             ended = (row.stats() for row in stock.rows if row not in alive)
@@ -285,7 +285,7 @@ class Scoreboard:
         self._past = dict(totals_of_exited)
 
     def adopt(self, pid: int, pool: str, row: Row) -> None:
-        """Count with a row of an earlier scoreboard, as long as its child lives."""
+        """Include a row of an earlier scoreboard in the counts while its child lives."""
         self._guests[pid] = pool, row
 
     def retire(self, pid: int) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of the jobs of dead children: each is settled in a short-lived process of its own."""
+"""Settles the jobs of dead children, each in a short-lived process of its own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .scoreboard import Row
 
 logger = get_logger("flask_backend.supervisor")
 
-# How long settling a job may take: then the process is killed, and the job goes back as it was.
+# How long settling a job may take. After that the process is killed, and the job goes back as it was.
 DEADLINE_S = 15.0
-# What `settle` returns for a job that will come back, and for one that will not by itself; 0 for neither.
+# `settle` returns the first for a job that will come back, the second for one that will not by itself, 0 for neither.
 SETTLED = 10
 SETTLED_FOR_GOOD = 11
 
-# With the socket that the dead child has lent, what is known of its death, and how often the job has caused one.
+# Its arguments: the socket that the dead child lent, the record of its death, and the number of deaths by this job.
 Settle = Callable[[int, Death, int], int]
 
 
@@ -36,7 +36,7 @@ class _Settler:
 
 
 class Settling:
-    """The processes that settle jobs, and how often each job has crashed a child."""
+    """The processes that settle jobs, and the number of crashes by each job."""
 
     def __init__(self, settle: Settle, links: process.Links) -> None:
         self._settle = settle
@@ -51,7 +51,7 @@ class Settling:
         return pid in self._settlers
 
     def start(self, death: Death, activity: Activity, row: Row) -> None:
-        """Have the job of a dead child settled before anybody else can have it."""
+        """Settle the job of a dead child before another worker can reserve it."""
         dead = death.exit.pid
         fd = self._links.loans.get(dead)
         if fd is None:
@@ -68,12 +68,12 @@ class Settling:
         try:
             pid = process.spawn(settle, death.pool, row, self._links, keep_loan_of=dead)
         except OSError as error:
-            logger.warning("job %d goes back as it was: no process to settle it: %s", activity.job_id, error)
+            logger.warning("job %d goes back as it was: cannot fork a process to settle it: %s", activity.job_id, error)
             return
         self._settlers[pid] = _Settler(death.pool, activity.job_id, now + DEADLINE_S)
 
     def end(self, exit_: Exit) -> str | None:
-        """Take a dead settler off the books; return the pool whose job it has settled, if it has."""
+        """Forget a dead settler; return the pool whose job it settled, if it did."""
         settler = self._settlers.pop(exit_.pid)
         if exit_.status == SETTLED_FOR_GOOD:
             self._crashes.forget(settler.pool, settler.job_id)

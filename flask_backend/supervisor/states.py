@@ -1,10 +1,9 @@
-"""The life of a child, and of the supervisor: every transition there is, in two tables. Pure.
+"""The states of a child and of the supervisor: two tables with all transitions. Pure.
 
-A child is STARTING from its fork until it reports READY. To drain it is to ask it to finish what it holds; to kill
-it is SIGKILL, at a deadline or when someone asked for the end at once. A LEAVING child has settled its last job and
-closed its connection; what its threads and exit handlers still do delays its end, and not its successor. Whether a
-READY child is busy is not a state here: it is in the scoreboard, where the child writes it without a word to its
-parent.
+A child is STARTING from its fork until it reports READY. To drain a child is to ask it to finish its jobs; to kill it
+is to send SIGKILL, at a deadline or for an immediate stop. A LEAVING child has settled its last job and closed its
+connection; its threads and exit handlers may still delay its exit, but not its successor. Whether a READY child is
+busy is not a state here: the child writes that to the scoreboard, without a report to its parent.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class SupervisorEvent(Enum):
 CHILD_TRANSITIONS = {
     (ChildState.STARTING, ChildEvent.REPORTED_READY): ChildState.READY,
     (ChildState.STARTING, ChildEvent.DRAIN): ChildState.DRAINING,
-    # A signal that did not come from the supervisor can drain a child, too.
+    # A signal from outside the supervisor can drain a child, too.
     (ChildState.STARTING, ChildEvent.LEFT): ChildState.LEAVING,
     (ChildState.READY, ChildEvent.LEFT): ChildState.LEAVING,
     (ChildState.STARTING, ChildEvent.KILL): ChildState.KILLED,
@@ -54,7 +53,7 @@ CHILD_TRANSITIONS = {
     (ChildState.READY, ChildEvent.DRAIN): ChildState.DRAINING,
     (ChildState.READY, ChildEvent.KILL): ChildState.KILLED,
     (ChildState.READY, ChildEvent.EXIT): ChildState.EXITED,
-    # A report that was on its way when the child was told to end.
+    # The report was on its way when the child was asked to end.
     (ChildState.DRAINING, ChildEvent.REPORTED_READY): ChildState.DRAINING,
     (ChildState.DRAINING, ChildEvent.LEFT): ChildState.LEAVING,
     (ChildState.DRAINING, ChildEvent.KILL): ChildState.KILLED,
@@ -78,7 +77,7 @@ Event = TypeVar("Event", ChildEvent, SupervisorEvent)
 
 
 class UnexpectedEventError(Exception):
-    """A state was given an event that its table does not have: a mistake of ours."""
+    """A state received an event that its table does not contain: a bug in this package."""
 
 
 def next_state(table: dict[tuple[State, Event], State], state: State, event: Event) -> State:

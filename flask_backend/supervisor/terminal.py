@@ -1,4 +1,4 @@
-"""The terminal that the supervisor was started at: the HUP of its end asks for no reload."""
+"""The terminal where the supervisor was started: a HUP because it closed is not a reload request."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import os
 import signal
 from dataclasses import dataclass
 
-# What an open of a terminal that is gone says. Other errors, such as a lack of descriptors, say nothing about it.
+# The errors of opening a terminal that is gone. Other errors, such as a lack of descriptors, do not prove it.
 _GONE = (errno.ENXIO, errno.EIO, errno.ENODEV, errno.ENOTTY)
 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """The controlling terminal of the start, if ``was_there``; ``ignores_hangup`` is what ``nohup`` asks for."""
+    """The controlling terminal at the start, if ``was_there``. ``nohup`` sets ``ignores_hangup``."""
 
     was_there: bool
     ignores_hangup: bool
 
     @classmethod
     def find(cls, *, was_there: bool | None = None) -> Terminal:
-        """Look for it, before the import of the app, which may change signals.
+        """Look for the terminal. Call this before the import of the app, which may change signals.
 
-        After a reload ``was_there`` is what the first image has found: the terminal may be gone since.
+        After a reload ``was_there`` is the result of the first image: the terminal may be gone since.
         """
         if was_there is None:
             was_there = _open_error() is None

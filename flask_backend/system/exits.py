@@ -1,4 +1,4 @@
-"""How a process ends, and what its exit code means."""
+"""The end of a process, and the meaning of its exit code."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ logger = get_logger(__name__)
 
 Wait = Callable[[float], None]
 
-# A process that takes longer to end names what it waits for.
+# In seconds: a process that takes longer to end logs the cause of the delay.
 NAMED_AFTER_S = 1.0
 
 
 class ExitCode(IntEnum):
-    OK = 0  # stopped as asked, everything finished
+    OK = 0  # stopped on request, all jobs finished
     FAILED = 1
-    USAGE = 2  # click's own
+    USAGE = 2  # as in click
     CONFIG = 3  # the app or its configuration cannot be loaded: restarting will not help
-    GAVE_BACK = 4  # stopped as asked, but some jobs were given back unfinished
+    GAVE_BACK = 4  # stopped on request, but some jobs were given back unfinished
     GAVE_UP = 5  # workers kept dying
 
 
 def leave(status: int, within_s: float | None = None, wait: Wait = time.sleep) -> NoReturn:
-    """End the process as the interpreter does, ``within_s`` seconds from now at the latest.
+    """End the process as the interpreter does, at the latest in ``within_s`` seconds.
 
-    It waits for threads that are not daemons, runs the exit handlers and flushes the streams. It takes no objects
-    apart, which costs a supervisor 15 ms and more, and does not unwind the stack. Without ``within_s`` another process
-    has to end one that hangs; ``wait``, in place of a sleep, may return earlier.
+    This waits for non-daemon threads, runs the exit handlers and flushes the streams. It does not finalize objects,
+    which costs a supervisor 15 ms or more, and does not unwind the stack. Without ``within_s``, another process has to
+    end this one if it hangs; ``wait``, in place of a sleep, may return earlier.
     """
     limit_end(status, within_s, wait)
     _end_as_python_does()
@@ -47,13 +47,13 @@ def leave(status: int, within_s: float | None = None, wait: Wait = time.sleep) -
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """End the process without exit handlers, and without a wait for its threads."""
+    """End the process without running exit handlers or waiting for threads."""
     flush()
     os._exit(status)
 
 
 def leave_after(error: BaseException | None) -> NoReturn:
-    """End a process as the interpreter ends a program: one that ``error`` has broken off, or that came to its end."""
+    """End the process as the interpreter does: after ``error``, or after the end of the program."""
     status: int = ExitCode.OK
     if isinstance(error, SystemExit):
         status = _read_code(error.code)
@@ -68,7 +68,7 @@ def leave_after(error: BaseException | None) -> NoReturn:
 
 
 def _read_code(code: object) -> int:
-    """Return the exit status that ``sys.exit(code)`` means; print what is not a number."""
+    """Return the exit status for ``sys.exit(code)``; print a code that is not a number."""
     if code is None:
         return ExitCode.OK
     if isinstance(code, int):
@@ -82,26 +82,26 @@ def _show(error: BaseException) -> None:
     told = type(error), error, error.__traceback__
     try:
         sys.excepthook(*told)
-    except BaseException:  # the app may have put its own in place
+    except BaseException:  # the app may have replaced it
         with suppress(Exception):
             sys.__excepthook__(*told)
 
 
 def _end_as_python_does() -> None:
-    """Do what the interpreter does at its end, and multiprocessing at the end of its processes."""
-    flush()  # now, too: the process may be ended in the middle of what follows
+    """Perform the shutdown steps of the interpreter, as multiprocessing does in its processes."""
+    flush()  # here too: the process may be killed during the next steps
     try:
         vars(threading)["_shutdown"]()
-    except BaseException:  # a library's own clean-up of its threads
-        logger.exception("the process ends without waiting for its threads")
+    except BaseException:  # raised by a library's clean-up of its threads
+        logger.exception("the process exits without waiting for its threads")
     vars(atexit)["_run_exitfuncs"]()
     flush()
 
 
 def limit_end(status: int, within_s: float | None, wait: Wait = time.sleep) -> None:
-    """Have what delays the end named, and the process ended with ``status`` in ``within_s`` seconds.
+    """Log the cause of a delayed end, and end the process with ``status`` in ``within_s`` seconds.
 
-    Two threads: one that writes to a stream may wait for its reader for ever.
+    This takes two threads: the one that logs may wait for a stream's reader forever.
     """
     named_after_s = NAMED_AFTER_S
     if within_s is not None:
@@ -115,29 +115,29 @@ def _call_after(delay_s: float, callback: Callable[[], None], wait: Wait = time.
         wait(delay_s)
         callback()
 
-    with suppress(RuntimeError):  # the system has no thread left
+    with suppress(RuntimeError):  # the system cannot start another thread
         threading.Thread(target=run, name="flask-backend-end", daemon=True).start()
 
 
 def lingering_threads() -> list[threading.Thread]:
-    """Return the threads that the interpreter waits for at its end."""
+    """Return the threads that the interpreter waits for before it exits."""
     return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
 
 
 def _name_delay(left_s: float | None) -> None:
     flush()
-    then = "" if left_s is None else f"; in {left_s:.3g} s the process ends in any case"
+    then = "" if left_s is None else f"; in {left_s:.3g} s it exits regardless"
     if threads := lingering_threads():
         names = ", ".join(thread.name for thread in threads)
-        logger.warning("the end waits for threads that are not daemons: %s%s", names, then)
+        logger.warning("the process waits for non-daemon threads before it exits: %s%s", names, then)
     else:
-        logger.warning("the end waits for exit handlers (atexit)%s", then)
+        logger.warning("the process waits for exit handlers (atexit)%s", then)
 
 
 def disown() -> None:
-    """Leave to the parent, in a process just forked, what it will clean up at its own end.
+    """In a process just forked, leave the clean-up of the parent's resources to the parent.
 
-    Temporary folders are deleted by ``weakref.finalize``, and multiprocessing ends its daemon processes. Handlers of
+    ``weakref.finalize`` deletes temporary folders, and multiprocessing ends its daemon processes. Handlers of
     ``atexit`` stay: error trackers rely on them in each process.
     """
     for finalizer in list(vars(weakref.finalize)["_registry"]):

@@ -1,6 +1,6 @@
 """The journal of systemd: one record for a whole failure, with its priority.
 
-The journal splits what comes over a stream at each newline. So records go to its own socket, in its native protocol.
+The journal splits a stream at each newline, so records go to its own socket, in its native protocol.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .streams import STDERR, streams
 
 ADDRESS = "/run/systemd/journal/socket"
 IDENTIFIER = "flask-backend"
-# Of a message, in bytes: what one datagram can carry whatever the system's limits.
+# The longest message, in bytes: it fits into one datagram under any limits of the system.
 MAX_BYTES = 64 * 1024
-# Syslog's priorities, from the level on.
+# Syslog's priorities, each with its lowest level.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG = 7
-# How long the end of a process waits until the journal has read its records: then it finds out which unit it was.
+# How long an ending process waits until the journal has read its records, and so can find the unit of the sender.
 _GOODBYE_S = 0.2
 
 
 def is_stderr() -> bool:
-    """Return whether systemd has connected stderr with the journal."""
+    """Whether systemd has connected stderr to the journal."""
     try:
         found = os.fstat(STDERR)
     except OSError:
@@ -38,24 +38,24 @@ def is_stderr() -> bool:
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to the journal's socket; writes lines with their priority to stderr if that cannot be reached."""
+    """Sends records to the journal's socket; if it is unreachable, writes lines with a priority to stderr."""
 
     def __init__(self, stderr: TextIO, address: str | None = None) -> None:
         super().__init__()
         self._stderr = stderr
         self._address = address or ADDRESS
-        # Open before the first fork: a process that has no descriptor left can still log.
+        # Opened before the first fork, so that a process without free descriptors can still log.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._missed = 0
 
     def __del__(self) -> None:
-        self._socket.close()  # not in close(): dictConfig closes handlers that go on
+        self._socket.close()  # not in close(): dictConfig closes handlers that stay in use
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text, priority = self.format(record), _priority(record.levelno)
             data = _encode(_fields(record, _bounded(text), priority))
-        except Exception:  # arguments that do not fit, or code of the app's own
+        except Exception:  # wrong arguments, or an error in the app's code
             self.handleError(record)
             return
         if self._missed:
@@ -64,12 +64,12 @@ class JournalHandler(logging.Handler):
                 self._missed = 0
         try:
             self._missed += not self._send(data)
-        except OSError:  # the journal has no socket there
+        except OSError:  # the journal's socket is missing
             self._stderr.write("".join(f"<{priority}>{line}\n" for line in text.splitlines()))
             self._stderr.flush()
 
     def _send(self, data: bytes) -> bool:
-        """Return whether the journal takes the record soon."""
+        """Send a record; return whether the journal took it in time."""
         deadline = time.monotonic() + (0 if self._missed else streams.stderr.patience_s)
         while True:
             try:
@@ -82,7 +82,7 @@ class JournalHandler(logging.Handler):
                 return True
 
     def flush(self) -> None:
-        """Wait until the journal has read what this process has sent: it looks up the sender while that lives."""
+        """Wait until the journal has read this process's records: it can look up a sender only while that lives."""
         deadline = time.monotonic() + _GOODBYE_S
         with suppress(OSError):
             while _unread_bytes(self._socket) and time.monotonic() < deadline:
@@ -115,7 +115,7 @@ def _fields(record: logging.LogRecord, text: str, priority: int) -> dict[str, st
 
 
 def _bounded(text: str, most: int = MAX_BYTES) -> str:
-    """Return a text, or its beginning and its end."""
+    """Return a text, or the beginning and the end of one that is too long."""
     data = text.encode(errors="backslashreplace")
     if len(data) <= most:
         return text
@@ -125,7 +125,7 @@ def _bounded(text: str, most: int = MAX_BYTES) -> str:
 
 
 def _encode(fields: dict[str, str]) -> bytes:
-    """Return a datagram of the native protocol: a value with a newline has its length in front."""
+    """Return a datagram of the native protocol: a value with a newline is preceded by its length."""
     parts: list[bytes] = []
     for name, text in fields.items():
         value = text.encode(errors="backslashreplace")

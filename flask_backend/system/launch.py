@@ -1,8 +1,8 @@
-"""How this process was started, so that a reload can start the same again: what was typed, resolved again.
+"""How this process was started, so that a reload can run the same command line and resolve its names again.
 
-A release is often a link, ``current``, that a deploy points at another folder. The working folder, the interpreter and
-the script that runs are then those of the old release, and the app may have changed the folder and the environment
-since. What was typed stays right.
+A release is often a link, ``current``, which a deploy points at another folder. The working folder, the interpreter and
+the script of this process then belong to the old release, and the app may have changed the folder and the environment
+since the start. The command line as typed stays right.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _AT_EXECFN = 31  # getauxval(3)
-# What concerns this process alone: the service manager's address and watchdog, and the variables of a reload.
+# Variables for this process alone: the service manager's address and watchdog, and the variables of a reload.
 _NOT_KEPT = ("NOTIFY_SOCKET", "WATCHDOG_", "FLASK_BACKEND_HANDOVER", "FLASK_BACKEND_CHECK")
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """``folder`` is the working folder, by the name that the shell has for it; None if it is deleted."""
+    """A command line. ``folder`` is the working folder under the shell's name for it, unless it is deleted."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
     folder: str | None
 
     def command(self, executed: str | None) -> list[str]:
-        """Return the command line that starts the same again, from ``folder``.
+        """Return the command line that starts the same program again, from ``folder``.
 
-        ``executed`` is what :func:`executed_file` returns. A script is executed itself, so that its first line names
-        the interpreter: that of the new release.
+        ``executed`` is the result of :func:`executed_file`. A script is executed directly, so that its first line
+        chooses the interpreter of the new release.
         """
         arguments = self.arguments[1:]
-        if executed is not None and executed in arguments[:2]:  # the interpreter, and perhaps an option, is in front
+        if executed is not None and executed in arguments[:2]:  # after the interpreter and perhaps an option
             command = arguments[arguments.index(executed) :]
         elif arguments and _is_trampoline(self._absolute(arguments[0])):
             command = arguments
@@ -49,14 +49,14 @@ class Launch:
 
 @functools.cache
 def launched() -> Launch:
-    """Return how this process was started. Call it first before anything can change the folder or the environment."""
+    """Return how this process was started. Call it before any code can change the folder or the environment."""
     environment = _environment()
     kept = {name: value for name, value in environment.items() if not name.startswith(_NOT_KEPT)}
     return Launch(list(sys.orig_argv), kept, _folder(environment.get("PWD")))
 
 
 def executed_file() -> str | None:
-    """Return the file that the system executed, by the name that was typed or found: for a script the script."""
+    """Return the file that the system executed, under the name typed or found; not a script's interpreter."""
     if sys.platform != "linux":
         return None
     import ctypes
@@ -68,7 +68,7 @@ def executed_file() -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment that the process was started with; that of now where the system does not show it."""
+    """Return the environment at the start of the process, or the current one where the system does not show that."""
     with suppress(OSError):
         entries = Path("/proc/self/environ").read_bytes().split(b"\0")[:-1]
         if all(b"=" in entry for entry in entries):  # a process title would have overwritten them
@@ -78,7 +78,7 @@ def _environment() -> dict[str, str]:
 
 
 def _folder(logical: str | None) -> str | None:
-    """Return the working folder by the name that the shell has for it; the system knows it without its links."""
+    """Return the working folder under the shell's name for it: the system's name has its links resolved."""
     with suppress(OSError):
         if logical and Path(logical).is_absolute() and Path(logical).samefile("."):
             return logical
@@ -88,7 +88,7 @@ def _folder(logical: str | None) -> str | None:
 
 
 def _interpreter(executed: str | None) -> str:
-    """Return the interpreter as it was typed, unless another program has loaded it."""
+    """Return the interpreter as it was typed, unless another program loaded it."""
     with suppress(OSError):
         if executed and Path(executed).samefile(sys.executable):
             return executed
@@ -96,7 +96,7 @@ def _interpreter(executed: str | None) -> str:
 
 
 def _is_trampoline(path: str) -> bool:
-    """Whether a script has the shell start its interpreter: so pip and uv write it where the name is too long."""
+    """Whether a script starts its interpreter through the shell: pip and uv write such scripts for long paths."""
     with suppress(OSError), Path(path).open("rb") as script:
         return script.readline().rstrip() == b"#!/bin/sh" and script.readline().startswith(b"'''exec'")
     return False

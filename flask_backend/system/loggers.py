@@ -1,7 +1,7 @@
-"""Our loggers: they log whatever the app configures, and no handler of the app can stop the process that logs.
+"""Our loggers: the app's configuration does not disable them, and its handlers cannot stop the process that logs.
 
-``dictConfig`` and ``fileConfig`` disable by default each logger that they do not name. Ours stay enabled, then and
-after ``logging.disable``. A configuration that names them decides about them.
+By default, ``dictConfig`` and ``fileConfig`` disable each logger that they do not name. Ours stay enabled then, and
+after ``logging.disable``. A configuration that names one of them controls it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from weakref import WeakKeyDictionary
 from flask_backend.tracebacks import message_of, name_of
 from flask_backend.visible import visible
 
-# How long a handler may take for a record in a process that must not stand still. One that takes longer gets no record
-# for a while.
+# How long a handler may take for a record in a process that must not block. One that takes longer gets no records for
+# a while.
 LIMIT_S = 2.0
 MUTE_S = 60.0
-_AGAIN_S = 0.5  # for a handler that catches the interrupt and goes on
+_AGAIN_S = 0.5  # for a handler that catches the interrupt and continues
 _MAX_REASON = 200  # characters
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Return one of our loggers, also if the app has already made a logger of this name."""
+    """Return one of our loggers, even if the app has already made a logger with this name."""
     logger = logging.getLogger(name)
     logger.__class__ = _Logger
     return logger
@@ -44,7 +44,7 @@ class _Logger(logging.Logger):
 
     @disabled.setter
     def disabled(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        # A configuration enables the loggers that it names. It disables the others.
+        # A configuration enables the loggers that it names, and disables the others.
         if not value or sys._getframe(1).f_globals.get("__name__") != "logging.config":  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             self._is_disabled_by_name = value
 
@@ -69,9 +69,9 @@ class _TimeUpError(BaseException):
 
 
 class Delivery:
-    """Hands records to handlers of the app, which may raise, or never return.
+    """Passes records to the app's handlers, which may raise or never return.
 
-    ``fallback`` gets the records that no handler has taken.
+    ``fallback`` gets the records that no handler has accepted.
     """
 
     def __init__(self) -> None:
@@ -81,15 +81,15 @@ class Delivery:
         self._troubles = WeakKeyDictionary[logging.Handler, _Trouble]()
 
     def protect(self) -> None:
-        """Catch whatever a handler raises in this process and its children, SystemExit too."""
+        """Catch every exception of a handler in this process and its children, even SystemExit."""
         self._caught = BaseException
 
     def limit(self) -> None:
-        """Interrupt a handler that takes too long in this thread of this process; it has to be the main one."""
+        """Interrupt handlers that take too long in this thread of this process, which must be the main thread."""
         self._limited = os.getpid(), threading.get_ident()
 
     def deliver(self, record: logging.LogRecord, logger: logging.Logger) -> None:
-        """Hand a record to each handler that wants it."""
+        """Pass a record to each handler that accepts its level."""
         handlers = list(_each_handler(logger))
         wanting = [handler for handler in handlers if record.levelno >= handler.level]
         taken = [self._hand_over(record, handler) for handler in wanting]
@@ -113,7 +113,7 @@ class Delivery:
             return False
         if trouble:
             del self._troubles[handler]
-            self._report("the log handler %s works again; it has missed %d records", handler, trouble.missed)
+            self._report("the log handler %s works again; it missed %d records", handler, trouble.missed)
         return True
 
     def _note(self, handler: logging.Handler, error: BaseException) -> None:
@@ -127,14 +127,14 @@ class Delivery:
             self._report("the log handler %s has failed: %s", handler, _reason(error))
 
     def _report(self, message: str, handler: logging.Handler, fact: object) -> None:
-        # Not by a call of the logger: logging drops what is logged while it handles a record.
+        # Not through the logger: logging drops messages that are logged while it handles a record.
         name = type(handler).__name__
         record = _own_logger.makeRecord(_own_logger.name, logging.ERROR, __file__, 0, message, (name, fact), None)
         self.deliver(record, _own_logger)
 
 
 def _each_handler(logger: logging.Logger | None) -> Iterator[logging.Handler]:
-    """Yield the handlers that get the records of a logger, as logging finds them."""
+    """Yield the handlers for the records of a logger, as logging finds them."""
     while logger:
         yield from logger.handlers
         logger = logger.parent if logger.propagate else None

@@ -1,7 +1,7 @@
-"""What this process may use of the machine: CPUs and memory.
+"""The CPUs and the memory of the machine that this process may use.
 
-Both may be limited by its control group, and by each group above. In a container the process's own group is the root of
-what it sees; under systemd it is deep below. Only version 2 of control groups is looked at.
+Its control group and each group above may limit both. In a container the process's own group is the root that it sees;
+under systemd it is deep below. This module supports only version 2 of control groups.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_cpus(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
-    """Count the CPUs of the process's affinity, and no more than the quotas of its groups allow; at least one."""
+    """Return the number of CPUs in the process's affinity, limited by the quotas of its groups, at least 1."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for line in _read_in_groups("cpu.max", proc, cgroups):
         quota, period = line.split()
@@ -25,13 +25,13 @@ def available_cpus(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
 
 
 def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
-    """Return the bytes of the machine's memory, and no more than the limits of the process's groups allow."""
+    """Return the machine's memory in bytes, limited by the process's groups."""
     limits = [line for line in _read_in_groups("memory.max", proc, cgroups) if line != "max"]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *map(int, limits)])
 
 
 def _read_in_groups(name: str, proc: Path, cgroups: Path) -> Iterator[str]:
-    """Read a file of the process's group, and of each group above that has it."""
+    """Yield the text of a file in the process's group and in each group above that has it."""
     try:
         lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -41,5 +41,5 @@ def _read_in_groups(name: str, proc: Path, cgroups: Path) -> Iterator[str]:
         try:
             text = (cgroups / group / name).read_text(encoding="ascii")
         except OSError:
-            continue  # the root group of a host has none
+            continue  # the root group of a host lacks it
         yield text.strip()

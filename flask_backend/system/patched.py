@@ -1,10 +1,10 @@
-"""Interpreters whose standard library gevent or eventlet has patched for greenlets. No worker can run in one."""
+"""Detection of gevent and eventlet: workers cannot run with a standard library patched for greenlets."""
 
 from __future__ import annotations
 
 import sys
 
-# By the names of either library.
+# The names of both libraries.
 _MODULES = (
     *("socket", "ssl", "select", "selectors", "time", "os", "signal", "subprocess", "queue"),
     *("threading", "thread", "_thread", "builtins"),
@@ -12,9 +12,9 @@ _MODULES = (
 
 
 def find_patch() -> str | None:
-    """Return why no worker can run here, with the name of the library that has patched something; None if none has.
+    """Return why workers cannot run here, if so, with the name of the library that has patched modules.
 
-    The libraries are asked, if something has imported them: their import alone patches nothing.
+    This queries each library that has been imported: an import alone does not patch anything.
     """
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
     if gevent and any(map(gevent.is_module_patched, _MODULES)):
@@ -24,6 +24,6 @@ def find_patch() -> str | None:
     else:
         return None
     return (
-        f"{library} has patched the standard library, and workers would neither keep their jobs nor stop or reload: "
-        "have it patch where the web server starts, not where the app or a hook is imported"
+        f"{library} has patched the standard library, and workers could neither keep their jobs nor stop or reload: "
+        "apply the patch where the web server starts, not where the app or a hook is imported"
     )

@@ -1,4 +1,4 @@
-"""What Linux tells of processes, in /proc: see proc(5). Elsewhere there is no such folder, and nothing to be told."""
+"""Facts about processes from /proc, see proc(5). Linux only: other systems lack this folder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ PROC = Path("/proc")
 PROC_IS_THERE = Path("/proc/self/smaps_rollup").exists()
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-# The fields of `stat`, counted from the one that follows the name, which may have spaces and parentheses.
+# Fields of `stat`, counted from the one after the name, since a name may contain spaces and parentheses.
 _PPID, _FAULTS, _STARTED, _RSS = 1, 7, 19, 21
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What the system counts of a process, and so what costs next to nothing to ask.
+    """The system's counters of a process, which are very cheap to read.
 
-    ``started`` is in seconds since the system's boot; ``faults`` is how often a page was mapped or copied without
-    being read from a disk.
+    ``started`` is in seconds since the system's boot. ``faults`` counts the pages that were mapped or copied without a
+    read from disk.
     """
 
     parent: int
@@ -31,9 +31,9 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """What a process has in memory, for which the system walks its page tables: 1 ms for 200 MB.
+    """The memory of a process. To measure it, the system walks the page tables: 1 ms for 200 MB.
 
-    ``private`` is its alone (USS); ``pss`` has its share of each page that it shares with others (PSS).
+    ``private_bytes`` belongs to it alone (USS); ``pss_bytes`` includes its share of each shared page (PSS).
     """
 
     rss_bytes: int
@@ -46,7 +46,7 @@ class MemoryUse:
 
 
 def read_stat(pid: int, proc: Path = PROC) -> Stat | None:
-    """Return what the system counts of a process; None if there is none."""
+    """Return the system's counters of a process, if it exists."""
     try:
         text = _read(proc, pid, "stat")
     except OSError:
@@ -61,7 +61,7 @@ def read_stat(pid: int, proc: Path = PROC) -> Stat | None:
 
 
 def read_memory(pid: int, proc: Path = PROC) -> MemoryUse | None:
-    """Return what a process has in memory; None if it is dead, or this user may not read it."""
+    """Return the memory use of a process, if it is alive and this user may read it."""
     try:
         text = _read(proc, pid, "smaps_rollup")
     except OSError:
@@ -78,7 +78,7 @@ def read_memory(pid: int, proc: Path = PROC) -> MemoryUse | None:
 
 
 def titles(proc: Path = PROC) -> Iterator[tuple[int, str]]:
-    """All living processes, each with its title: what `ps` shows, the command line if it has set none."""
+    """Yield all living processes, each with its title: the one in `ps`, by default the command line."""
     for folder in proc.iterdir():
         if not folder.name.isdecimal():
             continue

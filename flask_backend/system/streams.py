@@ -1,7 +1,7 @@
-"""The standard streams of our commands: a process goes on, whatever happens to its output.
+"""The standard streams of our commands: a process goes on even if its output fails.
 
-A stream may be closed. Its reader may be gone. Its disk may be full. Or its reader does not read: then a plain write
-blocks for ever, without an exception. The streams that :meth:`Streams.install` puts in place write only where there is
+A stream may be closed, its reader may be gone, or its disk may be full. If its reader does not read, a plain write
+blocks forever, without an exception. The streams that :meth:`Streams.install` puts in place write only if there is
 room. They count the lines that they lose, and report the number on stderr as soon as they can.
 """
 
@@ -15,22 +15,22 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from select import PIPE_BUF, POLLOUT, poll  # by their names: eventlet takes poll() away from the module
+from select import PIPE_BUF, POLLOUT, poll  # by name: eventlet removes poll() from the module
 from typing import Any, TextIO
 
 from flask_backend.errors import OutputError
 
 STDIN, STDOUT, STDERR = range(3)
-# How long a write waits for a reader that is behind. After a loss it does not wait again until there is room.
+# How long a write waits for a slow reader. After a loss, writes do not wait until there is room again.
 PATIENCE_S = 0.1
-# A worker may wait longer than its supervisor: a task that prints much is often ahead of what collects its lines.
+# A worker may wait longer than its supervisor: a task that prints much often outruns the collector of its lines.
 WORKER_PATIENCE_S = 2.0
 # How often stderr reports the losses of stdout.
 REPORT_S = 60.0
 
 
 def hold_numbers() -> None:
-    """Open /dev/null in place of standard streams that are closed: no other file or socket may get their numbers."""
+    """Open /dev/null in place of closed standard streams, so that no other file or socket gets their numbers."""
     for number in (STDIN, STDOUT, STDERR):
         try:
             os.fstat(number)
@@ -51,11 +51,11 @@ class Outlet:
         self.patience_s = PATIENCE_S
         self.is_broken = False  # the last write found no reader
         self._number = number
-        self._fd = number  # or another description of the same file, see _find_file
+        self._fd = number  # or another description of the same file, see fileno()
         self._file: tuple[int, int] | None = None
         self._most = PIPE_BUF  # bytes in one write
         self._has_failed = False  # at the last write
-        self._is_cut = False  # what was written ends in the middle of a line
+        self._is_cut = False  # the output ends in the middle of a line
 
     def write(self, data: bytes) -> None:
         """Write the data, or count its lines as lost."""
@@ -63,7 +63,7 @@ class Outlet:
             self.lost += max(1, data.count(b"\n"))
 
     def try_to_write(self, data: bytes) -> bool:
-        """Return whether all the data is written."""
+        """Write the data; return whether all of it was written."""
         fd = self.fileno()
         view = memoryview(b"\n" + data if self._is_cut else data)
         done = 0
@@ -80,7 +80,7 @@ class Outlet:
         return not self._has_failed
 
     def has_room(self) -> bool:
-        """Return whether a short text can be written at once."""
+        """Whether a short text can be written at once."""
         return _wait_for_room(self.fileno(), 0)
 
     def fileno(self) -> int:
@@ -97,8 +97,8 @@ class Outlet:
             self._fd = self._number
             self._most = sys.maxsize if stat.S_ISREG(found.st_mode) else PIPE_BUF
             if stat.S_ISFIFO(found.st_mode) or os.isatty(self._number):
-                # O_NONBLOCK on the inherited description would concern all who share it. With a description of our own
-                # a write cannot block, even if another process takes the room that poll() has found.
+                # O_NONBLOCK on the inherited description would affect all processes that share it. On our own
+                # description a write cannot block, even if another process takes the room that poll() has found.
                 with suppress(OSError):  # no /proc; a pipe of another user
                     self._fd = os.open(f"/proc/self/fd/{self._number}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         return self._fd
@@ -111,7 +111,7 @@ def _wait_for_room(fd: int, patience_s: float) -> bool:
 
 
 class Streams:
-    """The streams of this process. ``word`` makes a line of a report about losses."""
+    """The streams of this process. ``word`` turns a report about losses into a line."""
 
     def __init__(self) -> None:
         self.stdout, self.stderr = Outlet(STDOUT), Outlet(STDERR)
@@ -119,7 +119,7 @@ class Streams:
         self._next_report_of_stdout = 0.0
 
     def install(self) -> None:
-        """Replace the interpreter's streams. Where a program has put objects of its own there, these stay."""
+        """Replace the interpreter's streams, except where the program has set its own objects."""
         hold_numbers()
         os.register_at_fork(after_in_child=self._forget_losses)
         if sys.stdin is None:
@@ -128,20 +128,20 @@ class Streams:
         sys.stderr = _replace(sys.stderr, _Stream(self, self.stderr, STDERR), "backslashreplace")
 
     def open_stderr(self) -> io.TextIOWrapper:
-        """Return another file for stderr, whatever the program has in that place."""
+        """Return another file for stderr, even if the program has replaced ``sys.stderr``."""
         hold_numbers()
         return _open(_Stream(self, self.stderr, STDERR), "backslashreplace")
 
     def find_stderr(self) -> TextIO:
-        """Return what the program has as stderr, if that can be written to."""
+        """Return the program's stderr if it is writable, otherwise another file for stderr."""
         try:
             _ = sys.stderr.write
-        except Exception:  # None, or an object of the app's own
+        except Exception:  # not a file: the app may have set any object
             return self.open_stderr()
         return sys.stderr
 
     def expect_no_results(self) -> None:
-        """Treat stdout as stderr is treated: the command prints no results there."""
+        """Treat stdout like stderr: the command does not print results there."""
         if isinstance(raw := _raw_of(sys.stdout), _Results):
             raw.is_for_results = False
 
@@ -149,7 +149,7 @@ class Streams:
         self.stdout.patience_s = self.stderr.patience_s = patience_s
 
     def report_losses(self) -> None:
-        """Write to stderr what has been lost, if there is something to report and room for it."""
+        """Report the lost lines on stderr, if any, and if there is room."""
         if (lost := self.stderr.lost) and self.stderr.try_to_write(self._word(lost, "stderr")):
             self.stderr.lost -= lost
         if (lost := self.stdout.lost) and time.monotonic() >= self._next_report_of_stdout:
@@ -169,7 +169,7 @@ streams = Streams()
 
 
 class _Stream(io.FileIO):
-    """A standard stream to which a write never fails."""
+    """A standard stream whose writes never fail."""
 
     def __init__(self, owner: Streams, outlet: Outlet, number: int) -> None:
         super().__init__(number, "w", closefd=False)
@@ -192,7 +192,7 @@ class _Results(_Stream):
     def write(self, data: Any, /) -> int:
         if not self.is_for_results:
             return super().write(data)
-        if self._has_failed or not data:  # the interpreter's end would report it again; click tries with no data
+        if self._has_failed or not data:  # the interpreter would report it again at exit; click tries without data
             return len(data)
         try:
             return io.FileIO.write(self, data)
@@ -205,7 +205,7 @@ class _Results(_Stream):
 
 
 def _replace(old: Any, new: _Stream, errors: str) -> Any:
-    """Return a file in place of ``old``. ``errors`` is for characters that the encoding lacks: no text is refused."""
+    """Return a file in place of ``old``. ``errors`` handles characters that the encoding lacks: any text passes."""
     if old is None:
         return _open(new, errors)
     if not _leads_to(old, new.fileno()) or isinstance(_raw_of(old), _Stream):
@@ -239,7 +239,7 @@ def _raw_of(stream: Any) -> Any:
 
 
 def flush() -> None:
-    """Flush whatever the program has by now as its streams."""
+    """Flush the program's current streams."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # None, or an object of the app's own
+        with suppress(Exception):  # not a file: the app may have set any object
             stream.flush()

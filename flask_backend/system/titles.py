@@ -1,4 +1,4 @@
-"""Process titles, as `ps` and `top` show them, and what they tell."""
+"""Writing and reading process titles, as `ps` and `top` show them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_master(title: str) -> bool:
 
 
 def read_worker(title: str) -> WorkerTitle | None:
-    """Return what the title of a worker tells; None if it is another process's."""
+    """Return the queue and the activity in a title, if it is a worker's."""
     found = _WORKER.fullmatch(title)
     return WorkerTitle(found[1], found[2]) if found else None
 

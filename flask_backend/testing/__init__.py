@@ -1,9 +1,9 @@
-"""For tests of apps that schedule: what was scheduled, and how to run it, without a broker and without waiting.
+"""A test kit for apps that schedule tasks: inspect and run their calls without a broker and without waiting.
 
-With ``BACKEND_CONNECTION_URI="memory://"`` calls are kept, to be looked at and run with these functions. With
-``"sync://"`` each call runs at once. Each function is for the current app, or outside of a context the one that is
-given; :func:`memory` returns an object with the same as methods, for one app, as the fixture ``backend_memory`` does.
-Nothing changes by importing this.
+With ``BACKEND_CONNECTION_URI="memory://"``, calls are kept, and these functions inspect and run them. With
+``"sync://"``, each call runs at once. Each function uses the current app, or outside of an app context the given one.
+:func:`memory` returns an object for one app with the same functions as methods; so does the fixture
+``backend_memory``. Importing this module has no side effects.
 """
 
 from __future__ import annotations
@@ -38,20 +38,16 @@ __all__ = [
 
 
 def memory(app: Flask | Backend | None = None) -> Memory:
-    """Return the jobs of an app, by default the current one; of a ``Backend``, those of its only app.
+    """Return the jobs of an app, by default the current app; for a ``Backend``, the jobs of its only app.
 
-    Raises :exc:`RegistrationError` if it is open which app is meant, and :exc:`ConfigError` if its broker is a real
-    one.
+    Raises :exc:`RegistrationError` if the app is ambiguous, and :exc:`ConfigError` if its broker is not in memory.
     """
     if isinstance(app, Backend):
         return Memory(app.app_in_use(), app)
     if app is None:
         if not has_app_context():
-            raise RegistrationError(
-                "no app context is active, so that it is open which app is meant: use testing.memory(app), or "
-                "`with app.app_context():`"
-            )
-        app = app_ctx.app  # the app itself: current_app is a proxy
+            raise RegistrationError("no app context is active; use testing.memory(app), or `with app.app_context():`")
+        app = app_ctx.app  # the app itself, since current_app is a proxy
     backend = app.extensions.get(EXTENSION_KEY)
     if not isinstance(backend, Backend):
         raise RegistrationError(f"app {app.name!r} has no Backend: use Backend(app), or backend.init_app(app)")
@@ -84,7 +80,7 @@ def clear(app: Flask | Backend | None = None) -> None:
 
 
 def assert_scheduled(target: Target, /, *args: Any, **kwargs: Any) -> Scheduled:
-    """See :meth:`Memory.assert_scheduled`. A task knows its app, if there is only one."""
+    """See :meth:`Memory.assert_scheduled`. A task knows its app if its backend has only one."""
     __tracebackhide__ = True
     return _memory_of(target).assert_scheduled(target, *args, **kwargs)
 
@@ -99,5 +95,5 @@ def _memory_of(target: Target) -> Memory:
     check_target(target)
     if isinstance(target, str):
         return memory()
-    backend = target._scheduler  # noqa: SLF001  # of no use to others  # pyright: ignore[reportPrivateUsage]
+    backend = target._scheduler  # noqa: SLF001  # not useful to users  # pyright: ignore[reportPrivateUsage]
     return memory(backend if isinstance(backend, Backend) else None)

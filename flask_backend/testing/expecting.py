@@ -1,4 +1,4 @@
-"""Finding a call among those that were scheduled, and the words for its not being there."""
+"""Finding an expected call among the scheduled ones, and the message if it is missing."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MAX_LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A call of a task, or a message on a queue, with those options that matter.
+    """A call of a task, or a message on a queue, with the options to compare.
 
-    ``values`` has the arguments by the names of their parameters, defaults included, or the message under its own.
-    None is for any.
+    ``values`` maps the names of the parameters to the arguments, including defaults, or "message" to the message.
+    Without ``values``, any arguments match.
     """
 
     target: Target
@@ -50,7 +50,7 @@ class Expected:
         )
 
     def values_of(self, record: Scheduled) -> Mapping[str, Any] | None:
-        """Return a record's arguments by name, or its message; None if it is not for this target."""
+        """Return a record's arguments by name, or its message, if it is for this target."""
         if record.queue != self.queue:
             return None
         if isinstance(self.target, str):
@@ -59,7 +59,7 @@ class Expected:
             return None
         try:
             return _bind(self.target, record.args, record.kwargs)
-        except TaskArgumentsError:  # not scheduled by this task's own code
+        except TaskArgumentsError:  # scheduled by other code than this task's
             return {"args": record.args, "kwargs": record.kwargs}
 
     def __str__(self) -> str:
@@ -68,15 +68,15 @@ class Expected:
 
 
 def expect(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Expected:
-    """Tell arguments and options apart; an option's name that is also a parameter of the task is the parameter.
+    """Separate arguments from options; a name that is both an option and a parameter means the parameter.
 
-    Raises what scheduling such a call would raise.
+    Raises the same exceptions as scheduling such a call.
     """
     own = () if isinstance(target, str) else target.__signature__.parameters
     options = {name: value for name, value in kwargs.items() if name in _OPTIONS and name not in own}
     Options(**options)
     arguments = {name: value for name, value in kwargs.items() if name not in options}
-    # What travels comes out as other types, tuples as lists: so must what it is compared with.
+    # JSON changes types, for example tuples to lists: convert the expected values in the same way.
     if not isinstance(target, str):
         sent = decode(target.encode(tuple(args), arguments, {}))
         shown = show_call(target.endpoint, sent.args, sent.kwargs)
@@ -88,7 +88,7 @@ def expect(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ex
 
 
 def expect_any(target: Target) -> Expected:
-    """Expect a call of a task, or a message on a queue, whatever is in it."""
+    """Expect any call of a task, or any message on a queue."""
     return Expected(target, "message(...)" if isinstance(target, str) else f"{target.endpoint}(...)", None, {})
 
 
@@ -98,7 +98,7 @@ def check_target(target: object) -> None:
 
 
 def tell_missing(expected: Expected, records: Sequence[Scheduled]) -> str:
-    """Say that a call was not scheduled, how the nearest one differs, and what else there was."""
+    """Return the message that a call was not scheduled, with the nearest one's differences and all scheduled calls."""
     if not records:
         return f"{expected} was not scheduled; nothing was"
     told = [f"{expected} was not scheduled."]
@@ -137,7 +137,7 @@ def _bind(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) 
 def _is_as_wanted(record: Scheduled, name: str, wanted: Any) -> bool:
     actual: int = getattr(record, name)
     if isinstance(wanted, datetime):
-        # Both ways it is rounded to seconds, with moments between them.
+        # Both are rounded to seconds, a moment apart.
         return abs(max(0.0, wanted.timestamp() - record.at) - actual) <= 1
     return actual == (wanted if name == "priority" else whole_seconds(name, wanted))
 

@@ -1,4 +1,4 @@
-"""The jobs of one app, in the hands of a test."""
+"""The jobs of one app, for use in a test."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from .records import Buried, Ran, Scheduled, tell
 
 
 class Memory:
-    """What was scheduled by an app whose ``BACKEND_CONNECTION_URI`` is ``memory://``, and a worker to run it.
+    """The scheduled calls of an app whose ``BACKEND_CONNECTION_URI`` is ``memory://``, and a worker to run them.
 
-    With ``sync://`` it tells what was scheduled, too; that has been run already.
+    With ``sync://`` it also lists the scheduled calls, which have already run.
     """
 
     def __init__(self, app: Flask, backend: Backend) -> None:
         producer = backend.producer_of(app)
         if not isinstance(producer, MemoryProducer):
             raise ConfigError(
-                f"app {app.name!r} uses {producer.settings.broker}; expected memory://. Have the app made with "
-                'BACKEND_CONNECTION_URI="memory://" in its config, before init_app; for an app that is made when its '
-                'module is imported, say os.environ["BACKEND_CONNECTION_URI"] = "memory://" in conftest.py before that'
+                f"app {app.name!r} uses {producer.settings.broker}; expected memory://. Set "
+                'BACKEND_CONNECTION_URI="memory://" in its config before init_app; for an app that is created when its '
+                'module is imported, set os.environ["BACKEND_CONNECTION_URI"] = "memory://" in conftest.py before that'
             )
         self._app = app
         self._backend = backend
         self._producer = producer
 
     def scheduled(self) -> list[Scheduled]:
-        """Return all that was scheduled since the beginning, in its order, whatever has become of it."""
+        """Return all calls and messages since the beginning, in their order, even those already run."""
         puts = list(self._broker.puts.values())
         return [self._tell(put) for put in puts if not is_failures_tube(put.queue)]
 
     def assert_scheduled(self, target: Target, /, *args: Any, **kwargs: Any) -> Scheduled:
-        """Fail unless a call was scheduled: ``assert_scheduled(hello, "world", delay=60)``; return the first such.
+        """Fail unless a call was scheduled: ``assert_scheduled(hello, "world", delay=60)``; return the first match.
 
-        Arguments are compared by their parameters, with defaults, and options only if they are said. If the task has a
-        parameter of an option's name, that is the parameter. For a receiver or another system the target is the queue's
+        Arguments are compared by parameter, including defaults; options only if given. A name that is both an option
+        and a parameter of the task means the parameter. For a receiver or another system the target is the queue's
         name: ``assert_scheduled("com.example/inbox", {"any": "json"})``.
         """
         __tracebackhide__ = True
@@ -63,7 +63,7 @@ class Memory:
         return found
 
     def assert_not_scheduled(self, target: Target, /, *args: Any, **kwargs: Any) -> None:
-        """Fail if such a call was scheduled; without arguments and options, if any call of the task was."""
+        """Fail if such a call was scheduled; without arguments and options, if any call of the task was scheduled."""
         __tracebackhide__ = True
         check_target(target)
         expected = expect(target, args, kwargs) if args or kwargs else expect_any(target)
@@ -72,12 +72,12 @@ class Memory:
             raise AssertionError(tell_unwanted(expected, found))
 
     def drain(self, *, raise_errors: bool = True) -> list[Ran]:
-        """Run all jobs that are due, also those that they schedule, as workers would; return what was run.
+        """Run all due jobs, including the ones that they schedule, as workers do; return the attempts.
 
-        By the time from which they are due, then by priority. Each runs in an app context of its own, after the hooks
-        of its queue, and without time limits. A job whose task fails is released with a delay, or buried, as its retry
-        policy says, and then the error is raised as it is; with ``raise_errors=False`` it is in what is returned, and
-        so is in any case what a task has decided itself: ``RetryLater``, ``Bury``, ``Discard``.
+        Jobs run by due time, then by priority, each in its own app context, after the hooks of its queue, and without
+        time limits. A job whose task fails is released with a delay or buried, according to its retry policy. Then its
+        error is raised unchanged; with ``raise_errors=False`` it is in the returned attempt instead. The decisions of a
+        task, ``RetryLater``, ``Bury`` and ``Discard``, are never raised, but always returned.
         """
         ran: list[Ran] = []
         while (reserved := self._broker.reserve(self._backend.queues)) is not None:
@@ -85,20 +85,20 @@ class Memory:
             error = ran[-1].error
             if error is None or issubclass(type(error), TaskDecision):
                 continue
-            # Ctrl-C, and pytest's own ways out, are meant for the test.
+            # Ctrl-C and pytest's own exceptions are meant for the test.
             if raise_errors or not issubclass(type(error), Exception | SystemExit):
                 raise error
         return ran
 
     def move_time(self, by: float | timedelta) -> None:
-        """Let so much time pass for the broker, seconds or a ``timedelta``: what becomes due then is run by a drain.
+        """Move the broker's time by seconds or a ``timedelta``: the next :meth:`drain` runs the jobs that become due.
 
-        That is true of delays and of retries. The clocks of Python and of the system stay; ``current_job.age`` does
-        not.
+        These are delayed jobs and retries. The clocks of Python and the system stay; ``current_job.age`` moves with
+        the broker's time.
         """
         seconds = by.total_seconds() if isinstance(by, timedelta) else by
         if not 0 <= seconds < float("inf"):
-            raise OptionError(f"time is to be moved by {by!r}; expected seconds or a timedelta, from 0 on")
+            raise OptionError(f"cannot move time by {by!r}; expected seconds or a timedelta, 0 or more")
         self._broker.move_time(seconds)
 
     def buried(self) -> list[Buried]:
@@ -113,7 +113,7 @@ class Memory:
         return found
 
     def clear(self) -> None:
-        """Begin anew: forget what was scheduled, delete all jobs, have hooks run again."""
+        """Reset: forget all scheduled calls, delete all jobs, and let hooks run again."""
         self._producer.clear()
 
     # -- inner workings --------------------------------------------------------------------------------------
@@ -130,14 +130,14 @@ class Memory:
         worker = InProcessWorker(self._app, handlers, broker, self._producer.settings)
         try:
             worker.begin()
-        except BaseException:  # as when the worker cannot start
+        except BaseException:  # as if the worker could not start
             broker.give_back()
             raise
         scheduled, attempt = self._tell(broker.puts[job.id]), broker.counters(job.id).attempts.number
         return Ran(scheduled, attempt, self._run(worker, queue, job))
 
     def _run(self, worker: InProcessWorker, queue: str, job: ReservedJob) -> BaseException | None:
-        """Run a job and settle it; return what it raised."""
+        """Run a job and settle it; return the exception that it raised, if any."""
         connection = self._producer.connection()
         try:
             call = read_call(worker.handlers, job.body)

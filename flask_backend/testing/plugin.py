@@ -1,4 +1,4 @@
-"""Fixtures for pytest, for those who ask for them: ``pytest_plugins = ["flask_backend.testing.plugin"]``."""
+"""Fixtures for pytest; enable them with ``pytest_plugins = ["flask_backend.testing.plugin"]``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .processes import RunningWorker, running_broker, running_worker
 
 
 class StartWorker(Protocol):
-    """What :func:`backend_worker` is."""
+    """The type of the fixture :func:`backend_worker`."""
 
     def __call__(self, queue: str, *, app: str | None = None, **env: str) -> RunningWorker: ...
 
 
 @pytest.fixture
 def backend_memory(app: Flask) -> Iterator[Memory]:
-    """Give what the app schedules in this test, and a worker for it: a :class:`flask_backend.testing.Memory`.
+    """Yield the scheduled calls of this test, with a worker for them: a :class:`flask_backend.testing.Memory`.
 
-    ``app`` is your own fixture of this name, which has ``BACKEND_CONNECTION_URI="memory://"`` in its config.
+    ``app`` is your own fixture of this name, an app with ``BACKEND_CONNECTION_URI="memory://"`` in its config.
     """
     jobs = memory(app)
     jobs.clear()
@@ -34,17 +34,17 @@ def backend_memory(app: Flask) -> Iterator[Memory]:
 
 @pytest.fixture
 def backend_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Give the URI of a real broker of this test's own: Beanstalkd, or if that is not installed, the embedded one."""
+    """Yield the URI of a real broker for this test alone: Beanstalkd if installed, otherwise the embedded broker."""
     with running_broker(tmp_path_factory.mktemp("backend")) as uri:
         yield uri
 
 
 @pytest.fixture
 def backend_worker(backend_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWorker]:
-    """Start real workers, each in a process of its own, on the broker of ``backend_server``; they end with the test.
+    """Start real workers, each in its own process, on the broker of ``backend_server``; they end with the test.
 
     ``backend_worker("com.example/default", app="example:create_app")`` returns when the worker waits for jobs. ``app``
-    is as on the command line, and found as there without it; further keywords are environment variables.
+    works as the command line's ``--app``, including its default; other keywords are environment variables.
     """
     folder = tmp_path_factory.mktemp("backend")
     with ExitStack() as workers:

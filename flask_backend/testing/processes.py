@@ -1,4 +1,4 @@
-"""Real brokers and workers, in processes that end with the test that started them."""
+"""Real brokers and workers, in processes that end with the test that starts them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from flask_backend.errors import BrokerConnectionError
 from flask_backend.job import Job, JobState
 from flask_backend.names import check_worked_queue_name
 
-# Seconds, long for a busy machine: they only cost time when something is wrong.
+# In seconds; long enough for a busy machine, since only failures wait for all of it.
 _PATIENCE_S = 20.0
-_END_S = 10.0  # for a worker that runs a task: less than its own drain timeout
+_END_S = 10.0  # for a worker that runs a task; shorter than its own drain timeout
 _POLL_S = 0.01
 
-_PORTS = 5  # so many are tried: between our choice and the broker's start another process may take one
+_PORTS = 5  # attempts: another process may take a port before the broker binds it
 
 _REASON_S = 2.0
 _COMMAND = (sys.executable, "-m", "flask_backend")
@@ -32,7 +32,7 @@ _COMMAND = (sys.executable, "-m", "flask_backend")
 
 @dataclass(frozen=True, slots=True)
 class RunningProgram:
-    """A program that runs in a process of its own, and the file with all that it says."""
+    """A program that runs in its own process, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -46,12 +46,14 @@ class RunningProgram:
         return self.process.poll() is not None
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = _PATIENCE_S) -> None:
-        """Wait for what the program is to bring about; raise :exc:`AssertionError`, with its output, if it does not."""
+        """Wait for a condition; raise :exc:`AssertionError`, with the program's output, on timeout or early end."""
         __tracebackhide__ = True
         deadline = time.monotonic() + timeout_s
         while not condition():
             if self.has_ended:
-                raise AssertionError(f"expected that {what}, but it ended with {self.process.poll()}:\n{self.output}")
+                raise AssertionError(
+                    f"expected that {what}, but the program ended with {self.process.poll()}:\n{self.output}"
+                )
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited {timeout_s:g} s in vain until {what}:\n{self.output}")
             time.sleep(_POLL_S)
@@ -69,13 +71,13 @@ class RunningWorker(RunningProgram):
             state = job.state()
             if state is JobState.BURIED:
                 self._wait_for_reason(job)
-                raise AssertionError(f"expected that {job!r} is done, but it is buried:\n{self.output}")
+                raise AssertionError(f"expected {job!r} to be done, but it is buried:\n{self.output}")
             return state is JobState.DONE
 
         self.wait_until(is_done, f"{job!r} is done", timeout_s)
 
     def _wait_for_reason(self, job: Job) -> None:
-        """Give the worker time to log why the job is buried, which it does when that is done."""
+        """Wait for the worker to log why the job is buried, which it does after burying it."""
         deadline = time.monotonic() + _REASON_S
         while f"job {job.id}" not in self.output and not self.has_ended and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -83,7 +85,7 @@ class RunningWorker(RunningProgram):
 
 @contextmanager
 def running_broker(folder: Path) -> Generator[str]:
-    """Run a broker on a free port, and write what it says into ``folder``; give its URI."""
+    """Run a broker on a free port, with its output in ``folder``; yield its URI."""
     beanstalkd = shutil.which("beanstalkd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
     log = folder / "broker.log"
     for _ in range(_PORTS):
@@ -96,27 +98,27 @@ def running_broker(folder: Path) -> Generator[str]:
             if _comes_up(RunningProgram(process, log), address):
                 yield str(address)
                 return
-    raise AssertionError(f"the broker does not start:\n{log.read_text(errors='replace')}")
+    raise AssertionError(f"the broker did not start:\n{log.read_text(errors='replace')}")
 
 
 @contextmanager
 def running_worker(
     uri: str, queue: str, app: str | None, env: Mapping[str, str], folder: Path
 ) -> Generator[RunningWorker]:
-    """Run a worker of ``queue``, and write what it says into ``folder``; give it when it waits for jobs."""
+    """Run a worker of ``queue``, with its output in ``folder``; yield it when it waits for jobs."""
     settings = Settings(Address.parse(uri))
     check_worked_queue_name(queue)
     before = _watching(settings, queue)
     log = folder / f"worker-{len(list(folder.glob('worker-*.log')))}.log"
     command = [*_COMMAND, *(["--app", app] if app else []), "worker", queue]
-    # It finds the app where the test does, whatever of pytest's options has put that on the path.
+    # The worker finds the app where the test does, even if an option of pytest has put that on the path.
     path = os.pathsep.join(filter(None, sys.path))
     with _running(command, log, {"PYTHONPATH": path, URI_KEY: uri, **env}) as process:
         worker = RunningWorker(process, log)
         worker.wait_until(
             lambda: _watching(settings, queue) > before,
-            f"the worker waits for jobs of {queue} at {uri}, as {URI_KEY} in its environment says; "
-            "an app that sets another one itself does not find it",
+            f"the worker waits for jobs of {queue} at {uri}, set as {URI_KEY} in its environment; "
+            "an app that sets another URI itself does not use this broker",
         )
         yield worker
 
@@ -145,13 +147,13 @@ def _free_port() -> int:
 
 
 def _comes_up(program: RunningProgram, address: Address) -> bool:
-    """Wait until the broker answers; return whether it does, and has not ended, as where the port was taken."""
+    """Wait until the broker answers or ends, for example because the port is taken; return whether it answers."""
     program.wait_until(lambda: program.has_ended or _serves(program, address), "the broker answers")
     return not program.has_ended
 
 
 def _serves(program: RunningProgram, address: Address) -> bool:
-    """Say whether this very program answers there: the port may be that of another test's broker."""
+    """Whether this very program answers at the address: the port may belong to another test's broker."""
     try:
         with closing(Connection(address, Settings(address).timeout_s)) as connection:
             return connection.stats()["pid"] == program.process.pid

@@ -1,4 +1,4 @@
-"""What a test sees of the jobs."""
+"""The records of jobs for tests."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from flask_backend.message import Message, cut, decode, decode_json, show_call
 from flask_backend.registry import Handlers
 from flask_backend.stories import Story
 
-_MAX_SHOWN = 200  # characters of a call in a failure's list
+_MAX_SHOWN = 200  # characters of a call in a failure message
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A call that was scheduled, or a message that was sent, as it arrives: after its way through JSON.
+    """A scheduled call, or a message sent, as it arrives: encoded to JSON and decoded again.
 
-    A call has ``endpoint``, ``args`` and ``kwargs``; what is for a receiver or another system has no ``endpoint``, and
-    its ``message``. ``delay`` and ``ttr`` are in seconds; ``at`` is when it was scheduled, in seconds since the epoch.
-    ``job`` is what the caller got: its ``state()`` tells where it is now.
+    A call has ``endpoint``, ``args`` and ``kwargs``; a message to a receiver or another system has no ``endpoint``, but
+    ``message``. ``delay`` and ``ttr`` are in seconds; ``at`` is when it was scheduled, in seconds since the epoch.
+    ``job`` is the caller's handle: its ``state()`` returns the current state.
     """
 
     queue: str
@@ -42,7 +42,7 @@ class Scheduled:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One attempt at a job: which, from 1, and what it raised, a failure or what the task has decided itself."""
+    """One attempt at a job: its number, from 1, and its exception, a failure or a decision of the task, if any."""
 
     scheduled: Scheduled
     attempt: int
@@ -51,14 +51,14 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Buried:
-    """A buried job, and its story as it is kept on a real broker."""
+    """A buried job, and its story as a real broker stores it."""
 
     scheduled: Scheduled
     note: Story
 
 
 def tell(put: Put, handlers: Handlers | None, control: JobControl) -> Scheduled:
-    """Read what was put; ``handlers`` are those of its queue, if anything is registered for it."""
+    """Return the record of a job; ``handlers`` are the ones of its queue, if registered."""
     call = _read_call(put.body) if handlers is not None and handlers.tasks else None
     return Scheduled(
         queue=put.queue,

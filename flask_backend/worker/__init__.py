@@ -1,1 +1,1 @@
-"""What runs in a worker: the reserve loop, a job's run and its settlement, and the heartbeat."""
+"""The code of a worker process: the reserve loop, running and settling jobs, and the heartbeat."""

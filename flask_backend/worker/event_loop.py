@@ -1,7 +1,7 @@
-"""The event loop of a worker: made when a task first needs it, kept from task to task, shut down at the worker's end.
+"""The event loop of a worker: created when a task first needs it, reused by later tasks, closed when the worker ends.
 
-It runs in the thread that runs the tasks, and only as long as one of them needs it: between jobs it stands still.
-asyncio is imported by whoever needs it first: most apps never do.
+It runs in the thread that runs the tasks, and only while one of them needs it: between jobs it stands still. asyncio is
+imported on first use: most apps never need it.
 """
 
 from __future__ import annotations
@@ -29,58 +29,58 @@ logger = get_logger("flask_backend.worker")
 
 T = TypeVar("T")
 
-# How long background tasks and threads may take to end, once they are to.
+# How long the shutdown waits for background tasks and threads to end.
 PATIENCE_S = 5.0
 
 
 class _Forked(SystemExit):
-    """The coroutine of a task has come to its end in a process that it has forked. asyncio lets such exits through."""
+    """The coroutine of a task has ended in a process that it forked. asyncio lets SystemExit propagate."""
 
 
 @dataclass(eq=False, slots=True)
 class _Run:
-    """An awaitable on its way through the loop, and what came of it."""
+    """An awaitable that runs in the loop, and its outcome."""
 
     awaitable: Awaitable[Any]
     pid: int = field(default_factory=os.getpid)
     task: asyncio.Task[None] | None = None
     value: Any = None
     error: BaseException | None = None
-    due: BaseException | None = None  # it is to be cancelled for this
-    broken_off_by: BaseException | None = None  # it is cancelled for this
+    due: BaseException | None = None  # the reason to cancel it
+    broken_off_by: BaseException | None = None  # the reason for which it is being cancelled
 
     async def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Await it. What it raises does not leave the loop: SystemExit and KeyboardInterrupt would stop that."""
+        """Await it, and keep its exception from the loop: SystemExit and KeyboardInterrupt would stop that."""
         try:
             self.value = await self.awaitable
         except BaseException as error:
             self.error = error
         if os.getpid() != self.pid:
             self._enter_again(loop)
-            raise _Forked  # at once: another turn would take from the sockets that this process shares
+            raise _Forked  # at once: another turn would read from sockets shared with the parent
         loop.stop()
 
     def _enter_again(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Be the current task of a forked process: Python 3.14 has none there, and lets no exception out of another."""
+        """Become the current task in a forked process: Python 3.14 unsets it, and lets only the current task raise."""
         import asyncio
 
         if self.task is not None and asyncio.current_task(loop) is not self.task:
-            asyncio._set_running_loop(loop)  # for those who implement loops  # noqa: SLF001
+            asyncio._set_running_loop(loop)  # for implementers of loops  # noqa: SLF001
             asyncio.tasks._enter_task(loop, self.task)  # noqa: SLF001
 
     def cancel(self) -> None:
-        """Cancel it. Called by the loop: before its first step a task would end without :meth:`watch`."""
+        """Cancel it. The loop calls this: a task cancelled before its first step would end without :meth:`watch`."""
         if self.task is not None and self.broken_off_by is None and self.task.cancel(str(self.due)):
             self.broken_off_by = self.due
 
     def outcome(self) -> Any:
-        error, self.error = self.error, None  # its traceback refers to our frames: a cycle would keep what they hold
+        error, self.error = self.error, None  # its traceback refers to our frames: a cycle would keep their objects
         because, self.broken_off_by, self.due = self.broken_off_by, None, None
         try:
             if because is None:
                 because = error
             elif because.__traceback__ is None and isinstance(error, _cancelled_error()):
-                because.__traceback__ = error.__traceback__  # it tells where the coroutine was
+                because.__traceback__ = error.__traceback__  # it shows where the coroutine was
             elif because.__traceback__ is None:
                 because.__cause__ = error
             if because is not None:
@@ -91,18 +91,18 @@ class _Run:
 
 
 class EventLoop:
-    """Runs one awaitable at a time to its end. What else it has started stays, and goes on in the next run."""
+    """Runs one awaitable at a time to its end. Its background tasks stay, and go on during the next run."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._parents: asyncio.AbstractEventLoop | None = None  # to be left alone: its selector is shared with ours
+        self._parents: asyncio.AbstractEventLoop | None = None  # never touched: it shares its selector with ours
         self._pid = 0
         self._finalizer: weakref.finalize[..., EventLoop] | None = None
-        self._runs: dict[str, _Run] = {}  # the one that is under way
+        self._runs: dict[str, _Run] = {}  # the current one
 
     @classmethod
     def prepare(cls) -> None:
-        """Import what a loop needs."""
+        """Import the modules that a loop needs."""
         for module in ("asyncio", "concurrent.futures.thread"):
             importlib.import_module(module)
 
@@ -111,14 +111,14 @@ class EventLoop:
         return bool(self._runs)
 
     def run(self, awaitable: Awaitable[T]) -> T:
-        """Return the result of ``awaitable``, or raise what it raises.
+        """Return the result of ``awaitable``, or raise its exception.
 
-        It sees the caller's context variables. What a signal handler raises meanwhile, or SystemExit in a background
-        task, cancels it, and is raised when it has ended. Where the loop runs already, in another thread or by the
-        caller's caller, a new one is made for this awaitable.
+        It runs with the caller's context variables. An exception of a signal handler, or SystemExit in a background
+        task, cancels it, and is raised when it has ended. If the loop is already running, in another thread or further
+        up the stack, the awaitable gets a new loop.
         """
         run = _Run(awaitable)
-        if self._runs.setdefault("now", run) is not run:  # two threads may come here at once
+        if self._runs.setdefault("now", run) is not run:  # two threads may get here at the same time
             with closing(EventLoop()) as other:
                 return other.run(awaitable)
         try:
@@ -131,11 +131,11 @@ class EventLoop:
         run.task = loop.create_task(run.watch(loop))
         if run.due is not None:
             loop.call_soon(run.cancel)
-        while not run.task.done():  # a task may stop the loop: it goes on
+        while not run.task.done():  # a task may stop the loop: run it again
             try:
                 loop.run_forever()
             except _Forked:
-                run.task.exception()  # asyncio logs an exception that is never looked at
+                run.task.exception()  # asyncio logs an exception that is never retrieved
                 return
             except BaseException as error:
                 if run.due is None:
@@ -155,10 +155,10 @@ class EventLoop:
             self._finalizer = weakref.finalize(self, _close, self._loop, self._pid)
         return self._loop
 
-    # -- breaking off ----------------------------------------------------------------------------------------
+    # -- interruption ----------------------------------------------------------------------------------------
 
     def runs_code_of_task(self, frame: FrameType | None) -> bool:
-        """Whether ``frame`` is code of the awaitable itself: not of asyncio, nor of a background task."""
+        """Whether ``frame`` runs code of the awaitable itself: not of asyncio or a background task."""
         import asyncio
 
         run = self._runs.get("now")
@@ -175,21 +175,21 @@ class EventLoop:
         return False
 
     def cancel(self, because: BaseException) -> None:
-        """Cancel what runs, from a signal handler: :meth:`run` raises ``because``, whatever the coroutine does then."""
+        """Cancel the current run, from a signal handler: :meth:`run` raises ``because`` even if that is swallowed."""
         run, loop = self._runs.get("now"), self._loop
         if run is not None:
             run.due = because
-            if loop is not None:  # else it is about to be made
-                with suppress(RuntimeError):  # it is closed, and another one is made
+            if loop is not None:  # else it is about to be created
+                with suppress(RuntimeError):  # it is closed, and replaced by another
                     loop.call_soon_threadsafe(run.cancel)
 
     def expect(self, because: BaseException) -> None:
-        """Have :meth:`run` raise ``because``, which is about to be raised in the coroutine, whatever that does then."""
+        """Make :meth:`run` raise ``because``, which the coroutine is about to raise, even if it swallows that."""
         if (run := self._runs.get("now")) is not None:
             run.broken_off_by = because
 
     def wake(self) -> None:
-        """Have the loop look for signals, from any thread: one that comes just before it sleeps does not wake it."""
+        """Make the loop check for signals, from any thread: a signal just before it sleeps does not wake it."""
         if (loop := self._loop) is not None and self._runs:
             with suppress(RuntimeError):  # it is closed
                 loop.call_soon_threadsafe(lambda: None)
@@ -197,7 +197,7 @@ class EventLoop:
     # -- the end ---------------------------------------------------------------------------------------------
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
-        """Cancel and await background tasks, and wait for async generators and threads, for so long at most."""
+        """Cancel and await background tasks, and wait for async generators and threads, for at most ``patience_s``."""
         loop = self._loop
         if loop is None or loop.is_closed() or self._runs or self._pid != os.getpid():
             return
@@ -209,7 +209,7 @@ class EventLoop:
         if has_ended:
             loop.close()
         elif self._finalizer is not None:
-            self._finalizer.detach()  # asyncio would complain of what goes on
+            self._finalizer.detach()  # asyncio would warn of tasks that are still running
 
 
 def _cancelled_error() -> type[BaseException]:
@@ -219,12 +219,12 @@ def _cancelled_error() -> type[BaseException]:
 
 
 def _close(loop: asyncio.AbstractEventLoop, pid: int) -> None:
-    if os.getpid() == pid:  # not that of the process that has forked this one
+    if os.getpid() == pid:  # not the loop of the parent process
         loop.close()
 
 
 async def _shut_down(loop: asyncio.AbstractEventLoop, patience_s: float) -> bool:
-    """Have everything in the loop end; return whether it has."""
+    """End everything in the loop; return whether everything has ended."""
     import asyncio
 
     deadline = loop.time() + patience_s
@@ -236,7 +236,7 @@ async def _shut_down(loop: asyncio.AbstractEventLoop, patience_s: float) -> bool
         ended, stuck = await asyncio.wait(pending, timeout=patience_s)
         for task in ended:
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("background task %s failed as it was cancelled", _names([task]), exc_info=error)
+                logger.error("background task %s failed while it was cancelled", _names([task]), exc_info=error)
     if stuck:
         logger.error("background tasks have not ended %g s after they were cancelled: %s", patience_s, _names(stuck))
     for step in (loop.shutdown_asyncgens(), loop.shutdown_default_executor()):
@@ -252,12 +252,12 @@ def _names(tasks: Iterable[asyncio.Task[Any]]) -> str:
 
 # -- for callers ---------------------------------------------------------------------------------------------
 
-# The loop of the worker, or of the test kit, that runs the current job.
+# The loop of the worker or the test kit that runs the current job.
 loop_in_use: ContextVar[EventLoop] = ContextVar("flask_backend.loop_in_use")
 
 
 def run_here(name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call a function in the caller, and return its result; one that is asynchronous runs to its end."""
+    """Call a function for the caller and return its result; an asynchronous one runs to its end."""
 
     def call() -> Any:
         result = function(*args, **kwargs)
@@ -273,7 +273,7 @@ def run_here(name: str, function: Callable[..., Any], args: Any, kwargs: Any) ->
 
 
 def apart_from_running_loop(function: Callable[..., T], *args: Any) -> T:
-    """Call a function where no event loop runs: here, or else in a thread of its own, with the caller's context."""
+    """Call a function where no event loop runs: here, or in a separate thread with the caller's context."""
     import asyncio
 
     try:

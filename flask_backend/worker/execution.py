@@ -23,7 +23,7 @@ from .results import finish
 
 @dataclass(slots=True)
 class Call:
-    """What a job asks for. Not frozen: one is made for every job, which would take twice the time."""
+    """The call that a job contains. Not frozen: one is made for every job, and frozen ones take twice as long."""
 
     handler: Handler
     args: Sequence[Any] = ()
@@ -44,10 +44,10 @@ class Call:
 
 
 def read_call(handlers: Handlers, body: bytes) -> Call:
-    """Find what to call; raise :exc:`MessageDecodeError` for what can never succeed.
+    """Return the call in the body of a job; raise :exc:`MessageDecodeError` if it can never succeed.
 
-    The call of a task that this version of the app lacks raises :exc:`UnknownEndpointError` when it is run, and so is
-    tried again: a newer version may have it.
+    If this version of the app lacks the task, running the call raises :exc:`UnknownEndpointError`, so that the job is
+    retried: a newer version may have the task.
     """
     if handlers.receiver is not None:
         return Call(handlers.receiver, [decode_json(body)])
@@ -57,7 +57,7 @@ def read_call(handlers: Handlers, body: bytes) -> Call:
 
 
 def _lacking(handlers: Handlers, endpoint: str) -> Handler:
-    """Return what stands for a missing task, under a name that is safe to show: any producer may have chosen it."""
+    """Return a stand-in for a missing task. Its name is made safe to show: any producer may have chosen it."""
     name = visible(endpoint, MAX_NAME)
 
     def fail(*_args: Any, **_kwargs: Any) -> NoReturn:
@@ -70,7 +70,7 @@ def _lacking(handlers: Handlers, endpoint: str) -> Handler:
 
 
 class Runner:
-    """Calls the functions of one queue, each in an app context of its own; asynchronous ones in the event loop.
+    """Calls the functions of one queue, each in its own app context; asynchronous ones run in the event loop.
 
     An app that overrides ``ensure_sync`` or ``async_to_sync`` has its own way to run ``async`` functions.
     """
@@ -99,7 +99,7 @@ class Runner:
                     finish(call.label, function, result, self._wait_for)
             except RuntimeError as error:
                 if type(error) is RuntimeError and "without 'SERVER_NAME'" in str(error):
-                    error.add_note(f"In tasks, receivers and hooks url_for needs the setting {BASE_URL_KEY}.")
+                    error.add_note(f"In tasks, receivers and hooks, url_for needs the setting {BASE_URL_KEY}.")
                 raise
 
     def run_hooks(self) -> None:
@@ -119,7 +119,7 @@ def _is_overridden(method: Callable[..., Any], original: Callable[..., Any]) -> 
 
 
 def prepare(handlers: Handlers) -> None:
-    """Import what the queue's functions will need: in place of each worker, before it is forked."""
+    """Import the modules that the queue's functions need, once before the workers are forked."""
     functions = [handler.function for handler in (handlers.receiver, *handlers.tasks.values()) if handler]
     if any(map(may_be_async, (*functions, *handlers.hooks))):
         EventLoop.prepare()

@@ -1,8 +1,8 @@
-"""The second thread of a worker: all that must go on while the first is inside a task.
+"""The second thread of a worker: everything that must go on while a task occupies the first.
 
-It touches the jobs that are held, so that a task may take longer than its time to run; it shows the task in the
-process title; it notices that the supervisor is gone; and it ends the process at the deadline of a drain. It sleeps
-while the worker is idle, and looks at a task only once that has run for a while, so that short tasks cost nothing.
+It touches the held jobs, so that a task may take longer than its time to run (TTR). It shows the task in the process
+title, notices that the supervisor is gone, and ends the process at the deadline of a drain. It sleeps while the worker
+is idle, and looks at a task only after it has run for a while, so that short tasks stay cheap.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from .signal_guard import STOPPING
 
 logger = get_logger("flask_backend.worker")
 
-# How often a running task is looked at, and the age from which it is: together shorter than a TTR of one second, which
-# is the server's least.
+# How often the heartbeat looks at a running task, and from which age on. The sum is below one second, the shortest TTR
+# that the server accepts.
 TICK_S = 0.5
 SHORT_TASK_S = 0.25
-# It goes on looking for so long when there is no task: to wake it for each of many small ones would cost more.
+# Stay awake this long after a task: waking for every short task would cost more.
 STAY_AWAKE_S = 5.0
-# Touched this many times within its TTR, a job survives two touches that come late.
+# Touches within one TTR: with this many, a job survives two late ones.
 TOUCHES_PER_TTR = 3
-# How often a worker that runs or has finished a job tries to get it back, when the connection has broken.
+# How often a worker that runs or has finished a job tries to get it back after the connection broke.
 RECLAIM_EVERY_S = 0.25
-# How long a task waits for a touch that is on its way: more than the broker has to answer.
+# How long a task waits for a touch in flight: longer than the timeout for the broker's reply.
 LOCK_PATIENCE_S = 10.0
-# All but those that stop a worker, which raise nothing.
+# All signals except the ones that stop a worker: their handlers do not raise.
 _MAY_RAISE = signal.valid_signals().difference(STOPPING)
 
 
 @dataclass(eq=False)
 class WorkerLease:
-    """A job that the worker holds, on the connection that reserved it; and what its task can do with it meanwhile.
+    """A job that the worker holds, the connection that reserved it, and the commands that its task may use.
 
-    ``waiting`` are the leases of jobs that were reserved together with it and come after it. Times are those of the
+    ``waiting`` are the leases of the jobs that were reserved together with it and run after it. Times are on the
     monotonic clock.
     """
 
@@ -58,15 +58,15 @@ class WorkerLease:
     job: ReservedJob
     reserved_at: float
     waiting: Sequence[WorkerLease]
-    # The class has these values until they change: one is made for every job, and most of this is for long tasks only.
+    # Defaults on the class, since a lease is made for every job, and only long tasks use most of these fields.
     label: str = field(init=False, default="")
     started: float = field(init=False, default=0.0)
-    limit_at: float | None = field(init=False, default=None)  # when the task is to be interrupted
-    kill_at: float | None = field(init=False, default=None)  # when its process may be killed, if that did not help
+    limit_at: float | None = field(init=False, default=None)  # when to interrupt the task
+    kill_at: float | None = field(init=False, default=None)  # when to kill its process if that did not help
     is_interrupted: bool = field(init=False, default=False)
     touch_every_s: float | None = field(init=False, default=None)
     touch_at: float = field(init=False, default=0.0)
-    is_cut: bool = field(init=False, default=False)  # its connection broke, and a thread tries to get it back
+    is_cut: bool = field(init=False, default=False)  # its connection broke; a thread tries to get it back
     is_lost: bool = field(init=False, default=False)
     prefetched_stats: Replies | None = field(init=False, default=None)  # for the job's counters
 
@@ -88,9 +88,9 @@ class WorkerLease:
 
 
 class Heartbeat:
-    """Start it after the fork; then tell it of each job with :meth:`hold` and :meth:`let_go`."""
+    """The heartbeat thread: start it after the fork, then call :meth:`hold` and :meth:`let_go` for each job."""
 
-    def __init__(  # noqa: PLR0913  # one parameter for each thing that it does in its owner's name
+    def __init__(  # noqa: PLR0913  # one parameter for each action on behalf of its owner
         self,
         host: Host,
         *,
@@ -100,11 +100,11 @@ class Heartbeat:
         take_over: Callable[[WorkerLease, Connection], bool],
         leaves_when_stuck: bool,
     ) -> None:
-        """Take what to do at a deadline, and when the connection breaks.
+        """Set the actions for deadlines and for a broken connection.
 
-        ``interrupt`` breaks off the running task; ``leave`` ends the process at once, whatever it is doing, and
-        ``leaves_when_stuck`` tells whether that is for us to do if the interrupt did not help. ``connect`` opens a new
-        connection, and ``take_over`` has the job held by it, if that is possible.
+        ``interrupt`` breaks off the running task. ``leave`` ends the process at once; with ``leaves_when_stuck`` the
+        heartbeat calls it if the interrupt did not help. ``connect`` opens a new connection, and ``take_over`` moves
+        the job to it, if that is possible.
         """
         self._host = host
         self._pid = os.getpid()
@@ -114,9 +114,9 @@ class Heartbeat:
         self._take_over = take_over
         self._leaves_when_stuck = leaves_when_stuck
         self._lease: WorkerLease | None = None
-        # Held for each exchange on the connection while a job is held: a touch never meets the worker's own commands.
+        # Taken for each exchange on the connection while a job is held: a touch never mixes with the worker's commands.
         self._lock = threading.Lock()
-        self._is_asleep = False  # until it is woken
+        self._is_asleep = False  # until :meth:`_wake`
         self._holds = self._holds_seen = 0  # how often a job was held
         self._awake_until = float("-inf")
         self._leave_at: float | None = None
@@ -126,7 +126,7 @@ class Heartbeat:
         os.set_blocking(self._wake_r, False)
 
     def watch(self, fd: int, on_end: Callable[[], None]) -> None:
-        """Call ``on_end``, once, when ``fd`` becomes readable. To be said before :meth:`start`."""
+        """Call ``on_end``, once, when ``fd`` becomes readable. Call this before :meth:`start`."""
         self._watched[fd] = on_end
 
     def start(self) -> None:
@@ -139,27 +139,27 @@ class Heartbeat:
             self._wake()
 
     def let_go(self) -> None:
-        """Stop caring for the job; when this returns no touch is on the way and none will come."""
+        """Stop touching the job. After this returns, no touch is in flight and no other follows."""
         with self._lock:
             self._lease = None
 
     @contextmanager
     def exchange(self, lease: WorkerLease, wait_s: float = LOCK_PATIENCE_S) -> Generator[Connection]:
-        """Have the connection for a command of the task that runs, while no touch is on the way.
+        """Yield the connection for a command of the running task, while no touch is in flight.
 
-        Raises :exc:`JobNotFoundError` if the task's job is no longer held, and :exc:`BrokerConnectionError` in a
+        Raises :exc:`JobNotFoundError` if the worker no longer holds the job, and :exc:`BrokerConnectionError` in a
         process that the task has forked.
         """
         if os.getpid() != self._pid:
             raise BrokerConnectionError("the job is held by the process that this one was forked from")
-        # What a signal raises, our own time limit or a task's alarm, must not come between the lock and its release.
+        # Block the signals whose handlers raise (our time limit, a task's alarm) while the lock is held.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _MAY_RAISE)
         try:
             if not self._lock.acquire(timeout=wait_s):
                 raise BrokerConnectionError("the connection to Beanstalkd is in use")
             try:
                 if self._lease is not lease or lease.is_lost:
-                    raise JobNotFoundError(f"job {lease.job.id} is no longer held by this worker")
+                    raise JobNotFoundError(f"this worker no longer holds job {lease.job.id}")
                 yield lease.connection
             finally:
                 self._lock.release()
@@ -167,7 +167,7 @@ class Heartbeat:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def leave_by(self, deadline: float) -> None:
-        """End the process at ``deadline`` of the monotonic clock, unless it has ended by itself."""
+        """End the process at ``deadline`` on the monotonic clock, unless it ends by itself before."""
         self._leave_at = deadline
         self._wake()
 
@@ -193,8 +193,8 @@ class Heartbeat:
             shown = self._tick(shown=shown)
 
     def _timeout_ms(self, *, shown: bool) -> float | None:
-        """How long to sleep: a tick while a task runs, until the deadline of a drain, or until woken."""
-        # First say so, then look: the worker does it the other way round, and one of us sees the other.
+        """Return how long to sleep: a tick while a task runs, until the deadline of a drain, or until woken."""
+        # Set the flag before reading the lease. The worker does it in reverse order, so one of the two sees the other.
         self._is_asleep = True
         lease = self._lease
         now = time.monotonic()
@@ -203,7 +203,7 @@ class Heartbeat:
             self._awake_until = now + STAY_AWAKE_S
         timeouts: list[float] = []
         if now < self._awake_until or shown:
-            self._is_asleep = False  # it looks again within a tick, soon enough for whatever comes next
+            self._is_asleep = False  # it looks again within a tick, which is soon enough
             timeouts.append(TICK_S)
         if lease is not None and lease.limit_at is not None and not lease.is_interrupted:
             timeouts.append(max(0.0, lease.limit_at - now))
@@ -212,7 +212,7 @@ class Heartbeat:
         return min(timeouts) * 1000 + 1 if timeouts else None
 
     def _tick(self, *, shown: bool) -> bool:
-        """Look at the running task; return whether the process title tells of one."""
+        """Look at the running task; return whether the process title shows one."""
         lease = self._lease
         now = time.monotonic()
         if lease is not None and now - lease.reserved_at >= SHORT_TASK_S:
@@ -240,11 +240,11 @@ class Heartbeat:
             lease.job.id,
             lease.label,
         )
-        # In a thread of its own, for to connect may take long, and deadlines do not wait.
+        # In a thread of its own: connecting may take long, and the deadlines must not wait.
         threading.Thread(target=self._reclaim, args=[lease], name="flask-backend-reclaim", daemon=True).start()
 
     def _reclaim(self, lease: WorkerLease) -> None:
-        """Get the running task's job back, as soon as the broker can be reached."""
+        """Reserve the running task's job again as soon as the broker answers."""
         while self._lease is lease and lease.is_cut:
             with suppress(BrokerError):  # the next try may succeed
                 self._try_to_reclaim(lease, self._connect())
@@ -264,15 +264,15 @@ class Heartbeat:
             if lease.connection is not connection:
                 connection.close()
         if lease.is_lost:
-            self._warn_lost(lease, "it is gone, or another worker has it by now")
+            self._warn_lost(lease, "the job is gone, or another worker holds it")
         else:
             logger.info("job %d (%s) is held again", lease.job.id, lease.label)
 
     def _end(self, lease: WorkerLease, now: float) -> None:
-        """Interrupt a task at its limit, and give it no more time than it takes to die of that.
+        """Interrupt a task at its limit, and end the process if it does not stop in time.
 
-        The last touch leaves the whole TTR for it; where that is short, the process is killed sooner: while it lives,
-        no other worker may have the job.
+        The last touch leaves it the whole TTR. With a short TTR the process is killed sooner: while it lives, no other
+        worker may have the job.
         """
         if self._leaves_when_stuck and lease.kill_at is not None and now >= lease.kill_at:
             logger.error("job %d (%s) did not end at its time limit: leaving", lease.job.id, lease.label)
@@ -292,29 +292,29 @@ class Heartbeat:
             self._touch(lease, running, now)
 
     def _touch(self, lease: WorkerLease, running: WorkerLease, now: float) -> None:
-        """Touch a job, the running one or one that waits behind it, if that one is still running."""
+        """Touch a job, the running one or one that waits behind it, while ``running`` still runs."""
         with self._lock:
             if self._lease is not running:
                 return
             try:
                 if lease.touch_every_s is None:
-                    # Producers choose the TTR, and RESERVED does not tell it.
+                    # Producers choose the TTR, and the RESERVED reply does not contain it.
                     lease.touch_every_s = lease.connection.counters(lease.job.id).ttr_s / TOUCHES_PER_TTR
                 lease.connection.touch(lease.job.id)
             except BrokerConnectionError as error:
-                if lease is not running:  # the running one is got back
+                if lease is not running:  # a thread gets the running one back
                     lease.is_lost = True
                     self._warn_lost(lease, str(error))
             except BrokerError:
                 lease.is_lost = True
-                self._warn_lost(lease, "its time to run was over")
+                self._warn_lost(lease, "its TTR expired")
         lease.touch_at = now + (lease.touch_every_s or 0.0)
 
     def _warn_lost(self, lease: WorkerLease, reason: str) -> None:
         logger.warning(
-            "job %d (%s) is no longer held by this worker%s: %s",
+            "lost the reservation of job %d (%s)%s: %s",
             lease.job.id,
-            lease.label or "it has waited behind another",
-            " but runs on, and may run twice" if lease is self._lease else "",
+            lease.label or "prefetched",
+            ", whose task goes on and may run twice" if lease is self._lease else "",
             reason,
         )

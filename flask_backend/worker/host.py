@@ -1,4 +1,4 @@
-"""Who runs a worker: what the worker tells it, and the host of one that nobody supervises."""
+"""The interface from a worker to the program that runs it, and its implementation for an unsupervised worker."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from flask_backend.system.titles import show_worker
 
 logger = get_logger("flask_backend.worker")
 
-# For a worker that may be silent for as long as the network has it wait; half of what the scoreboard's words can hold.
+# For a worker that may be silent as long as the network makes it wait: half the range of the scoreboard's words.
 UNBOUNDED_NS = 1 << 63
 
 
 class Host(Protocol):
-    """What a worker tells whoever runs it."""
+    """The events that a worker reports to its host, the program that runs it."""
 
     def accept_signals(self) -> None:
-        """Hear that the worker has installed its signal handlers."""
+        """Record that the worker has installed its signal handlers."""
 
     def ready(self) -> None:
-        """Hear that the hooks have run and that the worker is about to reserve."""
+        """Record that the hooks have run and the worker is about to reserve."""
 
     def lend(self, fd: int) -> None:
-        """Get a duplicate of the connection to the broker, before the first job comes over it."""
+        """Take a duplicate of the connection to the broker, before the first job arrives on it."""
 
     def live(self, silent_ns: int = 0) -> None:
-        """Hear that the worker's loop turns, and for how much longer than usual it may be silent from now on."""
+        """Record a turn of the worker's loop, which may now be silent for ``silent_ns`` longer than usual."""
 
     def was_told_to_drain(self) -> bool:
-        """Say whether the worker is to drain, even if the signal for that has not reached it."""
+        """Return whether the worker must drain, even if the signal for it has not arrived."""
         ...
 
     def heard_drain(self) -> None:
-        """Hear that the worker drains."""
+        """Record that the worker drains."""
 
     def begin(self, job_id: int) -> None:
-        """Hear that a job is there."""
+        """Record that the worker has begun a job."""
 
     def run(self, label: str, kill_at: float | None) -> None:
-        """Hear what the job is, and when the process may be killed for it, in seconds of the monotonic clock."""
+        """Record the job's call, and when its process may be killed, in seconds on the monotonic clock."""
 
     def end(self, ending: Ending | None) -> None:
-        """Hear how the job was settled; None if it was not, or not by this worker."""
+        """Record how the job was settled, if this worker has settled it."""
 
     def leaving(self) -> None:
-        """Hear that the worker holds no job and has no connection any more."""
+        """Record that the worker no longer holds a job or a connection."""
 
     def recycle_due(self) -> None:
-        """Hear that the worker has done as many jobs as it should, and asks to be drained."""
+        """Record that the worker has done ``max_tasks`` jobs and asks to be drained."""
 
     def show(self, activity: str) -> None:
-        """Tell in the process title what the worker does; an empty text for nothing."""
+        """Show the worker's activity in the process title; an empty text means idle."""
 
 
 class Foreground:
-    """The host of a worker that nobody supervises."""
+    """The host of an unsupervised worker."""
 
     def __init__(self, queue: str) -> None:
         self._queue = queue

@@ -1,6 +1,6 @@
-"""What becomes of a job that crashed its worker: settled on the dead worker's own connection.
+"""Settling a job that crashed its worker, on the dead worker's own connection.
 
-Runs in a short-lived process of its own, which has inherited the connection. As long as it is open the server keeps the
+This runs in a short-lived process that has inherited the connection. While the connection is open, the server keeps the
 job reserved, so that no other worker can take it before it is settled.
 """
 
@@ -26,15 +26,15 @@ from .settlement import bury, task_logger
 
 logger = get_logger("flask_backend.worker")
 
-# The delay of a job whose policy does not give one.
+# The delay if the retry policy fails to give one, in seconds.
 PLAIN_DELAY_S = 60
 
 
 def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Ending | None:
-    """Release or bury the job that a dead worker held; return None if there was nothing to settle.
+    """Release or bury the job that a dead worker held; return how, if it had to be settled.
 
-    ``crashes`` is how often the job has crashed a worker, this time included. Any doubt about what is on the
-    connection ends in its being closed, which gives the job back as it was.
+    ``crashes`` is how often the job has crashed a worker, including this time. If the state of the connection is in
+    doubt, it is closed, which gives the job back unchanged.
     """
     if death.activity is None:
         return None
@@ -50,13 +50,13 @@ def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashe
             return _settle(connection, settings, handlers, job, death, crashes)
         except BrokerError:
             raise
-        except Exception as error:  # of the task's own policy, or for want of memory
-            log_failure(logger, logging.ERROR, "job %d is settled without its policy", job_id, error=error)
+        except Exception as error:  # raised by the task's own policy, or out of memory
+            log_failure(logger, logging.ERROR, "settling job %d without its retry policy", job_id, error=error)
             return _settle_plainly(connection, job, crashes)
     except BrokerConnectionError as error:
         logger.debug("job %d goes back as it was: %s", job_id, error)
     except BrokerError as error:
-        logger.warning("job %d could not be settled after its worker's death: %s", job_id, error)
+        logger.warning("job %d could not be settled after its worker died: %s", job_id, error)
     finally:
         if connection is not None:
             connection.close()
@@ -99,7 +99,7 @@ def _settle(  # noqa: PLR0913
 
 
 def _settle_plainly(connection: Connection, job: ReservedState, crashes: int) -> Ending:
-    """Release or bury a job without anything that could fail: it must not go back uncounted, to the next worker."""
+    """Release or bury a job without code that can fail: its crash must count before the next worker gets it."""
     if crashes >= MAX_CRASHES:
         connection.bury(job.id, job.counters.priority)
         return Ending.BURIED
@@ -108,7 +108,7 @@ def _settle_plainly(connection: Connection, job: ReservedState, crashes: int) ->
 
 
 def _read(handlers: Handlers, body: bytes) -> Call | None:
-    """Return what the job asks for; None if that cannot be read here, where it may have ended a worker."""
+    """Return the job's call, unless it cannot be read here: reading it may have crashed the worker."""
     try:
         return read_call(handlers, body)
     except (MessageDecodeError, MemoryError):

@@ -1,4 +1,4 @@
-"""The results of calls of users' functions: an asynchronous one is awaited, one that has not run is an error."""
+"""The results of users' functions: await an asynchronous one, and raise an error for one that has not run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from flask_backend.functions import may_be_async
 
 
 def finish(name: str, function: Callable[..., Any], result: object, wait_for: Callable[[Awaitable[Any]], Any]) -> Any:
-    """Return what a call of ``function`` came to; ``wait_for`` awaits the result of one that is asynchronous.
+    """Return the final result of a call of ``function``; ``wait_for`` awaits the result if it is asynchronous.
 
-    Raises :exc:`TaskResultError` for a result that has not run: a generator, or an awaitable that is not expected.
+    Raises :exc:`TaskResultError` for a result that has not run: a generator or an unexpected awaitable.
     """
     if not _may_have_to_run(type(result)):  # type: ignore[arg-type]  # a class is hashable
         return result
@@ -22,7 +22,7 @@ def finish(name: str, function: Callable[..., Any], result: object, wait_for: Ca
         result = wait_for(result)  # pyright: ignore[reportUnknownArgumentType]
     match result:
         case Generator():
-            problem, hint = "a generator", "run it to its end in the task, for example with `for`"
+            problem, hint = "a generator", "run it to its end inside the task, for example with `for`"
         case AsyncGenerator():
             problem, hint = "an async generator", "run it to its end in an `async def` task, with `async for`"
         case Coroutine():
@@ -36,14 +36,14 @@ def finish(name: str, function: Callable[..., Any], result: object, wait_for: Ca
     raise TaskResultError(f"{name}() returned {problem}, which has not run: {hint}")
 
 
-@lru_cache(maxsize=256)  # a fifth of the time of the checks, for each job that returns a value
+@lru_cache(maxsize=256)  # takes a fifth of the time of the checks for each job that returns a value
 def _may_have_to_run(kind: type) -> bool:
     return issubclass(kind, Generator | AsyncGenerator | Awaitable)
 
 
 def _discard(unfinished: object) -> None:
-    """End what is not awaited: Python would warn of a coroutine, and a task would run beside the next attempt."""
+    """End an awaitable that is not awaited: Python warns of a coroutine, and a task would overlap the next attempt."""
     end = getattr(unfinished, "close" if isinstance(unfinished, Coroutine | Generator) else "cancel", None)
     if end is not None:
-        with suppress(Exception):  # it has code of its own
+        with suppress(Exception):  # the object's own code may raise anything
             end()

@@ -1,4 +1,4 @@
-"""How a job is settled that did not succeed: released, deleted or buried with its story beside it."""
+"""Settling a job that failed: release it, delete it, or bury it and store its story."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from flask_backend.tracebacks import log_failure, name_of, told
 
 from .execution import Call
 
-# Kept apart, so that error trackers can tell a task's failure from ours.
+# A separate logger, so that error trackers can distinguish the failures of tasks from ours.
 task_logger = get_logger("flask_backend.task")
 
 
 class SettlingConnection(Protocol):
-    """What settling needs of the connection that holds the job."""
+    """The commands that settling needs on the connection that holds the job."""
 
     def counters(self, job_id: int) -> JobCounters: ...
     def stats_tube(self, names: Iterable[str]) -> list[Queue]: ...
@@ -46,7 +46,7 @@ class SettlingConnection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A job's call that has ended, in ``ran_s`` seconds, and the policy for it."""
+    """A finished call of a job, which ran for ``ran_s`` seconds, and its retry policy."""
 
     queue: str
     job: ReservedJob
@@ -56,13 +56,13 @@ class Attempt:
 
 
 def settle_failure(connection: SettlingConnection, attempt: Attempt, error: BaseException) -> Ending | None:
-    """Release, bury or delete a job, as its retry policy or the task itself decides; tell it in any case.
+    """Release, bury or delete a job as its retry policy or the task itself decides, and always log the failure.
 
-    Returns None if the job was no longer held.
+    Returns None if the connection had lost the job.
     """
     job, retry = attempt.job, attempt.retry
-    which, then, level = "an attempt unknown", "the broker gives it to another worker", logging.ERROR
-    kind = type(error)  # not isinstance, which asks the exception too
+    which, then, level = "attempt unknown", "the broker gives it to another worker", logging.ERROR
+    kind = type(error)  # not isinstance, which also consults the exception
     facts: dict[str, Any] = {"task": attempt.call.label, "job_id": job.id, "queue": attempt.queue, "attempt": None}
     try:
         counters = connection.counters(job.id)
@@ -84,9 +84,9 @@ def settle_failure(connection: SettlingConnection, attempt: Attempt, error: Base
                 then, level = "deleted", logging.WARNING
                 return Ending.DONE
     except JobNotFoundError:
-        then = "it was no longer held here"
+        then = "its reservation was lost"
         return None
-    finally:  # without a broker too, the failure is told
+    finally:  # log the failure even without a broker
         is_decided = issubclass(kind, TaskDecision)
         log_failure(
             task_logger,
@@ -104,11 +104,11 @@ def settle_failure(connection: SettlingConnection, attempt: Attempt, error: Base
 
 
 def bury_undecodable(connection: SettlingConnection, queue: str, job: ReservedJob, error: MessageDecodeError) -> Ending:
-    """Bury a job that no version of the app could run."""
+    """Bury a job that no version of the app can run."""
     log_failure(
         task_logger,
         logging.ERROR,
-        "job %d of %s can never run and is buried as it is: %s",
+        "job %d of %s can never run; buried unchanged: %s",
         job.id,
         queue,
         error,
@@ -127,24 +127,24 @@ def bury_undecodable(connection: SettlingConnection, queue: str, job: ReservedJo
 
 
 def bury(connection: SettlingConnection, note: Story, priority: int) -> None:
-    """Bury the job that the note is about, which ``connection`` holds.
+    """Bury the note's job, which ``connection`` holds.
 
-    The note comes first: if we die in between it is one too many, and not one too few. A broker that takes no note,
-    since its memory is short, keeps nobody from burying.
+    The note is written first: a crash in between leaves a stale note instead of a job without one. The job is buried
+    even if the broker refuses the note, for example because it is short of memory.
     """
     try:
         _keep(connection, note)
     except BrokerConnectionError:
         raise
     except BrokerError as error:
-        message = "no story is kept of the buried job %d of %s: %s"
+        message = "cannot store the story of the buried job %d of %s: %s"
         log_failure(task_logger, logging.WARNING, message, note.job, note.queue, error)
     connection.bury(note.job, priority)
 
 
 def _keep(connection: SettlingConnection, note: Story) -> None:
     tube = failures_tube(note.queue)
-    # They are reserved while somebody looks at them.
+    # A reader of the stories holds them reserved.
     if sum(kept.ready + kept.reserved for kept in connection.stats_tube([tube])) >= MAX_WHOLE:
         note = note.shortened()
     options = PutOptions(note.priority, 0, NOTE_TTR_S)
@@ -161,7 +161,7 @@ def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseExceptio
         queue=attempt.queue,
         reason=reason,
         endpoint=label,
-        call=told(lambda: str(attempt.call), f"{label}(…)"),  # its arguments may be changed by the task
+        call=told(lambda: str(attempt.call), f"{label}(…)"),  # the task may have changed its arguments
         attempts=attempts.number,
         allowed=attempt.retry.allowed(attempts),
         scheduled_at=scheduled_at(attempt.call.headers),
@@ -177,7 +177,7 @@ def _number(attempts: Attempts, retry: Retry) -> str:
 
 
 def _what(decision: BaseException) -> str:
-    """Word what a task has decided itself."""
+    """Return the wording for a decision of the task itself."""
     is_later = issubclass(type(decision), RetryLater)
-    asked = "asks to be tried again later" if is_later else f"decided {name_of(decision).rpartition('.')[2]}"
+    asked = "asks to be retried later" if is_later else f"decided {name_of(decision).rpartition('.')[2]}"
     return f"{asked}: {reason}" if (reason := reason_of(decision)) else asked

@@ -1,8 +1,8 @@
-"""The signals that a worker relies on, kept from what the app's code does with them.
+"""Protection of the signals that a worker relies on against changes by the app's code.
 
-A hook or a task may set a handler, block a signal, or leave either to a library: asyncio's ``add_signal_handler``
-leaves the default action behind, and then a TERM that should drain the worker kills its next task. So the worker looks
-after its hooks and after each job, and puts back what it had. Handlers that C code sets cannot be seen here.
+A hook, a task or a library may set a handler or block a signal. For example, asyncio's ``add_signal_handler`` leaves
+the default action behind, and then a TERM that should drain the worker kills its next task. So the worker checks its
+signals after the hooks and after each job, and restores them. It cannot detect handlers set by C code.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from flask_backend.system.loggers import get_logger
 
 logger = get_logger("flask_backend.worker")
 
-# Raises the time limit in the thread that runs the task. Not ALRM, which tasks use for alarms of their own.
+# Raises the time limit in the thread that runs the task. Not ALRM: tasks use it for their own alarms.
 INTERRUPT = signal.SIGUSR2
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-# The others: HUP is for the supervisor, USR1 writes the stacks, a write to a broken connection must be an error and not
-# the end, and a worker, in a process group of its own, must not stop when it uses the terminal.
+# The others: HUP is for the supervisor, USR1 writes the stacks, a write to a broken connection must raise an error and
+# not end the process, and a worker, in its own process group, must not stop when it uses the terminal.
 RELIED_ON = (*STOPPING, INTERRUPT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE, signal.SIGTTIN, signal.SIGTTOU)
 
 Handler = Callable[..., object] | int
 
-# The functions of `signal` make an enum of each answer, which takes many times as long.
+# The functions of `signal` convert each result to an enum, which takes many times as long.
 _signal = importlib.import_module("_signal")
 _getsignal: Callable[[int], Handler | None] = _signal.getsignal
 _sigmask: Callable[[int, Iterable[int]], set[int]] = _signal.pthread_sigmask
@@ -39,18 +39,18 @@ class SignalGuard:
         self._told: set[str] = set()
 
     def begin(self) -> None:
-        """Take the handlers of now for the worker's own, and let their signals through."""
+        """Record the current handlers as the worker's own, and unblock their signals."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, RELIED_ON)
         found = ((int(number), _getsignal(number)) for number in RELIED_ON)
         self._handlers = [(number, handler) for number, handler in found if handler is not None]
 
     def look_after_hooks(self) -> None:
-        """Put back what the hooks have changed. Signals of their own that they have blocked stay so."""
+        """Restore the signals after the hooks. Other signals that the hooks have blocked stay blocked."""
         self._mask = _sigmask(signal.SIG_BLOCK, ()).difference(RELIED_ON)
         self.look_after("a before_first_task hook")
 
     def look_after(self, culprit: str) -> None:
-        """Put back what has changed. Done after each job: it takes less than a microsecond."""
+        """Restore the signals. Runs after each job: the check takes less than a microsecond."""
         for number, handler in self._handlers:
             if _getsignal(number) is not handler:
                 break
@@ -66,7 +66,7 @@ class SignalGuard:
             if found is not handler:
                 signal.signal(number, handler)
                 changes.append(f"{_name(number)} {_describe(found)}")
-        # Last: it lets through what has come meanwhile.
+        # Last, since unblocking delivers the pending signals.
         mask = _sigmask(signal.SIG_SETMASK, self._mask)
         changes += [f"{_name(number)} is blocked" for number in sorted(mask - self._mask)]
         changes += [f"{_name(number)} is not blocked" for number in sorted(self._mask - mask)]
@@ -74,15 +74,15 @@ class SignalGuard:
         if told not in self._told:
             self._told.add(told)
             logger.warning(
-                "%s has changed the signals of this worker: %s. The worker has put back what it needs to stop and to "
-                "enforce time limits; for code that is to run at its end use atexit",
+                "%s has changed the signals of this worker: %s. The worker has restored those it needs to stop and to "
+                "enforce time limits; use atexit to run code when the worker ends",
                 culprit,
                 told,
             )
 
 
 def name_handlers(ours: Callable[..., object]) -> str:
-    """Name the signals that a function other than ``ours`` handles, and the functions; empty if there are none."""
+    """Return the signals handled by functions other than ``ours``, with these functions; empty if not any."""
     found = ((number, signal.getsignal(number)) for number in RELIED_ON)
     return ", ".join(f"{number.name} {_describe(each)}" for number, each in found if callable(each) and each != ours)
 

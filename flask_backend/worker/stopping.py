@@ -1,4 +1,4 @@
-"""The signals that stop a worker, and the wait that they cut short."""
+"""The signals that stop a worker, and the wait that they interrupt."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .signal_guard import STOPPING
 
 
 class StopSignals:
-    """TERM and INT, which ask for a drain, QUIT and HUP; together with the wait that they cut short.
+    """The handlers of TERM and INT, which request a drain, of QUIT and HUP, and the wait that they interrupt.
 
-    The handlers never raise, so that a task is never torn in two.
+    The handlers never raise, so that they never break off a task.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class StopSignals:
         signal.signal(signal.SIGTERM, self._drain)
         signal.signal(signal.SIGINT, self._drain)
         signal.signal(signal.SIGQUIT, self._quit)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as set by nohup
             signal.signal(signal.SIGHUP, self._hang_up)
-        # The processes that a task forks are no workers: they end when they are told to, or multiprocessing would wait
-        # for ever for a child that it has terminated. Blocked until then, for Python forgets what came before.
+        # Restore the default handlers in forked children: multiprocessing would wait forever for a child that ignores
+        # its terminate(). Block the signals during the fork: Python drops the ones that came before it.
         os.register_at_fork(
             before=self._before_fork,
             after_in_parent=self._after_fork_in_parent,
@@ -48,21 +48,21 @@ class StopSignals:
         )
 
     def request(self) -> None:
-        """Ask for the drain, from whatever thread."""
+        """Request the drain, from any thread."""
         self.requested = True
         with suppress(OSError):  # full of wake-ups already, or closed by a task
             os.write(self._wake_w, b"\0")
 
     def poll_with(self, connection: Connection) -> select.poll:
-        """Return what :meth:`wait` needs to wait for ``connection``, for as long as that is open."""
+        """Return the poll object with which :meth:`wait` waits for ``connection``, valid while that is open."""
         poll = self._poll_signals()
         poll.register(connection, select.POLLIN)
         return poll
 
     def wait(self, timeout_s: float, poll: select.poll | None = None, *, soon: bool = False) -> bool:
-        """Wait until the connection of ``poll`` is readable (True), a stop is requested or the time is over (False).
+        """Wait until the connection of ``poll`` is readable (True), a stop is requested or the timeout expires (False).
 
-        ``soon`` says that the wait will be short: then the process looks for it without sleeping, see ``SPIN_S``.
+        Pass ``soon`` if the wait will be short: the process then polls without sleeping, see ``SPIN_S``.
         """
         started = time.monotonic()
         poll = poll or self._poll_signals()
@@ -75,7 +75,7 @@ class StopSignals:
                     return True
                 os.read(fd, 4096)  # another signal, or the one that set `requested`
             if spin_s:
-                os.sched_yield()  # whoever else wants this CPU comes first, perhaps the broker
+                os.sched_yield()  # let others use this CPU first, perhaps the broker
             waited_s = time.monotonic() - started
             left_s = timeout_s - waited_s
             if waited_s >= spin_s:
@@ -83,13 +83,13 @@ class StopSignals:
         return False
 
     def _hold_wakeup(self) -> None:
-        """Have each signal written to the pipe, whatever a task has set: one may come just before a wait.
+        """Write each signal to the pipe, even if a task has changed that: a signal may come just before a wait.
 
-        A new pipe has the number that the poll objects know.
+        A new pipe reuses the descriptor number that the poll objects know.
         """
         try:
             signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
-        except (OSError, ValueError):  # closed, and perhaps another file has its number now
+        except (OSError, ValueError):  # closed; another file may have its number
             read_end, self._wake_w = _open_pipe()
             os.dup2(read_end, self._wake_r, inheritable=False)
             os.close(read_end)

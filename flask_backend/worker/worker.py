@@ -1,4 +1,4 @@
-"""The reserve loop: reserve, execute, settle, until told to stop."""
+"""The reserve loop: reserve, execute and settle jobs until a stop is requested."""
 
 from __future__ import annotations
 
@@ -42,15 +42,16 @@ from .stopping import StopSignals
 
 logger = get_logger("flask_backend.worker")
 
-# A reserve is finite so that a waiter whose host vanished swallows no jobs for long, and a frozen server is noticed.
+# Reserves are finite, so that a client whose host vanished does not swallow jobs for long, and a frozen server is
+# noticed.
 RESERVE_S = 20
-# How long to wait before the next try to reach the broker: doubling, with jitter.
+# The delay before the next attempt to connect: it doubles, with jitter.
 RECONNECT_MIN_S = 0.1
 RECONNECT_MAX_S = 5.0
-# After a restart on its binlog the broker has the jobs that were in flight ready again, at the head of their queue.
-# Each worker gives the others this much time to take back their own, before it reserves.
+# After a restart on its binlog the broker has the jobs in flight ready again, at the head of their queue. Before it
+# reserves, each worker gives the others this much time to take back their own jobs.
 RECLAIM_PATIENCE_S = 3.0
-# A worker that is due for recycling waits this long for its turn, then works on until the turn comes.
+# A worker due for recycling waits this long for its turn, then works on until its turn comes.
 RECYCLE_PATIENCE_S = 5.0
 
 
@@ -58,13 +59,13 @@ RECYCLE_PATIENCE_S = 5.0
 class Limits:
     """How long a task may take, how many jobs a worker reserves at a time, and when it ends by itself.
 
-    That is after ``max_tasks`` jobs, ``kill_grace_s`` after a task's limit, and ``drain_timeout_s`` after it was told
-    to drain. A supervised worker leaves the last two to its supervisor, as long as that lives: ``lifeline`` is a
-    descriptor that becomes readable when it is gone.
+    It ends after ``max_tasks`` jobs, ``kill_grace_s`` after a task's limit, and ``drain_timeout_s`` after the drain
+    began. While its supervisor lives, a supervised worker leaves the last two to it: ``lifeline`` is a descriptor that
+    becomes readable when the supervisor is gone.
     """
 
     drain_timeout_s: float
-    time_limit_s: float | None = None  # of tasks that have none of their own
+    time_limit_s: float | None = None  # for tasks without a limit of their own
     kill_grace_s: float = 5.0
     max_tasks: int | None = None
     prefetch: int = 1
@@ -91,23 +92,23 @@ class Worker:
             take_over=self._take_over,
             leaves_when_stuck=limits.lifeline is None,
         )
-        self._interruptible_from: float | None = None  # while a task runs that may be interrupted: from when on
+        self._interruptible_from: float | None = None  # from when on the running task may be interrupted
         self._event_loop = EventLoop()
         self._runner = Runner(app, self._handlers, self._event_loop, self._settings.base_url)
-        # A broker that does not answer has this time for a reserve to be sent, and again for its reply.
+        # The timeout for sending a reserve to a broker that does not answer, and again for its reply.
         self._silent_ns = int(2 * self._settings.timeout_s * 1e9)
         self._pipeline: Pipeline | None = None  # of the connection in use
         self._poll: select.poll | None = None  # for that connection
         self._is_holding = False
-        self._pending_deletes: list[ReservedJob] = []  # finished when their connection broke
+        self._pending_deletes: list[ReservedJob] = []  # finished while their connection broke
         self._jobs_done = 0
-        self._recycle_reported = False  # for recycling, and has said so
-        self._loggers: set[str] = set()  # the tasks that have logged a line when they ran last
+        self._recycle_reported = False  # the host knows that recycling is due
+        self._loggers: set[str] = set()  # the tasks that logged a line in their last run
 
     def run(self) -> int:
         """Work until drained; return the process's exit code."""
         self._stop.install()
-        # Else what earlier tasks have printed would be printed by each process that a task forks, too.
+        # Otherwise each process that a task forks would print the buffered output of earlier tasks again.
         os.register_at_fork(before=flush, after_in_child=disown)
         signal.signal(INTERRUPT, self._on_interrupt)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -119,7 +120,7 @@ class Worker:
         loop_in_use.set(self._event_loop)
         try:
             waited = self._run_hooks()
-        except BaseException as error:  # whatever a hook raises, SystemExit too, means that this worker cannot work
+        except BaseException as error:  # a worker cannot work after any exception of a hook, SystemExit included
             self._leave_if_forked(error)
             log_failure(logger, logging.ERROR, "a before_first_task hook of %s failed", self._queue, error=error)
             self._event_loop.close()
@@ -140,9 +141,9 @@ class Worker:
         return ExitCode.OK
 
     def _run_hooks(self) -> bool:
-        """Run the hooks, each again while the broker is away that it needs; return whether that was so.
+        """Run the hooks, and retry one that needs the broker during an outage; return whether there was an outage.
 
-        A worker that waits for its broker counts as ready: else an outage would end it at its boot deadline.
+        A worker that waits for its broker counts as ready: otherwise an outage would end it at its boot deadline.
         """
         backoff = Backoff()
         for hook in self._runner.hooks:
@@ -167,7 +168,7 @@ class Worker:
         backoff = Backoff()
         while not self._stop.requested:
             try:
-                # How long this takes is up to the resolver and the network: a worker that waits is not stuck.
+                # The resolver and the network decide how long this takes: a worker that waits is not stuck.
                 self._host.live(UNBOUNDED_NS)
                 pipeline = self._connected()
                 if backoff.is_away:
@@ -178,8 +179,8 @@ class Worker:
             except BrokerError as error:
                 self._host.live()
                 if self._pipeline is not None:
-                    self._disconnect(self._pipeline)  # which gives back the job, if it holds one
-                if not backoff.is_away:  # said once for each outage
+                    self._disconnect(self._pipeline)  # which gives back its job, if any
+                if not backoff.is_away:  # one warning for each outage
                     logger.warning("%s: %s; trying again", self._queue, error)
                 most_s = RECLAIM_EVERY_S if self._pending_deletes else RECONNECT_MAX_S
                 self._stop.wait(backoff.next(most_s, self._jobs_done))
@@ -200,9 +201,9 @@ class Worker:
         self._delete_finished(pipeline.connection)
 
     def _take_over(self, lease: WorkerLease, connection: Connection) -> bool:
-        """Go on with ``connection`` if it can reserve the running task's job again; return whether it could.
+        """Switch to ``connection`` if it can reserve the running task's job again; return whether it could.
 
-        Runs in a thread of the heartbeat, which keeps the task from the connection meanwhile.
+        Runs in a thread of the heartbeat, which keeps the task from using the connection at the same time.
         """
         if not (_has_own_id(lease.job) and connection.reserve_again(lease.job)):
             return False
@@ -217,20 +218,20 @@ class Worker:
         self._pipeline = None
 
     def _close(self) -> None:
-        """Close the connection, after a last try to delete the jobs that finished when it broke."""
+        """Close the connection, after a last attempt to delete the jobs that finished while it broke."""
         if self._pending_deletes:
             try:
                 self._connected()
             except BrokerError as error:
                 for job in self._pending_deletes:
-                    logger.warning("job %d is finished but cannot be deleted, and will run twice: %s", job.id, error)
+                    logger.warning("job %d has finished but cannot be deleted, and will run twice: %s", job.id, error)
         if self._pipeline is not None:
             self._pipeline.connection.close()
 
     def _process_jobs(self, pipeline: Pipeline) -> None:
-        """Do jobs until a stop is requested; those that are here by then and were not begun go back untouched.
+        """Process jobs until a stop is requested; then give back the reserved jobs that have not begun.
 
-        The next job is asked for as the last one is deleted, in one write; after a failure, when that is settled.
+        One write deletes a job and reserves the next. After a failure the next reserve waits until that is settled.
         """
         while not self._stop.requested:
             self._host.live(self._silent_ns)
@@ -242,11 +243,11 @@ class Worker:
             held = self._receive(pipeline)
             while held and not self._stop.requested:
                 self._process(held.popleft(), is_last=not held)
-            pipeline = self._pipeline or pipeline  # of another connection, if it broke and its job was taken back
+            pipeline = self._pipeline or pipeline  # a new one, if the connection broke and its job was taken back
         pipeline.give_back()
 
     def _wanted(self) -> int:
-        """Return how many jobs to reserve: none once there were as many as there should be, until that was said."""
+        """Return how many jobs to reserve: 0 after ``max_tasks`` jobs, until recycling has been requested."""
         if self._limits.max_tasks is None or self._recycle_reported:
             return self._limits.prefetch
         return min(self._limits.prefetch, self._limits.max_tasks - self._jobs_done)
@@ -258,14 +259,14 @@ class Worker:
         self._stop.wait(RECYCLE_PATIENCE_S)
 
     def _receive(self, pipeline: Pipeline) -> deque[WorkerLease]:
-        """Wait for the replies that are on their way; return the jobs that have come with them.
+        """Wait for the replies in flight; return the jobs that they contain.
 
-        The wait is for the socket and the signals together, since a signal does not end a blocking read.
+        It waits for the socket and the signals together, since a signal does not end a blocking read.
         """
         soon = False
         connection = pipeline.connection
         while connection.is_awaiting:
-            is_owed = bool(pipeline.pending_deletes)  # a reply that comes at once; one to the reserve may follow it
+            is_owed = bool(pipeline.pending_deletes)  # this reply comes at once; the one to the reserve may follow
             soon |= is_owed
             patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
             if self._stop.wait(patience_s, self._poll, soon=soon):
@@ -284,18 +285,18 @@ class Worker:
     def _warn_expired(self, pipeline: Pipeline) -> None:
         for job in pipeline.pop_expired():
             label = read_call(self._handlers, job.body).label
-            logger.warning("job %d (%s) took longer than it was held for, and may run twice", job.id, label)
+            logger.warning("job %d (%s) outlived its reservation and may run twice", job.id, label)
 
     def _process(self, lease: WorkerLease, *, is_last: bool) -> None:
-        """Do one job of those that were reserved together, and settle it."""
+        """Run one of the jobs that were reserved together, and settle it."""
         if lease.is_lost:
-            return  # it has waited behind a task that took long, and another worker has it by now
+            return  # its reservation ended behind a long task: another worker may have it
         self._is_holding = True
         self._jobs_done += 1
         self._host.begin(lease.job.id)
         try:
             self._end(self._run_job(lease, is_last=is_last))
-        except BrokerError:  # the job is back at the broker, or will be; any other exception is a death at this job
+        except BrokerError:  # the job goes back to the broker; any other exception is a death at this job
             if self._is_holding:
                 self._end(None)
             raise
@@ -320,7 +321,7 @@ class Worker:
         self._heartbeat.hold(lease)
         try:
             failure = self._run(call, lease.limit_at)
-        except TaskTimeout as error:  # it came while another error was on its way out
+        except TaskTimeout as error:  # raised while another error propagated
             failure = error
         self._leave_if_forked(failure)
         self._heartbeat.let_go()
@@ -330,7 +331,7 @@ class Worker:
             ran_s = time.monotonic() - lease.started
             return settle_failure(lease.connection, Attempt(self._queue, lease.job, call, retry, ran_s), failure)
         finally:
-            failure = None  # its traceback refers to this frame: a cycle would keep all that the task held
+            failure = None  # its traceback refers to this frame: a cycle would keep all objects of the task alive
             job_being_run.reset(token)
             if current.has_logged is not (call.label in self._loggers):
                 self._loggers ^= {call.label}
@@ -343,29 +344,29 @@ class Worker:
             lease.limit_at = lease.started + time_limit_s
             lease.kill_at = lease.limit_at + self._limits.kill_grace_s
         if call.label in self._loggers:
-            lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for the lines that it will log
+            lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for its log lines
 
     def _run(self, call: Call, limit_at: float | None) -> BaseException | None:
-        """Run the task; return what it raised."""
+        """Run the task; return the exception that it raised, if any."""
         is_done = False
         try:
             self._interruptible_from = limit_at
             self._runner.run(call)
             is_done = True
             self._interruptible_from = None
-        except BaseException as error:  # anything may come out of a task, SystemExit too; it ends in a settled job
+        except BaseException as error:  # a task may raise anything, even SystemExit; its job is settled
             self._interruptible_from = None
-            return None if is_done else error  # a time limit that was reached just after the end is none
+            return None if is_done else error  # ignore a time limit reached just after the end
         return None
 
     def _interrupt(self) -> None:
-        """Have the time limit raised inside the task. Runs in the heartbeat's thread."""
+        """Raise the time limit inside the task. Runs in the heartbeat's thread."""
         signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
         self._event_loop.wake()
 
     def _on_interrupt(self, _number: int, frame: FrameType | None) -> None:
         if self._event_loop.is_running and not self._event_loop.runs_code_of_task(frame):
-            # Raised here it would hit asyncio, or a background task. A coroutine is cancelled where it awaits.
+            # Raised here, it would hit asyncio or a background task. A coroutine is cancelled where it awaits.
             if (error := self._reached_limit()) is not None:
                 self._event_loop.cancel(error)
         elif (logs := _caller_of_logging(frame)) is not None:
@@ -379,7 +380,7 @@ class Worker:
             raise error
 
     def _reached_limit(self) -> TaskTimeout | None:
-        """Return the error of the task's time limit, once; None if the task that was meant has ended meanwhile."""
+        """Return the error of the task's time limit, once; None if that task has already ended."""
         if self._interruptible_from is None or time.monotonic() < self._interruptible_from:
             return None
         self._interruptible_from = None
@@ -388,38 +389,38 @@ class Worker:
     # -- settling --------------------------------------------------------------------------------------------
 
     def _settle_success(self, lease: WorkerLease, *, is_last: bool) -> Ending:
-        """Have the job deleted and the next ones reserved; the replies are read when those are wanted."""
+        """Send the job's deletion and the next reserves; their replies are read when the next jobs are needed."""
         count = self._wanted() if is_last and not self._stop.requested else 0
         try:
             lease.pipeline.delete_and_reserve(lease.job, RESERVE_S, count)
         except BrokerError:
-            self._end(Ending.DONE)  # its deletion is tried again on the next connection
+            self._end(Ending.DONE)  # its deletion is retried on the next connection
             raise
         return Ending.DONE
 
     def _delete_finished(self, connection: Connection) -> None:
-        """Delete the jobs whose tasks had finished when their connection broke.
+        """Delete the jobs whose tasks finished while their connection broke.
 
-        Ids may start again at 1 when the server does, so only a body with an id of its own identifies a job.
+        Job ids may restart at 1 with the server, so only a body with an id of its own identifies a job.
         """
         while self._pending_deletes:
             job = self._pending_deletes[0]
             problem = "its message has no id of its own" if not _has_own_id(job) else None
             try:
                 if problem is None and connection.peek([job.id]).get(job.id) == job.body:
-                    problem = "another worker has it by now"
+                    problem = "another worker holds it"
                     connection.delete(job.id)
                     problem = None
             except JobNotFoundError:
-                pass  # it is deleted, or gone with the server
+                pass  # deleted, or gone with the server
             del self._pending_deletes[0]
             if problem:
-                logger.warning("job %d finished as the connection broke, and may run twice: %s", job.id, problem)
+                logger.warning("job %d finished while the connection was lost, and may run twice: %s", job.id, problem)
 
     # -- the ways out ----------------------------------------------------------------------------------------
 
     def _on_signal(self) -> None:
-        """Drain. Only a worker that nobody supervises watches the time itself, and takes a second signal as leave."""
+        """Drain. Only an unsupervised worker enforces the drain timeout itself, and ends at once on a second signal."""
         if self._limits.lifeline is None:
             if self._stop.requested:
                 self._leave()
@@ -427,12 +428,12 @@ class Worker:
         self._drain()
 
     def _on_hangup(self) -> None:
-        """Drain, once, if the terminal is this worker's own; its supervisor decides otherwise."""
+        """Drain, once, if the worker is unsupervised; otherwise its supervisor decides."""
         if self._limits.lifeline is None and not self._stop.requested:
             self._on_signal()
 
     def _hear_missed_drain(self) -> None:
-        """Drain if a hook or a task has had the signal for that."""
+        """Drain if a hook or a task has consumed the signal for it."""
         if self._host.was_told_to_drain():
             self._drain()
 
@@ -441,7 +442,7 @@ class Worker:
         self._stop.request()
 
     def _orphaned(self) -> None:
-        """Drain, since the supervisor is gone. Runs in the heartbeat's thread."""
+        """Drain because the supervisor is gone. Runs in the heartbeat's thread."""
         logger.warning("the supervisor is gone: draining")
         self._heartbeat.leave_by(time.monotonic() + self._limits.drain_timeout_s)
         self._drain()
@@ -449,11 +450,11 @@ class Worker:
     def _leave(self) -> None:
         """End now: the connection closes with the process, and Beanstalkd gives the job to another worker."""
         if os.getpgrp() == self._pid and self._limits.lifeline is not None:
-            os.killpg(self._pid, signal.SIGKILL)  # with whatever the task has started
+            os.killpg(self._pid, signal.SIGKILL)  # with all processes that the task has started
         os._exit(ExitCode.GAVE_BACK if self._is_holding else ExitCode.OK)
 
     def _leave_if_forked(self, error: BaseException | None) -> None:
-        """End a process that a task or a hook has forked and that came back: it must not become a second worker."""
+        """End a forked process that returns from a task or a hook: it must not become a second worker."""
         if os.getpid() != self._pid:
             leave_after(error)
 
@@ -466,7 +467,7 @@ def _has_own_id(job: ReservedJob) -> bool:
 
 
 def _caller_of_logging(frame: FrameType | None) -> FrameType | None:
-    """Return what logs a line at this moment, if a line is logged: handlers swallow whatever is raised in them."""
+    """Return the frame that is logging a line, if any: log handlers swallow exceptions raised inside them."""
     caller: FrameType | None = None
     while frame is not None:
         if frame.f_globals.get("__name__") == "logging":
@@ -476,7 +477,7 @@ def _caller_of_logging(frame: FrameType | None) -> FrameType | None:
 
 
 def _call_back_in(frame: FrameType, callback: Callable[[], None]) -> None:
-    """Call ``callback`` in ``frame``, as soon as what it has called returns to it: what is raised is raised there."""
+    """Call ``callback`` in ``frame`` as soon as its current call returns, so that its exception is raised there."""
     previous = sys.gettrace()
 
     def trace(where: FrameType, _event: str, _argument: object) -> None:
@@ -489,10 +490,10 @@ def _call_back_in(frame: FrameType, callback: Callable[[], None]) -> None:
 
 
 class Backoff:
-    """Delays that double, with jitter, for the outages of the broker.
+    """Delays that double, with jitter, during outages of the broker.
 
-    They go on doubling if the next outage comes within ``RECONNECT_MAX_S`` and without a job done in between: a server
-    that accepts each connection and breaks it causes as few tries and lines of the log as one that is away.
+    They go on doubling if the next outage begins within ``RECONNECT_MAX_S`` and no job was done in between: a server
+    that accepts and breaks each connection causes as few attempts and log lines as an unreachable one.
     """
 
     def __init__(self) -> None:
@@ -503,13 +504,13 @@ class Backoff:
         self._ended = 0.0
 
     def end(self) -> float:
-        """Note that the broker is back; return how long the outage has lasted, in seconds."""
+        """Record that the broker is back; return how long the outage lasted, in seconds."""
         self.is_away = False
         self._ended = time.monotonic()
         return self._ended - self._began
 
     def next(self, most_s: float, jobs_done: int) -> float:
-        """Return the seconds to wait before the next try, ``most_s`` at most."""
+        """Return the seconds to wait before the next attempt, at most ``most_s``."""
         now = time.monotonic()
         if not self.is_away:
             self.is_away, self._began = True, now

@@ -14,7 +14,7 @@ MAX_JOB_SIZE = 1000
 
 @pytest.fixture(scope="module", params=START)
 def server(request):
-    """Each of both servers, for all tests of a module: they keep apart by their tubes."""
+    """Each server in turn, shared by the tests of a module: separate tubes keep these apart."""
     running = START[request.param](max_job_size=MAX_JOB_SIZE)
     yield running
     running.stop()
@@ -27,7 +27,7 @@ def tube():
 
 @pytest.fixture
 def connect(server, tube):
-    """Make connections that use and watch this test's own tube, and end with the test."""
+    """Make connections that use and watch this test's own tube; they are closed with the test."""
     made: list[Wire] = []
 
     def connect(tube: str | None = tube) -> Wire:

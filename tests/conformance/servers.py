@@ -19,7 +19,7 @@ QUIET = {**os.environ, "PYTHONWARNINGS": "error"}
 class Embedded:
     """The embedded broker on a free port; with ``file`` its jobs survive a restart."""
 
-    release = (1, 13)  # it answers as this one does
+    release = (1, 13)  # same replies as this server
 
     def __init__(self, file: Path | None = None, max_job_size: int = 65535, port: int = 0) -> None:
         self._args = ["--port", str(port), "--max-job-size", str(max_job_size)]
@@ -28,7 +28,7 @@ class Embedded:
         self.start()
 
     def start(self) -> None:
-        """Start it; once more after it has ended, if need be."""
+        """Start it, or start it again after it has ended."""
         self.process = subprocess.Popen([*COMMAND, *self._args], stderr=subprocess.PIPE, env=QUIET)
         self.announcement = self.process.stderr.readline().decode()
         found = re.search(r"broker at 127\.0\.0\.1:(\d+), ", self.announcement)
@@ -40,12 +40,12 @@ class Embedded:
         self.wait()
 
     def stop(self) -> None:
-        """Stop it, which it does without a word."""
+        """Stop it, which produces no output."""
         self._send(signal.SIGTERM)
         assert self.wait() == (0, "")
 
     def wait(self) -> tuple[int, str]:
-        """Wait until it has ended; return its exit code and its last words."""
+        """Wait until it has ended; return its exit code and the end of its output."""
         code, stderr = self.process.wait(10), self.process.stderr
         if stderr.closed:
             return code, ""
@@ -61,7 +61,7 @@ class Embedded:
 
 
 def run(*args: str, **env: str) -> tuple[int, str]:
-    """Run a broker that is expected to end by itself; return its exit code and what it says."""
+    """Run a broker that is expected to end by itself; return its exit code and its output."""
     command = [*COMMAND, "--port", "0", *args]
     done = subprocess.run(command, env={**QUIET, **env}, capture_output=True, text=True, timeout=20)
     assert done.stdout == ""

@@ -1,4 +1,4 @@
-"""Clients that speak nonsense, too much or too little, or never listen: each costs its own connection and no more."""
+"""Clients that send nonsense, too much or too little, or never read: each costs only its own connection."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from wire import Wire
 MAX_JOB_SIZE = 100_000
 CONNECTIONS = 1000
 LONG = b"a" * 200
-BOUND_BYTES = 40 * 1024**2  # of memory, for what a test may cost: far below what its clients send or ask for
+BOUND_BYTES = 40 * 1024**2  # memory that a test may cost: far below the data its clients send or ask for
 
 
 @pytest.fixture(scope="module")
 def server():
     running = Embedded(max_job_size=MAX_JOB_SIZE)
     yield running
-    running.stop()  # and it has said nothing, no traceback above all
+    running.stop()  # and it printed no output, above all no traceback
 
 
 @pytest.fixture
 def bystander(server):
-    """Another client, which goes on being served, while the server's memory stays bounded."""
+    """Another client, which is still served, while the server's memory stays bounded."""
     before = server.memory_bytes()
     with Wire(server.port, "bystander") as wire:
         assert_is_served(wire)
@@ -38,7 +38,7 @@ def bystander(server):
         assert_is_served(wire)
         assert server.memory_bytes() - before < BOUND_BYTES
     with Wire(server.port) as control:
-        wait_until(lambda: control.stats()["current-connections"] == "1", "nothing is left of the clients")
+        wait_until(lambda: control.stats()["current-connections"] == "1", "the clients are gone")
 
 
 def assert_is_served(wire: Wire) -> None:
@@ -80,7 +80,7 @@ def test_random_bytes_cost_nothing(server, bystander, seed):
                 sock.recv(1 << 16)
 
 
-def test_half_commands_cost_nothing(server, bystander):
+def test_incomplete_commands_cost_nothing(server, bystander):
     with ExitStack() as stack:
         for part in (b"p", b"put 0 0 1 5\r", b"put 0 0 1 5\r\nab", b"use ", b"\r", b"put 0 0 1 100001\r\nab") * 10:
             stack.enter_context(dial(server)).sendall(part)
@@ -119,7 +119,7 @@ def test_a_thousand_idle_connections_cost_little(server, bystander):
 
 
 def flood(wire: Wire, command: bytes) -> int:
-    """Send commands for as long as the server takes them; return how many it took."""
+    """Send commands for as long as the server accepts them; return how many it accepted."""
     wire.socket.settimeout(0.5)
     data, sent = command * 10_000, 0
     while sent < 100_000_000:
@@ -128,11 +128,11 @@ def flood(wire: Wire, command: bytes) -> int:
         except TimeoutError:
             wire.socket.settimeout(10)
             return sent // len(command)
-    raise AssertionError("the server goes on taking what it cannot answer")
+    raise AssertionError("the server still takes commands that it cannot answer")
 
 
 @pytest.mark.parametrize("command", [b"stats\r\n", b"peek-ready\r\n"], ids=["small replies", "large replies"])
-def test_a_client_that_never_reads_is_not_served_any_further(server, bystander, command):
+def test_a_client_that_never_reads_is_no_longer_served(server, bystander, command):
     with Wire(server.port, "mute") as wire:
         job_id = wire.put(b"y" * MAX_JOB_SIZE)
         flood(wire, command)
@@ -146,7 +146,7 @@ def test_a_client_that_reads_late_gets_all_its_replies(server, bystander):
         assert wire.read_bytes(len(replies)) == replies
 
 
-def test_a_client_that_goes_on_sending_while_it_waits_is_held_up(server, bystander):
+def test_a_client_that_keeps_sending_while_it_waits_is_held_up(server, bystander):
     with Wire(server.port, "waiting") as wire, Wire(server.port, "waiting") as other:
         wire.send("reserve")
         replies = b"USING %b\r\n" % LONG * flood(wire, b"use %b\r\n" % LONG)

@@ -16,7 +16,7 @@ def server():
     running.kill()
 
 
-def test_it_says_where_it_listens_and_what_it_is_for(server):
+def test_it_prints_its_address_and_its_purpose(server):
     assert server.announcement == (
         f"broker at 127.0.0.1:{server.port}, jobs in memory; "
         "for development and small installs; production runs beanstalkd\n"
@@ -24,7 +24,7 @@ def test_it_says_where_it_listens_and_what_it_is_for(server):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_at_term_and_int_whoever_is_connected(server, number):
+def test_it_ends_at_term_and_int_even_with_clients_connected(server, number):
     with Wire(server.port) as waiting, Wire(server.port) as idle:
         waiting.send("reserve")
         idle.put()
@@ -32,12 +32,12 @@ def test_it_ends_at_term_and_int_whoever_is_connected(server, number):
         assert server.wait() == (0, "")
 
 
-def test_a_port_that_is_in_use_is_an_error_that_says_so(server):
+def test_a_port_in_use_is_an_error_that_says_so(server):
     code, said = run("--port", str(server.port))
     assert code == 1
     assert said == (
         f"Error: cannot listen on 127.0.0.1, port {server.port}: Address already in use; "
-        "stop what listens there, or choose another --port or --listen\n"
+        "stop the program that listens there, or choose another --port or --listen\n"
     )
 
 
@@ -59,9 +59,9 @@ def test_a_port_is_free_again_at_once(server):
 
 def test_options_have_environment_variables(tmp_path):
     code, said = run(BACKEND_BROKER_FILE=str(tmp_path / "nowhere" / "jobs"))
-    assert (code, "its folder has to be there" in said) == (1, True)
+    assert (code, "its folder must exist" in said) == (1, True)
     code, said = run(BACKEND_BROKER_MAX_JOB_SIZE="none")
-    assert (code, "'none' is no size" in said) == (2, True)
+    assert (code, "'none' is not a size" in said) == (2, True)
     code, said = run("--max-job-size", "1T")
     assert (code, "expected at most 536870912 bytes" in said) == (2, True)
     code, said = run(BACKEND_BROKER_LISTEN="no.such.host.invalid")

@@ -1,4 +1,4 @@
-"""The known differences between beanstalkd and the embedded broker: each is there, and on the list."""
+"""The known differences between beanstalkd and the embedded broker: each exists and is on the list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wire import Wire
 
 @pytest.fixture
 def wires():
-    """Return a connection to each of both servers, which nobody else uses."""
+    """Return a connection to each server, which no other test uses."""
     servers = [start() for start in START.values()]
     made = [Wire(server.port, "t") for server in servers]
     yield made
@@ -55,8 +55,8 @@ def what_it_is(wire: Wire) -> object:
 
 SHOWN = {
     "a put that ends in EXPECTED_CRLF uses up no id": (first_id_after_a_body_of_another_length, (2, 1)),
-    "cmd-put counts only puts that came whole": (puts_counted_after_a_malformed_one, ("1", "0")),
-    "a carriage return in the middle of a line is no end of it": (
+    "cmd-put counts only complete puts": (puts_counted_after_a_malformed_one, ("1", "0")),
+    "a carriage return in the middle of a line does not end it": (
         answers_a_line_with_a_carriage_return,
         (False, True),
     ),
@@ -73,13 +73,13 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("difference", SHOWN)
-def test_a_difference_is_there_and_known(wires, difference):
+def test_a_difference_exists_and_is_known(wires, difference):
     show, both = SHOWN[difference]
     assert difference in DIFFERENCES
     assert tuple(map(show, wires)) == both
 
 
-def test_clients_that_wait_are_served_in_the_order_in_which_they_came(request):
+def test_waiting_clients_are_served_in_order_of_arrival(request):
     assert any(difference.startswith("of several clients that wait") for difference in DIFFERENCES)
     server = START["embedded"]()
     request.addfinalizer(server.stop)

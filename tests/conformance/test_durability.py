@@ -1,4 +1,4 @@
-"""The embedded broker with a file: what was acknowledged is there after its death, and what was deleted stays away."""
+"""The embedded broker with a file: acknowledged jobs survive its death, and deleted jobs stay deleted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLIENTS = 4
 
 @pytest.fixture
 def start(tmp_path):
-    """Start brokers that use a file of this test's."""
+    """Start brokers that use this test's file."""
     started: list[Embedded] = []
 
     def start(file=tmp_path / "jobs") -> Embedded:
@@ -40,7 +40,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def dial():
-    """Connect to a broker, for as long as the test lasts."""
+    """Connect to a broker for the duration of the test."""
     made: list[Wire] = []
 
     def dial(server: Embedded) -> Wire:
@@ -54,10 +54,10 @@ def dial():
 
 @dataclass
 class Load:
-    """One client that puts jobs into a tube of its own, and does something with them, until the server dies."""
+    """One client that puts jobs into its own tube and works on them until the server dies."""
 
     tube: str
-    states: dict[int, str | None] = field(default_factory=dict)  # what was acknowledged, by id; None: deleted
+    states: dict[int, str | None] = field(default_factory=dict)  # acknowledged jobs by id; None: deleted
     open: int | None = None  # the job whose last command had no reply
     random: random.Random = field(default_factory=random.Random)
 
@@ -84,7 +84,7 @@ class Load:
             f"release {job_id} 5 1000": "delayed",
         }
         command = self.random.choice(list(commands))
-        assert wire.ask(command)  # something: the server may be dead
+        assert wire.ask(command)  # any error: the server may be dead
         self.states[job_id] = commands[command]
 
     def check(self, wire: Wire) -> None:
@@ -98,7 +98,7 @@ class Load:
                 assert body.replace(self.tube.encode(), b"") == b""
 
 
-def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(start):
+def test_a_kill_at_any_moment_loses_no_acknowledged_job(start):
     loads = [Load(f"tube-{n}", random=random.Random(n)) for n in range(CLIENTS)]
     server = start()
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(start):
     assert len(known) > 100
 
 
-def test_jobs_come_back_as_they_were(start, dial):
+def test_jobs_come_back_unchanged(start, dial):
     server = start()
     wire = dial(server)
     ready, delayed = wire.put(b"ready", priority=7, ttr=9), wire.put(b"", delay=1000)
@@ -145,7 +145,7 @@ def test_jobs_come_back_as_they_were(start, dial):
     assert wire.ask("peek-buried").split()[1] == b"%d" % buried[2]
 
 
-def test_a_delay_that_is_over_when_the_broker_comes_back_is_over(start, dial):
+def test_a_delay_that_ends_while_the_broker_is_down_is_over(start, dial):
     server = start()
     job_id = dial(server).put(delay=1)
     server.kill()
@@ -158,7 +158,7 @@ def test_ids_go_on_even_if_no_job_is_left(start, dial):
     server = start()
     for expected in (1, 2, 3):
         wire = dial(server)
-        wire.send("put 0 0 1 1", "x", f"delete {expected}")  # in one transaction, as like as not
+        wire.send("put 0 0 1 1", "x", f"delete {expected}")  # in one transaction, most likely
         assert wire.read() == b"INSERTED %d" % expected
         assert wire.read() == b"DELETED"
         server.stop()
@@ -190,7 +190,7 @@ def test_a_broker_that_cannot_write_ends_without_acknowledging_more(start, dial)
     assert {wire.state(job_id) for job_id in ids} == {"ready"}
 
 
-def test_jobs_are_refused_while_the_disk_is_full_and_deleted_all_the_same(tmp_path):
+def test_a_full_disk_refuses_new_jobs_and_still_deletes(tmp_path):
     store, full = Store(), []
     commands = Dispatcher(store, 1000, 0.0, has_room=lambda _size: not full)
     client = commands.connect()
@@ -203,7 +203,7 @@ def test_jobs_are_refused_while_the_disk_is_full_and_deleted_all_the_same(tmp_pa
         assert not journal.has_room(2**60)
 
 
-def test_files_of_others_are_refused_and_left_as_they_are(tmp_path):
+def test_foreign_files_are_refused_and_left_unchanged(tmp_path):
     text = tmp_path / "text"
     text.write_text(
         "no database, but longer than one's header would be, a hundred bytes and more, so that it is read\n"
@@ -214,9 +214,9 @@ def test_files_of_others_are_refused_and_left_as_they_are(tmp_path):
     database.close()
     before = text.read_bytes(), theirs.read_bytes()
     for path, message in (
-        (text, "is no SQLite database: name another file, or a new one"),
-        (theirs, "is a database, but not one that this broker has made"),
-        (tmp_path / "nowhere" / "jobs", "its folder has to be there"),
+        (text, "is not an SQLite database: choose another file, or a new one"),
+        (theirs, "is a database that this broker did not create"),
+        (tmp_path / "nowhere" / "jobs", "its folder must exist"),
     ):
         code, said = run("--file", str(path))
         assert code == 1
@@ -230,4 +230,4 @@ def test_a_file_is_for_one_broker_at_a_time(start, dial, tmp_path):
     start()
     code, said = run("--file", str(tmp_path / "jobs"))
     assert code == 1
-    assert "is open in another process: one broker at a time may use a file" in said
+    assert "is open in another process: only one broker at a time may use a file" in said

@@ -12,7 +12,7 @@ def client(server, tube):
         yield client
 
 
-def test_a_job_s_life(client, tube):
+def test_the_life_of_a_job(client, tube):
     job_id = client.put(b"body", priority=5, ttr=50)
     job = client.reserve(timeout=1)
     assert (job.id, job.body) == (job_id, b"body")
@@ -72,15 +72,15 @@ def test_statistics_are_read(server, client):
         (lambda client: client.stats_job(999_999), greenstalk.NotFoundError),
         (lambda client: client.stats_tube("never-seen"), greenstalk.NotFoundError),
         (lambda client: client.ignore(client.using()), greenstalk.NotIgnoredError),
-        (lambda client: client._send_cmd(b"nonsense", b""), greenstalk.UnknownCommandError),  # what no method does
+        (lambda client: client._send_cmd(b"nonsense", b""), greenstalk.UnknownCommandError),  # that no method does
     ],
 )  # fmt: skip
-def test_errors_are_those_of_the_protocol(client, call, error):
+def test_errors_follow_the_protocol(client, call, error):
     with pytest.raises(error):
         call(client)
 
 
-def test_a_held_job_that_runs_out_of_time_is_told(client):
+def test_a_warning_comes_before_the_time_of_a_held_job_is_over(client):
     client.put(b"", ttr=1)
     client.reserve(timeout=0)
     with pytest.raises(greenstalk.DeadlineSoonError):

@@ -7,7 +7,7 @@ from support.waiting import wait_until
 
 LONG = "a" * 200
 
-# A line, and the reply to it. On a connection of its own each, with the tube `t` used.
+# A line and its reply. Each on its own connection, which uses the tube `t`.
 LINES = {
     "an empty line": (b"", b"UNKNOWN_COMMAND"),
     "a word": (b"hello", b"UNKNOWN_COMMAND"),
@@ -176,7 +176,7 @@ def test_a_body_of_the_largest_size_is_taken_and_one_byte_more_is_too_big(wire):
     assert wire.ask("list-tubes-watched").startswith(b"OK")
 
 
-def test_too_big_a_body_is_skipped_whatever_it_is(wire):
+def test_a_body_that_is_too_big_is_skipped_with_any_content(wire):
     wire.send("put 0 0 1 5000")
     for _ in range(5):
         wire.socket.sendall(b"delete 1\r\n" * 100)
@@ -187,7 +187,7 @@ def test_too_big_a_body_is_skipped_whatever_it_is(wire):
 
 
 def test_after_a_body_of_another_length_the_rest_is_read_as_commands(wire, tube):
-    # The line break is expected after so many bytes, and two more are gone whatever they are.
+    # The line break is expected after the announced length, and two more bytes are skipped in any case.
     wire.send("put 0 0 1 3", "abcXXlist-tube-used")
     assert wire.read() == b"EXPECTED_CRLF"
     assert wire.read() == b"USING " + tube.encode()
@@ -204,7 +204,7 @@ def test_spaces_may_be_many_between_numbers(wire):
     assert wire.ask("put  0  0  1  1", "x").startswith(b"INSERTED")
 
 
-def test_a_time_to_run_of_no_seconds_is_one_second(wire):
+def test_a_time_to_run_of_zero_seconds_becomes_one_second(wire):
     assert wire.stats(f"-job {wire.put(ttr=0)}")["ttr"] == "1"
 
 
@@ -216,7 +216,7 @@ def test_the_largest_numbers_are_taken(wire):
 # -- reserve -------------------------------------------------------------------------------------------------
 
 
-def test_the_smallest_priority_comes_first_and_of_equals_the_oldest(wire):
+def test_the_smallest_priority_comes_first_then_the_oldest_job(wire):
     ids = [wire.put(priority=priority) for priority in (5, 4294967295, 0, 5, 0)]
     assert [wire.reserve() for _ in ids] == [ids[i] for i in (2, 4, 0, 3, 1)]
 
@@ -228,7 +228,7 @@ def test_several_tubes_are_one_queue(connect, tube):
     assert [wire.reserve() for _ in range(3)] == [first, second, late]
 
 
-def test_a_tube_that_is_watched_no_more_gives_no_jobs(wire, tube):
+def test_a_tube_that_is_no_longer_watched_gives_no_jobs(wire, tube):
     wire.put()
     assert wire.ask(f"watch {tube}-b") == b"WATCHING 2"
     assert wire.ask(f"watch {tube}-b") == b"WATCHING 2"
@@ -237,14 +237,14 @@ def test_a_tube_that_is_watched_no_more_gives_no_jobs(wire, tube):
     assert wire.reserve() is None
 
 
-def test_a_job_goes_to_who_waits_for_it(connect):
+def test_a_job_goes_to_a_waiting_client(connect):
     waiting, other = connect(), connect()
     waiting.send("reserve")
     job_id = other.put(b"abc")
     assert waiting.read() == b"RESERVED %d 3\r\nabc" % job_id
 
 
-def test_a_job_goes_to_one_of_those_who_wait(connect, tube):
+def test_a_job_goes_to_one_of_the_waiting_clients(connect, tube):
     waiting, other = [connect() for _ in range(3)], connect()
     for wire in waiting:
         wire.send("reserve-with-timeout 100")
@@ -253,7 +253,7 @@ def test_a_job_goes_to_one_of_those_who_wait(connect, tube):
     assert {int(wire.read().split()[1]) for wire in waiting} == ids
 
 
-def test_who_waits_for_several_tubes_gets_the_first_job_of_any(connect, tube):
+def test_a_client_that_waits_for_several_tubes_gets_the_first_job_of_any(connect, tube):
     waiting, other = connect(), connect(f"{tube}-b")
     waiting.ask(f"watch {tube}-b")
     waiting.send("reserve")
@@ -262,7 +262,7 @@ def test_who_waits_for_several_tubes_gets_the_first_job_of_any(connect, tube):
     assert other.stats(f"-tube {tube}")["current-waiting"] == "0"
 
 
-def test_commands_behind_a_reserve_that_waits_are_run_after_it(connect, tube):
+def test_commands_behind_a_waiting_reserve_run_after_it(connect, tube):
     waiting, other = connect(), connect()
     waiting.send("reserve", "list-tube-used", "quit")
     wait_until(lambda: other.stats(f"-tube {tube}")["current-waiting"] == "1", "it waits")
@@ -270,7 +270,7 @@ def test_commands_behind_a_reserve_that_waits_are_run_after_it(connect, tube):
     assert waiting.read_all() == b"RESERVED %d 1\r\nx\r\nUSING %b\r\n" % (job_id, tube.encode())
 
 
-def test_a_negative_timeout_waited_for_ever_before_1_13_and_is_malformed_since(server, connect):
+def test_a_negative_timeout_waited_forever_before_1_13_and_is_malformed_since(server, connect):
     waiting, other = connect(), connect()
     waiting.send("reserve-with-timeout -1")
     if server.release >= (1, 13):
@@ -281,7 +281,7 @@ def test_a_negative_timeout_waited_for_ever_before_1_13_and_is_malformed_since(s
     assert waiting.read() == b"RESERVED %d 1\r\nx" % job_id
 
 
-def test_a_reserve_ends_when_the_client_sends_no_more(connect, tube):
+def test_a_reserve_ends_when_the_client_closes_its_sending_side(connect, tube):
     waiting = connect()
     waiting.send("reserve", "list-tube-used")
     waiting.socket.shutdown(1)
@@ -289,7 +289,7 @@ def test_a_reserve_ends_when_the_client_sends_no_more(connect, tube):
 
 
 @pytest.mark.parametrize("rest", [b"", b"put 0 0 1 5\r\nab", b"list-tube"])
-def test_half_a_command_at_the_end_is_no_command(connect, tube, rest):
+def test_half_a_command_at_the_end_is_not_run(connect, tube, rest):
     wire = connect()
     wire.socket.sendall(b"list-tube-used\r\n" + rest)
     wire.socket.shutdown(1)
@@ -297,7 +297,7 @@ def test_half_a_command_at_the_end_is_no_command(connect, tube, rest):
 
 
 @pytest.mark.parametrize("state", ["ready", "delayed", "buried"])
-def test_a_job_of_any_state_can_be_reserved_by_its_id_but_one_that_is_reserved(connect, state):
+def test_a_job_of_any_state_except_reserved_can_be_reserved_by_its_id(connect, state):
     wire, other = connect(), connect()
     job_id = in_state(wire, state)
     assert other.ask(f"reserve-job {job_id}") == b"RESERVED %d 1\r\nx" % job_id
@@ -312,11 +312,11 @@ def test_replies_come_in_the_order_of_the_commands(wire, tube):
     assert words == [b"USING", b"INSERTED", b"KICKED", b"FOUND", b"UNKNOWN_COMMAND", b"USING"]
 
 
-# -- what becomes of a job -------------------------------------------------------------------------------------
+# -- the life of a job ---------------------------------------------------------------------------------------
 
 
 def in_state(wire, state, **options):
-    """Make a job of a state."""
+    """Make a job in the given state."""
     if state == "delayed":
         return wire.put(delay=100, **options)
     if state == "ready":
@@ -371,7 +371,7 @@ def test_a_job_released_without_a_delay_goes_in_front_of_newer_ones(wire):
     assert [wire.reserve(), wire.reserve()] == [job_id, newer]
 
 
-def test_a_released_job_goes_to_who_waits(connect):
+def test_a_released_job_goes_to_a_waiting_client(connect):
     wire, waiting = connect(), connect()
     job_id = wire.reserved()
     waiting.send("reserve")
@@ -398,7 +398,7 @@ def test_buried_jobs_are_kicked_in_the_order_in_which_they_were_buried(wire):
     assert wire.stats(f"-job {ids[0]}")["kicks"] == "1"
 
 
-def test_delayed_jobs_are_kicked_only_if_none_are_buried_the_earliest_first(wire):
+def test_delayed_jobs_are_kicked_earliest_first_only_if_none_are_buried(wire):
     late, early = wire.put(delay=200), wire.put(delay=100)
     buried = in_state(wire, "buried")
     assert wire.ask("peek-delayed") == b"FOUND %d 1\r\nx" % early
@@ -423,7 +423,7 @@ def test_a_buried_or_delayed_job_can_be_kicked_by_its_id(wire, state, reply):
     assert wire.ask(f"kick-job {in_state(wire, state)}") == reply
 
 
-def test_of_jobs_that_are_kicked_the_first_goes_to_who_waits(connect):
+def test_the_first_kicked_job_goes_to_a_waiting_client(connect):
     wire, waiting = connect(), connect()
     first, second = (wire.reserved() for _ in range(2))
     wire.ask(f"bury {first} 10")
@@ -444,7 +444,7 @@ def test_peek_ready_shows_the_next_job_of_the_tube_in_use(wire):
 # -- clients that leave ----------------------------------------------------------------------------------------
 
 
-def test_the_jobs_of_a_lost_connection_go_to_who_waits_at_once(connect):
+def test_the_jobs_of_a_lost_connection_go_to_a_waiting_client_at_once(connect):
     holder, waiting = connect(), connect()
     ids = [holder.reserved(), holder.reserved()]
     waiting.send("reserve")
@@ -456,7 +456,7 @@ def test_the_jobs_of_a_lost_connection_go_to_who_waits_at_once(connect):
     assert [stats[key] for key in ("reserves", "releases", "timeouts")] == ["2", "0", "0"]
 
 
-def test_who_has_left_gets_no_jobs(connect, tube):
+def test_a_client_that_has_left_gets_no_jobs(connect, tube):
     gone, wire = connect(), connect()
     gone.send("reserve")
     wait_until(lambda: wire.stats(f"-tube {tube}")["current-waiting"] == "1", "it waits")
@@ -466,7 +466,7 @@ def test_who_has_left_gets_no_jobs(connect, tube):
     assert wire.reserve() == job_id
 
 
-def test_quit_gives_back_what_was_held(connect):
+def test_quit_gives_back_held_jobs(connect):
     holder, wire = connect(), connect()
     job_id = holder.reserved()
     holder.send("quit")
@@ -477,7 +477,7 @@ def test_quit_gives_back_what_was_held(connect):
 # -- tubes -----------------------------------------------------------------------------------------------------
 
 
-def test_a_tube_is_there_as_long_as_it_is_used_watched_or_has_jobs(connect, tube):
+def test_a_tube_exists_as_long_as_it_is_used_watched_or_has_jobs(connect, tube):
     def is_there() -> bool:
         return f"- {name}\n".encode() in wire.ask("list-tubes")
 
@@ -494,7 +494,7 @@ def test_a_tube_is_there_as_long_as_it_is_used_watched_or_has_jobs(connect, tube
     assert not is_there()
 
 
-def test_the_tubes_of_a_connection_leave_with_it(connect, tube):
+def test_the_tubes_of_a_connection_end_with_it(connect, tube):
     wire, gone = connect(), connect(f"{tube}-b")
     assert wire.stats(f"-tube {tube}-b")["current-using"] == "1"
     gone.close()
@@ -534,7 +534,7 @@ def test_a_job_of_a_paused_tube_can_be_reserved_by_its_id(wire, tube):
 
 
 def in_statistics(server, name):
-    """Return a name as it stands in the server's statistics: in quotes since 1.13."""
+    """Return a name as it appears in the server's statistics: in quotes since 1.13."""
     return f'"{name}"' if server.release >= (1, 13) else name
 
 
@@ -591,7 +591,7 @@ def re_number(value: str) -> bool:
     return value.lstrip("-").isdecimal()
 
 
-def test_the_server_tells_what_it_is(server, wire):
+def test_the_server_describes_itself(server, wire):
     stats = wire.stats()
     assert stats["max-job-size"] == "1000"
     assert stats["draining"] == "false"

@@ -1,4 +1,4 @@
-"""Random commands on both servers, with clients that come and go: the same replies, the same statistics."""
+"""Random commands on both servers, with clients that connect and leave: the same replies, the same statistics."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from wire import Wire
 
 CLIENTS = 3
 TUBES = ("a", "b", "default")
-# What no two servers have in common, or what is among the known differences.
+# Fields that differ between any two servers, or that are among the known differences.
 INCOMPARABLE = re.compile(r"(pid|version|rusage.*|uptime|binlog-.*|id|hostname|os|platform|total-connections|cmd-.*)")
 CLOCKS = re.compile(rb"^(age|time-left|pause-time-left): (\d+)$", re.MULTILINE)
 ID = re.compile(rb"^(INSERTED |RESERVED |FOUND |OK \d+\r\n---\nid: )(\d+)")
 
-# The embedded broker answers as 1.13 does: what earlier ones understand otherwise is left to the tests of each.
+# The embedded broker answers as 1.13 does: differences of earlier versions are left to their own tests.
 IS_NEWEST = installed_release() >= (1, 13)
 QUOTED = re.compile(rb'^(tube|name): "(.*)"$', re.MULTILINE)
 
 clients = st.integers(0, CLIENTS - 1)
 tubes = st.sampled_from(TUBES)
-jobs = st.integers(0, 9)  # the position in the list of all ids; past its end a job that is not there
+jobs = st.integers(0, 9)  # the position in the list of all ids; past its end a job that does not exist
 priorities = st.sampled_from([0, 0, 0, 1, 1023, 1024, 2**32 - 1])
 delays = st.sampled_from([0, 0, 0, 100, 200])
 bodies = st.sampled_from([b"", b"x", b"\r\n", b"y" * 50])
@@ -57,7 +57,7 @@ class Side:
         return wire
 
     def normal(self, reply: bytes) -> bytes:
-        """Make a reply comparable: ids by their position, lists in order, clocks without their last second."""
+        """Make a reply comparable: ids by their position, lists sorted, clocks without their last second."""
         if reply.startswith(b"INSERTED"):
             self.ids.append(int(reply.split()[1]))
         reply = ID.sub(lambda found: b"%b#%d" % (found[1][:3], self.ids.index(int(found[2]))), reply)
@@ -71,7 +71,7 @@ class Side:
         return self.ids[job] if job < len(self.ids) else 2**40 + job
 
     def stats(self) -> dict[str, str | int]:
-        """The server's statistics, those that only grow since the test began."""
+        """Return the server's statistics; counters that only grow are relative to the start of the test."""
         stats = {key: value for key, value in self.control.stats().items() if not INCOMPARABLE.fullmatch(key)}
         for key in ("total-jobs", "job-timeouts"):
             stats[key] = int(stats[key]) - int(self.baseline[key])
@@ -81,7 +81,7 @@ class Side:
         return int(self.control.stats()[key])
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Clean up the server."""
         for client in self.clients:
             client.close()
         wait_until(lambda: self.count("current-connections") == 1, "all clients are gone")
@@ -91,7 +91,7 @@ class Side:
 
 
 class BothServers(RuleBasedStateMachine):
-    """Sends each command to both servers, and compares all that can be seen."""
+    """Send each command to both servers, and compare everything observable."""
 
     def __init__(self, controls: list[Wire]) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class BothServers(RuleBasedStateMachine):
 
     @rule(client=clients, body=bodies, count=st.integers(1, 4))
     def put_and_hold(self, client, body, count):
-        """What it takes for a job to have a life worth comparing."""
+        """Return commands that give a job a life worth comparing."""
         for _ in range(count):
             self.ask(client, f"put 0 0 500 {len(body)}", body=body)
             if self.waiting != client:
@@ -214,7 +214,7 @@ class BothServers(RuleBasedStateMachine):
             wait_until(lambda s=side, n=others: s.count("current-connections") == n, "it is gone")
         if client == self.waiting:
             self.waiting = None
-        self.read_what_waited()  # it may have got a job that was held: before anybody else does anything
+        self.read_what_waited()  # it may have received a held job: before any other client acts
         for side in self.sides:
             side.clients[client] = side.connect()
 
@@ -237,7 +237,7 @@ class BothServers(RuleBasedStateMachine):
 
 @pytest.fixture
 def controls():
-    """Connect to each of both servers, to look at it."""
+    """Open a connection to each server for inspection."""
     servers = [start(max_job_size=1000) for start in START.values()]
     wires = [Wire(server.port) for server in servers]
     yield wires

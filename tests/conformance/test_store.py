@@ -1,4 +1,4 @@
-"""What the embedded broker decides, with a clock that is moved by hand."""
+"""The decisions of the embedded broker, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Clock:
         self.store = Store()
 
     def tick(self, seconds: float) -> list:
-        """Let time pass; return what became of those who waited."""
+        """Move the clock; return the results for waiting clients."""
         self.now += seconds
         self.store.advance(self.now)
         return self.answers()
@@ -71,7 +71,7 @@ def test_a_delay_of_136_years_is_kept(clock, client):
     assert job.state is State.READY
 
 
-def test_a_job_whose_time_is_over_is_counted_and_goes_to_who_waits(clock, client, other):
+def test_a_job_whose_time_is_over_is_counted_and_goes_to_a_waiting_client(clock, client, other):
     job = clock.put(client, ttr_s=10)
     clock.reserve(client)
     assert clock.reserve(other, timeout_s=None) is None
@@ -82,7 +82,7 @@ def test_a_job_whose_time_is_over_is_counted_and_goes_to_who_waits(clock, client
     assert not clock.store.delete(client, job.id)
 
 
-def test_a_job_whose_time_is_over_and_that_nobody_took_can_be_deleted_by_its_old_holder(clock, client):
+def test_a_job_whose_time_is_over_can_be_deleted_by_its_old_holder_until_another_takes_it(clock, client):
     job = clock.put(client, ttr_s=10)
     clock.reserve(client)
     clock.tick(10)
@@ -91,7 +91,7 @@ def test_a_job_whose_time_is_over_and_that_nobody_took_can_be_deleted_by_its_old
     assert clock.store.delete(client, job.id)
 
 
-def test_touches_keep_a_job_for_ever(clock, client):
+def test_touches_keep_a_job_indefinitely(clock, client):
     job = clock.put(client, ttr_s=10)
     clock.reserve(client)
     for _ in range(100):
@@ -101,7 +101,7 @@ def test_touches_keep_a_job_for_ever(clock, client):
     assert clock.store.next_at() == clock.now + 10
 
 
-def test_who_waits_is_warned_one_second_before_the_first_held_job_runs_out_of_time(clock, client):
+def test_a_waiting_holder_is_warned_one_second_before_the_first_held_job_runs_out_of_time(clock, client):
     clock.put(client, ttr_s=20)
     clock.put(client, ttr_s=10)
     clock.reserve(client)
@@ -123,7 +123,7 @@ def test_a_wait_ends_at_its_own_end_if_that_comes_first(clock, client):
     assert not client.is_waiting
 
 
-def test_waiting_clients_get_jobs_in_the_order_in_which_they_came(clock):
+def test_waiting_clients_get_jobs_in_order_of_arrival(clock):
     clients = [clock.store.connect() for _ in range(3)]
     for client in clients:
         clock.reserve(client, timeout_s=None)
@@ -131,7 +131,7 @@ def test_waiting_clients_get_jobs_in_the_order_in_which_they_came(clock):
     assert clock.tick(3) == list(zip(clients, jobs, strict=True))
 
 
-def test_who_has_no_job_gets_none_of_a_paused_tube(clock, client, other):
+def test_a_client_without_a_job_gets_none_of_a_paused_tube(clock, client, other):
     clock.store.use(client, "a")
     clock.store.watch(other, "a")
     clock.store.pause("a", 5, clock.now)
@@ -143,7 +143,7 @@ def test_who_has_no_job_gets_none_of_a_paused_tube(clock, client, other):
     assert client.used.pause_s == 0
 
 
-def test_a_longer_pause_takes_the_place_of_a_shorter_one(clock, client):
+def test_a_longer_pause_replaces_a_shorter_one(clock, client):
     clock.store.pause("default", 5, clock.now)
     clock.store.pause("default", 50, clock.now)
     clock.put(client)
@@ -153,7 +153,7 @@ def test_a_longer_pause_takes_the_place_of_a_shorter_one(clock, client):
     assert clock.reserve(client) is not NoJob.TIMED_OUT
 
 
-def test_the_pause_of_a_tube_is_gone_with_the_tube(clock, client):
+def test_the_pause_of_a_tube_ends_with_the_tube(clock, client):
     clock.store.use(client, "a")
     clock.store.pause("a", 5, clock.now)
     clock.store.use(client, "default")
@@ -173,14 +173,14 @@ def test_a_lost_client_s_jobs_are_ready_at_once_and_its_tubes_are_gone(clock, cl
     assert clock.store.next_at() is None
 
 
-def test_a_client_that_sends_no_more_waits_no_more(clock, client):
+def test_a_client_that_closes_its_sending_side_stops_waiting(clock, client):
     clock.reserve(client, timeout_s=100)
     clock.store.half_close(client)
     assert clock.answers() == [(client, NoJob.TIMED_OUT)]
     assert clock.reserve(client, timeout_s=100) is NoJob.TIMED_OUT
 
 
-def test_what_has_to_be_kept_is_told(clock, client):
+def test_changes_that_must_be_stored_are_reported(clock, client):
     store = clock.store
     job, gone = clock.put(client), clock.put(client)
     store.delete(client, gone.id)
@@ -193,14 +193,14 @@ def test_what_has_to_be_kept_is_told(clock, client):
         lambda: store.release(client, job.id, 0, 5, clock.now),
         lambda: store.kick_job(job.id, clock.now),
         lambda: store.reserve_job(client, job.id, clock.now) and store.bury(client, job.id, 0, clock.now),
-        lambda: store.reserve_job(client, job.id, clock.now),  # it is buried no more
+        lambda: store.reserve_job(client, job.id, clock.now),  # it is no longer buried
     ):
         assert change()
         assert store.changed == {job.id: job}
         store.changed.clear()
 
 
-def test_what_is_gone_takes_no_memory(clock, client):
+def test_removed_items_take_no_memory(clock, client):
     first = clock.put(client)
     for _ in range(1000):
         job = clock.put(client, priority=5)

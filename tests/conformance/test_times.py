@@ -1,4 +1,4 @@
-"""Delays, times to run, timeouts and pauses, on both servers: what is to happen happens, and when it is to happen."""
+"""Delays, times to run, timeouts and pauses, on both servers: each event happens, and at the right time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from servers import START, Embedded
 from support.waiting import wait_until
 from wire import Wire
 
-EARLY_S = 0.05  # clocks are read at both ends
+EARLY_S = 0.05  # clocks are read on both sides
 LATE_S = 0.7  # on a busy machine
 
 
@@ -73,8 +73,8 @@ def a_job_whose_time_is_over_goes_to_another(wire: Wire, other: Wire) -> None:
     watch = Stopwatch()
     job_id = wire.reserved(ttr=1)
     other.send("reserve-with-timeout 5")
-    wire.has_reply(1.1)  # nothing comes
-    wire.ask("list-tube-used")  # beanstalkd may overlook the end of a silent holder's job
+    wire.has_reply(1.1)  # no job arrives
+    wire.ask("list-tube-used")  # beanstalkd may miss the expiry of a silent holder's job
     assert other.read() == b"RESERVED %d 1\r\nx" % job_id
     assert watch.reads(1)
     assert [wire.ask(f"{command} {job_id}") for command in ("touch", "delete")] == [b"NOT_FOUND"] * 2
@@ -146,7 +146,7 @@ SCENARIOS = [
 ]
 
 
-def test_all_that_takes_time_takes_its_time(port):
+def test_everything_that_takes_time_takes_its_time(port):
     def play(scenario) -> str:
         first, second = (Wire(port, scenario.__name__) for _ in range(2))
         try:

@@ -1,4 +1,4 @@
-"""The protocol as bytes on a socket, with nothing between that could hide a difference."""
+"""The protocol as bytes on a socket, without a client library that could hide a difference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WITH_DATA = {b"OK", b"FOUND", b"RESERVED"}
 
 
 class Wire:
-    """One connection, which begins to use and watch ``tube`` alone."""
+    """One connection, which initially uses and watches only ``tube``."""
 
     def __init__(self, port: int, tube: str | None = None) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
@@ -36,7 +36,7 @@ class Wire:
         return self.read()
 
     def read(self) -> bytes:
-        """Return the next reply; nothing if the server has closed the connection."""
+        """Return the next reply; empty if the server has closed the connection."""
         line = self._file.readline()
         words = line.split()
         if words and words[0] in WITH_DATA:
@@ -47,7 +47,7 @@ class Wire:
         return self._file.read(count)
 
     def read_all(self) -> bytes:
-        """Return all that comes until the server closes the connection."""
+        """Return all data until the server closes the connection."""
         return self._file.read()
 
     def has_reply(self, timeout_s: float = 0.0) -> bool:
@@ -59,7 +59,7 @@ class Wire:
         return int(reply.split()[1])
 
     def reserve(self, timeout: int = 0) -> int | None:
-        """Reserve a job and return its id; None if there is none in time."""
+        """Reserve a job and return its id; None if no job arrives in time."""
         reply = self.ask(f"reserve-with-timeout {timeout}")
         return int(reply.split()[1]) if reply.startswith(b"RESERVED") else None
 
@@ -70,7 +70,7 @@ class Wire:
         return job_id
 
     def stats(self, of: str = "") -> dict[str, str]:
-        """Return the statistics of the server, or of ``-job 1`` or ``-tube default``; nothing if there are none."""
+        """Return the statistics of the server, or of ``-job 1`` or ``-tube default``; empty if it does not exist."""
         return dict(re.findall(r"^(\S+): (.*)$", self.ask(f"stats{of}").decode(), re.MULTILINE))
 
     def state(self, job_id: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Real programs, and a browser without a screen."""
+"""Real programs, and a simple browser."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DEADLINE_S = 20
 
 
 class Program:
-    """A program in a process of its own. All that it says goes to one file."""
+    """A program in a separate process. All its output goes to one file."""
 
     def __init__(self, *command: str | Path, log: Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
         self._log = log
-        # What the tests' caller has set for programs of his own is not for these.
+        # Settings in the environment of the tests' caller must not reach these programs.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FLASK_", "BACKEND_"))}
         with log.open("wb") as file:
             self.process = subprocess.Popen(
@@ -46,7 +46,7 @@ class Program:
         return self._log.read_text(errors="replace")
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait until it has said this."""
+        """Wait until the program has printed this text."""
         wait_until(lambda: self.has_ended or re.search(pattern, self.output), f"{pattern!r} in:\n{self.output}")
         match = re.search(pattern, self.output)
         assert match, f"it has ended without saying {pattern!r}:\n{self.output}"
@@ -58,7 +58,7 @@ class Program:
         return self.process.wait(DEADLINE_S)
 
     def end(self) -> None:
-        """Leave nothing behind, whatever the test has come to."""
+        """Clean up after a passed or failed test."""
         if not self.has_ended:
             self.process.terminate()
             try:

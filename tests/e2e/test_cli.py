@@ -47,7 +47,7 @@ def hello(): ...
 
 
 class TestCheck:
-    def test_it_says_what_it_found(self):
+    def test_it_lists_the_registered_tasks(self):
         result = run("--app", WORKLOAD, "check", BACKEND_CONNECTION_URI="btq://[::1]:5")
         assert result.returncode == 0
         assert result.stdout.startswith(f"app:    support.workload\nbroker: btq://[::1]:5\nqueue:  {QUEUE}\n  task ")
@@ -61,7 +61,7 @@ class TestCheck:
             "queues": [{"queue": "com.example/default", "tasks": ["hello"], "receiver": None, "before_first_task": []}],
         }
 
-    def test_an_app_without_tasks_is_said(self, app_with):
+    def test_an_app_without_tasks_is_reported(self, app_with):
         assert "no tasks and no receivers" in run("check", cwd=app_with("backend = Backend(app)")).stdout
 
     @pytest.mark.parametrize("how", [["--app", "app"], ["-A", "app:app"], ["--app", "app:create_app('x')"], []])
@@ -113,16 +113,16 @@ def test_an_app_that_cannot_be_loaded_is_exit_3_with_the_traceback_of_the_users_
     assert result.stdout == ""
 
 
-def test_an_app_that_is_not_there_is_exit_3():
+def test_a_missing_app_is_exit_3():
     result = run("--app", "nonexistent", "check")
     assert (result.returncode, "Could not import 'nonexistent'" in result.stderr) == (3, True)
 
 
 @pytest.mark.parametrize("command", [["supervise", "--queue"], ["worker"]], ids=lambda c: c[0])
-def test_a_queue_that_nobody_registered_is_exit_3_and_lists_those_that_exist(command):
+def test_an_unregistered_queue_is_exit_3_and_lists_those_that_exist(command):
     result = run("--app", WORKLOAD, *command, "com.example/defualt")
     assert result.returncode == 3
-    assert "nothing in app 'support.workload' is registered for queue 'com.example/defualt'" in result.stderr
+    assert "app 'support.workload' has no queue 'com.example/defualt'" in result.stderr
     assert f"  {QUEUE}\n  {INBOX}\n" in result.stderr
 
 
@@ -131,8 +131,8 @@ def test_a_queue_that_nobody_registered_is_exit_3_and_lists_those_that_exist(com
     [
         (["supervise", "--queue", "q=0"], "expected a number of workers from 1 after the =, got '0'"),
         (["supervise", "--queue", "q=x"], "got 'x'"),
-        (["supervise", "--max-memory", "lots"], "'lots' is no size: expected a number with K, M, G or T"),
-        (["supervise", "--max-memory", "0"], "'0' is no size"),
+        (["supervise", "--max-memory", "lots"], "'lots' is not a size: expected a number with K, M, G or T"),
+        (["supervise", "--max-memory", "0"], "'0' is not a size"),
         (["supervise", "--workers", "0"], "Invalid value for '--workers'"),
         (["supervise", "--drain-timeout", "-1"], "Invalid value for '--drain-timeout'"),
         (["supervise", "--queue", QUEUE, "--queue", f"{QUEUE}=2"], "a queue is named twice"),
@@ -142,7 +142,7 @@ def test_a_queue_that_nobody_registered_is_exit_3_and_lists_those_that_exist(com
         (["dance"], "No such command 'dance'"),
     ],
 )
-def test_wrong_usage_is_exit_2_and_says_what_is_right(args, message):
+def test_wrong_usage_is_exit_2_and_shows_what_is_expected(args, message):
     result = run("--app", WORKLOAD, *args)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
@@ -180,7 +180,7 @@ def test_help_and_version_need_no_flask():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_command_imports_no_other_one():
+def test_a_command_imports_no_other_command():
     code = (
         "import sys\nfrom flask_backend.cli import main\n"
         "try:\n    main(['supervise', '--help'])\nexcept SystemExit:\n    pass\n"
@@ -190,7 +190,7 @@ def test_a_command_imports_no_other_one():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_version_that_cannot_take_over_from_the_running_one_says_so_before_a_reload():
+def test_a_version_that_cannot_take_over_from_the_running_one_is_reported_before_a_reload():
     result = run("--app", WORKLOAD, "supervise", FLASK_BACKEND_CHECK="0")
     assert result.returncode == 3
     assert "cannot take over from the one that runs: restart it instead" in result.stderr
@@ -224,7 +224,7 @@ def test_threads_that_the_import_started_are_named_in_a_warning(app_with, broker
     assert process.returncode == 0
     assert "importing the app has started threads (metrics, " in stderr
     assert "importing the app has started a QueueListener (thread " in stderr
-    assert "never reaches its handlers (StreamHandler)" in stderr
+    assert "never reach its handlers (StreamHandler)" in stderr
 
 
 class TestFlask:
@@ -261,7 +261,7 @@ class TestLogging:
         code = f"import logging; logging.basicConfig(format='MINE %(message)s', level='INFO')\n{MINIMAL}"
         assert "MINE ready: com.example/default" in self._worker_log(app_with(code), broker)
 
-    def test_otherwise_info_is_shown_and_nothing_twice(self, app_with, broker):
+    def test_otherwise_info_is_shown_and_no_line_twice(self, app_with, broker):
         code = (
             f"{MINIMAL}\napp.logger.warning('while importing')\n"
             "@backend.before_first_task('com.example/default')\ndef hook(): app.logger.info('in the hook')\n"
@@ -303,7 +303,7 @@ cli.main(["supervise", "--help"])
 
 
 def test_ctrl_c_is_not_lost_while_the_import_system_calls_back():
-    """As it does when it has imported a module: what is raised then is only reported."""
+    """As after the import of a module: an exception raised there is only reported."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (1, "")
 
@@ -342,7 +342,7 @@ def connect():
         assert (result.returncode, result.stdout) == (2, "")
         assert re.search(rf"No such (command|option):? '?{name}", result.stderr)
 
-    def test_an_app_that_fails_is_told_with_exit_code_3(self, app_with):
+    def test_an_app_that_fails_is_reported_with_exit_code_3(self, app_with):
         result = self.flask_backend(app_with("1 / 0"), "com.example/default")
         assert result.returncode == 3
         assert "ZeroDivisionError" in result.stderr
@@ -352,7 +352,7 @@ def connect():
 
 
 class TestAsFlasksOwnCommand:
-    """`flask-backend` heeds the environment variables that `flask` heeds."""
+    """`flask-backend` reads the environment variables that `flask` reads."""
 
     @pytest.mark.parametrize("program", [["flask-backend", "check"], ["flask", "backend", "check"]], ids=lambda p: p[0])
     @pytest.mark.parametrize(

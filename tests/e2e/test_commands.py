@@ -1,4 +1,4 @@
-"""The commands for queues and failures, as a person types them and as programs run them."""
+"""The commands for queues and failures, as typed by a person and as run by programs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run_json(run):
 
 @pytest.fixture
 def at_terminal(environment, tmp_path):
-    """Run a command in a terminal of 80 columns, answer its question; return its exit code and what was seen."""
+    """Run a command in a terminal of 80 columns, answer its question; return its exit code and its output."""
 
     def at_terminal(*args: str, answer: str | None = None, **env: str) -> tuple[int, str]:
         ours, theirs = pty.openpty()
@@ -78,7 +78,7 @@ def at_terminal(environment, tmp_path):
         with subprocess.Popen([PROGRAM, *args], **ends, env=environment | env, cwd=tmp_path) as process:
             os.close(theirs)
             seen = b""
-            with suppress(OSError):  # Linux's way to say that the other side is closed
+            with suppress(OSError):  # how Linux reports that the other side is closed
                 while data := os.read(ours, 4096):
                     seen += data
                     if answer is not None and seen.endswith(b"[y/N]: "):
@@ -92,7 +92,7 @@ def at_terminal(environment, tmp_path):
 
 @pytest.fixture
 def buried(broker):
-    """Bury jobs as workers do; return their ids. Those without a reason have no story."""
+    """Bury jobs as workers do; return their ids. Jobs without a reason have no story."""
 
     def make(count: int = 1, queue: str = QUEUE, **told) -> list[int]:
         worker = Connection(Address("127.0.0.1", broker.port), 5, watch=queue)
@@ -138,7 +138,7 @@ def assert_fits(screen: str) -> None:
 
 
 class TestQueues:
-    def test_a_table_has_a_line_for_each_and_those_that_nobody_watches_are_named(self, run, broker, command, buried):
+    def test_a_table_has_a_line_for_each_and_unwatched_queues_are_named(self, run, broker, command, buried):
         command("worker", QUEUE)
         wait_until(lambda: broker.waiting(QUEUE) == 1, "the worker waits")
         buried(2, OTHER)
@@ -151,7 +151,7 @@ class TestQueues:
             [QUEUE, "0", "0", "0", "0", "-", "1, 1 idle"],
             [OTHER, "1", "0", "1", "2", lines_of(result)[2].split()[5], "none"],
         ]
-        assert result.stderr == f"nobody watches {OTHER} (1 ready)\n"
+        assert result.stderr == f"no worker watches {OTHER} (1 ready)\n"
 
     def test_rates_are_measured_over_the_interval(self, environment, broker, tmp_path):
         broker.put(QUEUE, b"x")
@@ -190,10 +190,10 @@ class TestQueues:
             }
         ]
 
-    def test_a_server_without_queues_is_no_error(self, run, broker):
+    def test_a_server_without_queues_is_not_an_error(self, run, broker):
         result = run("queues", "--interval", "0")
         assert (result.returncode, result.stdout) == (0, "")
-        assert result.stderr == f"no queues at {broker.uri}: nobody watches one, and there are no jobs\n"
+        assert result.stderr == f"no queues at {broker.uri}: it has no jobs and no workers\n"
         assert run("queues", "--interval", "0", "--json").stdout == "[]\n"
 
     def test_check_fails_while_ready_jobs_have_no_worker_paused_or_not(self, run, broker):
@@ -204,21 +204,21 @@ class TestQueues:
         with broker.client() as client:
             client.pause_tube(QUEUE, 100)
         bad = run("queues", "--check")
-        assert (bad.returncode, bad.stdout, bad.stderr) == (1, "", f"nobody watches {QUEUE} (1 ready)\n")
+        assert (bad.returncode, bad.stdout, bad.stderr) == (1, "", f"no worker watches {QUEUE} (1 ready)\n")
 
-    def test_a_server_that_is_away_is_one_line(self, run):
+    def test_an_unreachable_server_is_one_line(self, run):
         result = run("queues", "--broker", "btq://127.0.0.1:1")
         assert (result.returncode, result.stdout) == (1, "")
         assert result.stderr.startswith("Error: cannot connect to Beanstalkd at btq://127.0.0.1:1: ")
 
 
 def has_looked(client) -> bool:
-    """Whether it has asked for the statistics of both queues that there are: ours, and the server's own."""
+    """Whether it has requested the statistics of both existing queues: ours, and the server's own."""
     return client.stats()["cmd-stats-tube"] > 1
 
 
 class TestFailures:
-    def test_what_a_real_worker_tells_is_shown(self, run, broker, tasks, command):
+    def test_a_real_worker_is_shown(self, run, broker, tasks, command):
         command("worker", QUEUE)
         job = tasks.choosy("never")
         wait_until(lambda: broker.count(QUEUE, "buried") == 1, "it is buried")
@@ -269,13 +269,13 @@ class TestFailures:
         assert [(note["job"], note["traceback"]) for note in told["notes"]] == [(second, TRACEBACK), (first, TRACEBACK)]
         assert untold == {**told, "endpoint": None, "kind": None, "count": 3, "notes": []}
 
-    def test_nothing_buried_is_no_error(self, run, broker):
+    def test_nothing_buried_is_not_an_error(self, run, broker):
         result = run("failures")
         assert (result.returncode, result.stdout) == (0, "")
         assert result.stderr == f"no buried jobs at {broker.uri}\n"
-        assert "there is no queue nowhere" in run("failures", "nowhere").stderr
+        assert "queue nowhere does not exist" in run("failures", "nowhere").stderr
 
-    def test_one_story_is_told_in_full(self, run, run_json, buried):
+    def test_one_story_is_shown_in_full(self, run, run_json, buried):
         wanted, _ = buried(2, **FAILED)
         result = run("failures", "--job", str(wanted))
         assert result.stdout.startswith(f"job {wanted} of {QUEUE}\nreason:    failed 10 times\ncall:      hello(")
@@ -286,7 +286,7 @@ class TestFailures:
         [untold] = buried()
         ready = broker.put(QUEUE, b"x")
         for job_id, why in [
-            (untold, f"job {untold} of {QUEUE} was buried without a story: by another program"),
+            (untold, f"job {untold} of {QUEUE} was buried without a story: by a program other"),
             (ready, f"job {ready} of {QUEUE} is ready: only buried jobs have a story"),
             (999, "job 999 is gone"),
         ]:
@@ -294,7 +294,7 @@ class TestFailures:
             assert (result.returncode, result.stdout) == (1, "")
             assert result.stderr.startswith(f"Error: {why}")
 
-    def test_what_a_job_says_cannot_act_on_the_terminal(self, run, run_json, buried):
+    def test_the_content_of_a_job_cannot_act_on_the_terminal(self, run, run_json, buried):
         evil = "\x1b[2J\x1b]0;gotcha\x07\r\n\ud800"
         told = dict.fromkeys(("reason", "endpoint", "call", "exception", "message", "traceback"), evil)
         buried(1, **FAILED | told)
@@ -305,14 +305,14 @@ class TestFailures:
         assert "\\x1b[2J" in result.stdout
         assert run_json("failures")[0]["notes"][0]["message"] == evil
 
-    def test_the_steps_to_take_name_the_broker_if_that_was_typed(self, run, broker, buried):
+    def test_the_suggested_commands_name_the_broker_if_it_was_typed(self, run, broker, buried):
         [job_id] = buried(1, **FAILED)
         result = run("failures", "--broker", broker.uri, BACKEND_CONNECTION_URI="btq://127.0.0.1:1")
         assert f"flask-backend retry {job_id} --broker {broker.uri}\n" in result.stderr
 
 
 class TestRetry:
-    def test_jobs_run_again_and_their_stories_are_gone(self, run, broker, tasks, command):
+    def test_jobs_run_again_and_their_stories_are_deleted(self, run, broker, tasks, command):
         worker = command("worker", QUEUE)
         job = tasks.decide("bury")
         wait_until(lambda: broker.count(QUEUE, "buried") == 1, "it is buried")
@@ -328,7 +328,7 @@ class TestRetry:
         assert (result.returncode, result.stdout) == (1, "retried 2 jobs\n")
         assert result.stderr == "job 999 is gone\n"
 
-    def test_all_of_a_queue_or_of_all_after_a_yes(self, run, run_json, broker, buried):
+    def test_all_of_a_queue_or_of_all_are_retried_after_a_yes(self, run, run_json, broker, buried):
         ids, others = [*buried(2, **FAILED), *buried(2)], buried(1, OTHER, **KILLED)
         assert sorted(run_json("retry", "--all", "--queue", QUEUE, "--yes")["retried"]) == ids
         assert broker.count(OTHER, "buried") == 1
@@ -337,7 +337,7 @@ class TestRetry:
         assert (nothing.returncode, nothing.stdout) == (0, "")
         assert nothing.stderr == f"no buried jobs at {broker.uri}\n"
 
-    def test_those_that_match(self, run, broker, buried):
+    def test_matching_jobs_are_retried(self, run, broker, buried):
         buried(2, **FAILED)
         buried(1, **FAILED | {"exception": "app.errors.Oops"})
         buried()
@@ -346,16 +346,17 @@ class TestRetry:
         assert run("retry", "--all", "--match", "hello", "--yes").stderr == "no buried jobs that match hello\n"
         assert broker.count(QUEUE, "buried") == 1
 
-    def test_without_a_terminal_and_a_yes_nothing_is_done(self, run, broker, buried):
+    def test_nothing_is_done_without_a_terminal_and_without_yes(self, run, broker, buried):
         buried(12, **FAILED)
         result = run("retry", "--all", "--match", "/ValueError")
         assert (result.returncode, result.stdout) == (1, "")
         assert result.stderr == (
-            f"Error: Retry 12 buried jobs of {QUEUE} that match /ValueError? There is no terminal to ask: say --yes.\n"
+            f"Error: Retry 12 buried jobs of {QUEUE} that match /ValueError? "
+            "stdin is not a terminal; pass --yes to confirm.\n"
         )
         assert broker.count(QUEUE, "buried") == 12
 
-    def test_a_no_changes_nothing_and_a_yes_does_what_the_question_says(self, run, at_terminal, broker, buried):
+    def test_a_no_changes_nothing_and_a_yes_does_what_was_asked(self, run, at_terminal, broker, buried):
         buried(1, **FAILED)
         buried(2, OTHER)
         [one] = buried(1, QUEUE, **FAILED)
@@ -374,21 +375,21 @@ class TestRetry:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            ([], "say which jobs to retry: either their IDs, or --all for all that are buried"),
+            ([], "choose the jobs to retry: pass their IDs, or --all for all buried jobs"),
             (["1", "--all"], "either their IDs, or --all"),
             (["1", "--match", "hello"], "they go with --all, not with IDs"),
             (["--all", "--match", "/"], "'/': expected ENDPOINT, ENDPOINT/EXCEPTION or /EXCEPTION"),
             (["0"], "Invalid value for '[ID]...'"),
         ],
     )
-    def test_wrong_usage_says_what_is_right(self, args, message):
+    def test_wrong_usage_shows_what_is_expected(self, args, message):
         result = CliRunner().invoke(main, ["retry", *args])
         assert (result.exit_code, result.stdout) == (2, "")
         assert message in result.stderr
 
 
 class TestDelete:
-    def test_jobs_in_any_state_but_reserved_after_a_look_at_them(self, run, at_terminal, broker, buried):
+    def test_jobs_in_any_state_except_reserved_are_deleted_after_a_look_at_them(self, run, at_terminal, broker, buried):
         [job_id] = buried(1, **FAILED)
         ready = broker.put(QUEUE, b'{"endpoint": "greet", "args": ["Ada"]}')
         assert run("delete", str(job_id)).returncode == 1
@@ -403,7 +404,7 @@ class TestDelete:
         assert (result.returncode, result.stdout, result.stderr) == (1, "deleted 2 jobs\n", "job 999 is gone\n")
         assert broker.jobs() == 0
 
-    def test_of_all_only_the_buried_ones(self, run_json, broker, buried):
+    def test_with_all_only_the_buried_ones_are_deleted(self, run_json, broker, buried):
         ids = [*buried(2, **FAILED), *buried(1)]
         broker.put(QUEUE, b"x")
         broker.put(QUEUE, b"x", delay=100)
@@ -430,9 +431,9 @@ class TestPauseAndResume:
         assert re.search(r"1m\d\ds", run("queues", "--interval", "0").stdout)
         assert run("pause", QUEUE, "--for", "0").returncode == 2
 
-    def test_both_ask_first(self, run, at_terminal, broker):
+    def test_both_ask_for_confirmation(self, run, at_terminal, broker):
         broker.put(QUEUE, b"x")
-        assert "There is no terminal to ask" in run("pause", QUEUE).stderr
+        assert "stdin is not a terminal" in run("pause", QUEUE).stderr
         code, seen = at_terminal("pause", QUEUE, "--for", "90", answer="n")
         assert (code, seen.splitlines()[0]) == (1, f"Pause {QUEUE} (1 ready, 0 workers) for 1m30s? [y/N]: n")
         assert broker.tube(QUEUE)["pause"] == 0
@@ -442,10 +443,10 @@ class TestPauseAndResume:
         assert broker.tube(QUEUE)["pause"] > 0
 
     @pytest.mark.parametrize("command", ["pause", "resume"])
-    def test_a_queue_that_is_not_there_is_an_error(self, run, command):
+    def test_a_missing_queue_is_an_error(self, run, command):
         result = run(command, "nowhere", "--yes")
         assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr.startswith("Error: there is no queue nowhere at btq://")
+        assert result.stderr.startswith("Error: queue nowhere does not exist at btq://")
 
 
 class TestTerminal:
@@ -468,7 +469,7 @@ class TestTerminal:
         assert re.search(rf"\x1b\[33m{QUEUE} +1m\d\ds\x1b\[0m\n\x1b\[33m +0 +0 +0 +12 ", seen)
         assert_fits(seen)
 
-    def test_no_color_means_none(self, full, at_terminal):
+    def test_no_color_disables_colors(self, full, at_terminal):
         for args in (["queues", "--interval", "0"], ["failures"]):
             _, seen = at_terminal(*args, NO_COLOR="1")
             assert "\x1b" not in seen
@@ -481,7 +482,7 @@ class TestTerminal:
         assert_fits(seen)
 
 
-def test_no_command_imports_flask_unless_the_address_has_to_come_from_the_app(environment, broker, tmp_path):
+def test_no_command_imports_flask_unless_it_needs_the_address_from_the_app(environment, broker, tmp_path):
     code = (
         "import sys\nfrom flask_backend.cli import main\n"
         "for args in ['queues', '--interval', '0'], ['failures'], ['retry', '--all'], ['delete', '1', '-y'], "
@@ -494,7 +495,7 @@ def test_no_command_imports_flask_unless_the_address_has_to_come_from_the_app(en
     )
 
 
-def test_the_app_tells_where_the_broker_is_if_nothing_else_does(environment, broker, buried, tmp_path):
+def test_the_app_gives_the_address_of_the_broker_if_nothing_else_does(environment, broker, buried, tmp_path):
     (tmp_path / "website.py").write_text(
         "from flask import Flask\nfrom flask_backend import Backend\napp = Flask(__name__)\n"
         f"app.config['BACKEND_CONNECTION_URI'] = {broker.uri!r}\nBackend(app)\n"
@@ -507,7 +508,7 @@ def test_the_app_tells_where_the_broker_is_if_nothing_else_does(environment, bro
     assert f"flask-backend retry {job_id} --broker {broker.uri}\n" in result.stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(environment, buried, tmp_path):
+def test_a_reader_that_closes_early_is_not_an_error(environment, buried, tmp_path):
     buried(3, **FAILED)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([PROGRAM, "failures"], **pipes, text=True, env=environment, cwd=tmp_path) as process:
@@ -516,7 +517,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(environment, buried, tmp_path
         assert "Traceback" not in process.stderr.read()
 
 
-def test_an_interrupted_look_ends_in_a_line(environment, broker, tmp_path):
+def test_an_interrupted_command_ends_in_a_line(environment, broker, tmp_path):
     broker.put(QUEUE, b"x")
     process = subprocess.Popen(
         [PROGRAM, "queues", "--interval", "60"], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True

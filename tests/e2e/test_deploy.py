@@ -1,4 +1,4 @@
-"""What is in deploy/: the unit as systemd reads it, the supervisor as systemd and as a container see it."""
+"""The files in deploy/: the unit as systemd reads it, and the supervisor under systemd and in a container."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def title(pid):
 
 @pytest.fixture
 def processes():
-    """Kills what a test leaves running."""
+    """Kill processes that a test leaves running."""
     with ExitStack() as stack:
 
         def start(command, **options):
@@ -117,7 +117,7 @@ def app(tmp_path):
 
 @pytest.fixture
 def start(processes, broker, app):
-    """Starts the supervisor of the app, by itself or as the last words of a longer command."""
+    """Start the supervisor of the app, on its own or at the end of a longer command."""
 
     def start(*queues, before=(), **environment):
         variables = {"FLASK_APP": "app", URI_KEY: broker.uri, "BACKEND_QUEUES": " ".join(queues)}
@@ -145,12 +145,12 @@ def settings(text):
 
 def systemd_analyze(*arguments):
     command = [tool("systemd-analyze"), "--no-pager", *map(str, arguments)]
-    # Neither colours nor a width to cut lines at.
+    # Neither colours nor a width that cuts lines.
     environment = os.environ | {"LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "COLUMNS": "200"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_systemd_finds_nothing_to_say_about_the_unit(tmp_path):
+def test_systemd_has_no_remarks_on_the_unit(tmp_path):
     unit = tmp_path / UNIT.name
     text = UNIT.read_text()
     assert "ExecStart=/srv/%i/venv/bin/flask-backend supervise" in text
@@ -169,7 +169,7 @@ def remarks_on_instances(folder, *names):
     return systemd_analyze("verify", *units).stderr
 
 
-def test_each_instance_has_a_user_of_its_own_for_every_name_that_the_docs_allow(tmp_path):
+def test_each_instance_has_its_own_user_for_every_name_that_the_docs_allow(tmp_path):
     unit = settings(UNIT.read_text())
     assert (unit["DynamicUser"], unit["User"]) == ("yes", "fb-%i")
     docs = (DEPLOY.parent / "docs" / "deploying.md").read_text()
@@ -184,7 +184,7 @@ def test_each_instance_has_a_user_of_its_own_for_every_name_that_the_docs_allow(
         assert f"'fb-{name}', which does not match strict user/group name rules" in remarks
 
 
-def test_systemd_finds_nothing_to_say_about_the_drop_in_for_beanstalkd(tmp_path):
+def test_systemd_has_no_remarks_on_the_drop_in_for_beanstalkd(tmp_path):
     shutil.copytree(DEPLOY / "systemd" / "beanstalkd.service.d", tmp_path / "beanstalkd.service.d")
     unit = tmp_path / "beanstalkd.service"
     unit.write_text(f"[Service]\nExecStart={tool('beanstalkd')}\n")
@@ -221,7 +221,7 @@ def test_each_stop_timeout_leaves_room_for_the_drain():
     assert float(compose_s[1]) >= unit_s
 
 
-def test_every_variable_in_the_files_is_one_that_is_read():
+def test_every_variable_in_the_files_is_read():
     known = {option.envvar for option in supervise.params} | {URI_KEY}
     texts = {path: path.read_text() for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
@@ -264,7 +264,7 @@ def manager(request, tmp_path):
     manager.close()
 
 
-def test_ready_is_told_when_every_queue_has_a_ready_worker_and_stopping_when_it_stops(start, put, app, manager):
+def test_ready_is_reported_when_every_queue_has_a_ready_worker_and_stopping_when_it_stops(start, put, app, manager):
     supervisor = start(f"{QUEUE}=2", f"{GATED}=1", NOTIFY_SOCKET=manager.variable)
     put("environment", "seen")
     wait_until((app / "seen").exists, "a worker of the first queue has run a task")
@@ -272,7 +272,7 @@ def test_ready_is_told_when_every_queue_has_a_ready_worker_and_stopping_when_it_
 
     (app / "gate").touch()
     assert manager.next() == ["READY=1"]
-    # The second worker of the first queue may need a moment more than that of the other.
+    # The second worker of the first queue may be ready later than the one of the other queue.
     while (status := manager.next()) != ["STATUS=3 of 3 workers ready"]:
         assert re.fullmatch(r"STATUS=\d of 3 workers ready", status[0])
 
@@ -289,7 +289,7 @@ def test_ready_is_told_when_every_queue_has_a_ready_worker_and_stopping_when_it_
     assert manager.has_heard_nothing()
 
 
-def test_a_reload_is_told_and_a_failed_one_is_in_the_status(start, app, manager):
+def test_a_reload_is_reported_and_a_failed_one_is_in_the_status(start, app, manager):
     (app / "gate").touch()
     supervisor = start(f"{GATED}=1", NOTIFY_SOCKET=manager.variable)
     assert manager.next() == ["READY=1"]
@@ -314,7 +314,7 @@ def test_a_reload_is_told_and_a_failed_one_is_in_the_status(start, app, manager)
     assert supervisor.wait(20) == 0
 
 
-def test_stopping_before_ready_never_tells_ready(start, app, manager):
+def test_stopping_before_ready_never_reports_ready(start, app, manager):
     supervisor = start(f"{GATED}=1", NOTIFY_SOCKET=manager.variable)
     wait_until(lambda: children_of(supervisor.pid), "a worker is in its hook")
 
@@ -326,7 +326,7 @@ def test_stopping_before_ready_never_tells_ready(start, app, manager):
     assert manager.has_heard_nothing()
 
 
-def test_tasks_and_what_they_start_do_not_see_the_notify_socket(start, put, app, manager):
+def test_tasks_and_their_processes_do_not_see_the_notify_socket(start, put, app, manager):
     start(f"{QUEUE}=1", NOTIFY_SOCKET=manager.variable)
     put("environment", "seen")
 
@@ -350,7 +350,7 @@ DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "beanstalkd.Dockerfile"]
 
 
 def command(dockerfile, instruction):
-    """Return the argument list that the last such instruction has; a shell form is no JSON and raises."""
+    """Return the argument list of the last such instruction; a shell form is not JSON and raises."""
     rest = [rest for name, rest in instructions(dockerfile) if name == instruction][-1]
     return json.loads(rest[rest.index("[") :]) if instruction == "HEALTHCHECK" else json.loads(rest)
 
@@ -372,7 +372,7 @@ def test_base_image_is_a_build_argument():
     assert {rest.split()[0] for name, rest in head if name == "FROM"} == {"${PYTHON_IMAGE}"}
 
 
-def test_everything_that_the_image_copies_is_there_and_not_ignored():
+def test_everything_that_the_image_copies_exists_and_is_not_ignored():
     root = DEPLOY.parent
     allowed = [line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
     arguments = dict(rest.split("=", 1) for name, rest in instructions(DOCKER / "Dockerfile") if name == "ARG")
@@ -411,7 +411,7 @@ def test_compose_file_starts_web_and_workers_once_the_broker_is_healthy():
 
 @pytest.fixture
 def container():
-    """The words before a command that make it process 1 of a new PID namespace with a /proc of its own."""
+    """The command prefix that makes a command process 1 of a new PID namespace with its own /proc."""
     words = [tool("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child"]
     trial = subprocess.run([*words, "true"], capture_output=True, text=True)
     if trial.returncode != 0:
@@ -420,7 +420,7 @@ def container():
 
 
 def process_1(unshare):
-    """Return the pid that process 1 has out here."""
+    """Return the pid of process 1 outside the namespace."""
     return wait_until(lambda: children_of(unshare.pid), "process 1 has started")[0]
 
 
@@ -429,7 +429,7 @@ def is_serving(supervisor):
 
 
 def health(supervisor):
-    """Run the image's health check in the namespace; return what it has to complain of."""
+    """Run the image's health check in the namespace; return its complaints."""
     script = command(DOCKER / "Dockerfile", "HEALTHCHECK")
     script[0], script[-1] = sys.executable, str(DOCKER / "healthcheck.py")
     inside = [tool("nsenter"), "--target", str(supervisor), "--pid", "--mount", "--root"]
@@ -478,7 +478,7 @@ def test_term_while_process_1_imports_the_app_ends_it(start, app, container):
     assert unshare.wait(20) == 0
 
 
-def test_healthcheck_says_whether_process_1_has_workers(start, app, container):
+def test_healthcheck_detects_whether_process_1_has_workers(start, app, container):
     unshare = start(f"{GATED}=1", before=container)
     supervisor = process_1(unshare)
     wait_until(lambda: children_of(supervisor), "the worker is in its hook")
@@ -488,7 +488,7 @@ def test_healthcheck_says_whether_process_1_has_workers(start, app, container):
     wait_until(lambda: is_serving(supervisor), "the worker is ready")
     assert health(supervisor) == ""
 
-    # A supervisor that does nothing about its dead workers.
+    # A supervisor that does not replace its dead workers.
     os.kill(supervisor, signal.SIGSTOP)
     for worker in children_of(supervisor):
         os.kill(worker, signal.SIGKILL)

@@ -59,7 +59,7 @@ WAIT = """Path("begun").touch()
 
 
 class Dev:
-    """A folder with an app, and `dev` at work in it."""
+    """A folder with an app, and a running `dev`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,7 +94,7 @@ class Dev:
         return Browser(self.program.wait_for(r"http://127.0.0.1:\d+")[0])
 
     def note_family(self) -> None:
-        """Remember all processes that there are: nothing tells of them when dev is gone."""
+        """Record all existing processes: they cannot be found from dev once it has ended."""
         self.family.update(psutil.Process(self.program.process.pid).children(recursive=True))
 
     def find(self, text: str) -> psutil.Process:
@@ -140,7 +140,7 @@ def dev(tmp_path):
 
 def test_changes_reach_the_web_server_and_the_workers_but_for_broken_ones(dev):
     dev.start()
-    assert dev.browser.get("/Ada") == "hello"  # asked before there is a server, which is no reason for an error
+    assert dev.browser.get("/Ada") == "hello"  # requested before the server is up, which must not raise
     dev.wait_for("workers .* hello Ada")
     dev.wait_ready()
 
@@ -170,7 +170,7 @@ def test_changes_reach_the_web_server_and_the_workers_but_for_broken_ones(dev):
     assert "\x1b" not in dev.output
 
 
-def test_an_app_that_is_broken_or_has_no_queues_and_a_broker_that_died_are_waited_for(dev):
+def test_a_broken_app_an_app_without_queues_and_a_dead_broker_are_waited_for(dev):
     dev.write("words.py", "def (")
     dev.start()
     dev.wait_for(r"dev     \| the app does not load: waiting for a change")
@@ -232,7 +232,7 @@ def test_tasks_finish_when_the_terminal_closes(dev, broker, closing_terminal, st
     wait_until((dev.folder / "begun").exists, "the task runs")
     closing_terminal.close()
     dev.send(signal.SIGHUP)  # as the shell does, after the kernel
-    wait_until(lambda: broker.waiting(QUEUE) == 0, "the worker waits no more")
+    wait_until(lambda: broker.waiting(QUEUE) == 0, "the worker has stopped waiting")
     gate.touch()
     assert dev.program.process.wait(20) == 0
     assert done.exists()
@@ -251,7 +251,7 @@ def test_nohup_keeps_it_from_the_end_of_its_terminal_and_its_workers_reload(dev,
     dev.assert_clean_exit(0)
 
 
-def test_a_broker_that_answers_is_used_and_what_dies_starts_again_at_the_next_change(dev, broker):
+def test_a_running_broker_is_used_and_a_dead_program_restarts_at_the_next_change(dev, broker):
     dev.start("--file", "jobs.db", BACKEND_CONNECTION_URI=broker.uri).wait_ready()
     dev.wait_for("Debugger is active")
     assert f"dev     | broker: {broker.uri}\n" in dev.output
@@ -268,7 +268,7 @@ def test_a_broker_that_answers_is_used_and_what_dies_starts_again_at_the_next_ch
     assert not re.search("^broker", dev.output, re.MULTILINE)
 
 
-def test_one_may_do_without_workers(dev):
+def test_dev_can_run_without_workers(dev):
     dev.start("--workers", "0")
     assert dev.browser.get("/Ada") == "hello"
     dev.send(signal.SIGINT)
@@ -276,14 +276,14 @@ def test_one_may_do_without_workers(dev):
     assert "workers" not in dev.output
 
 
-def test_a_taken_port_is_said(dev):
+def test_a_taken_port_is_reported(dev):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         dev.start("--port", str(port))
         assert dev.program.process.wait(20) == 1
     assert dev.output == (
         f"Error: cannot listen on 127.0.0.1, port {port}: Address already in use; "
-        "stop what listens there, or choose another --port or --host, or --no-web\n"
+        "stop the program that listens there, or choose another --port or --host, or --no-web\n"
     )
 
 
@@ -302,7 +302,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def interrupt(self) -> None:
-        """Do what Ctrl-C does, when the program waits: a moment before, readline would not notice."""
+        """Act like Ctrl-C once the program waits: just before, readline would not notice."""
         process = psutil.Process(self.process.pid)
         wait_until(lambda: process.status() == psutil.STATUS_SLEEPING, "it sleeps")
         process.send_signal(signal.SIGINT)
@@ -311,7 +311,7 @@ class Terminal:
         wait_until(lambda: text in self._read(), f"{text!r} in:\n{self.shown}")
 
     def _read(self) -> str:
-        with suppress(BlockingIOError, OSError):  # nothing there, nobody there
+        with suppress(BlockingIOError, OSError):  # no such process
             self.shown += os.read(self._master, 10_000).decode()
         return self.shown
 
@@ -338,7 +338,7 @@ def terminal():
 @pytest.mark.parametrize(
     ("variables", "prefix"), [({}, "\x1b[33mdev     |\x1b[0m web: "), ({"NO_COLOR": "1"}, "dev     | web: ")]
 )
-def test_a_terminal_gets_colours_unless_they_are_not_wanted(terminal, tmp_path, variables, prefix):
+def test_a_terminal_gets_colours_unless_they_are_disabled(terminal, tmp_path, variables, prefix):
     running = terminal(BIN / "flask-backend", "dev", "--port", "0", cwd=tmp_path, **variables)
     running.wait_for("waiting for a change")  # there is no app
     assert running.shown.startswith(prefix)

@@ -1,4 +1,4 @@
-"""The examples do what they say: real programs, a real broker, real pages."""
+"""The examples do what they describe: real programs, a real broker, real pages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def variant(tmp_path):
-    """Write the original example with one thing in it changed; return its folder."""
+    """Write the original example with one change; return its folder."""
 
     def write(old: str, new: str) -> Path:
         text = (ORIGINAL / "example.py").read_text()
@@ -130,7 +130,7 @@ def test_help_through_flask_script_is_that_of_the_backend(start):
         assert re.search(rf"^  {command} ", shown.output, re.MULTILINE)
 
 
-def test_wrong_queue_through_flask_script_names_those_that_exist(start):
+def test_wrong_queue_through_flask_script_names_the_existing_ones(start):
     worker = start(sys.executable, "example.py", "backend", "com.example/defualt", cwd=ORIGINAL)
     assert worker.process.wait(20) == 3
     assert "com.example/defualt" in worker.output
@@ -160,7 +160,7 @@ def test_original_text_with_its_ellipsis_serves_the_page_and_runs_the_worker(sta
 
 
 class Gallery:
-    """The thumbnails app, served; its workers start when a test says so."""
+    """The thumbnails app, served; its workers start when a test requests it."""
 
     def __init__(self, start, broker: Beanstalkd, folder: Path) -> None:
         self.folder = folder
@@ -261,7 +261,7 @@ def test_a_single_photograph_comes_before_all(gallery, broker):
     assert calls == [["falcon-9.jpg"], *([photo] for photo in PHOTOS)]
 
 
-def test_what_is_no_photograph_is_refused_where_it_was_uploaded(gallery, broker):
+def test_a_file_that_is_not_a_photograph_is_refused_where_it_was_uploaded(gallery, broker):
     whole = (THUMBNAILS / "photos" / "chelsea.jpg").read_bytes()
     no_image = "is not a JPEG, PNG or WebP image that can be read"
     assert no_image in gallery.problem(gallery.upload(b"Dear diary, ...", "diary.jpg"))
@@ -273,7 +273,7 @@ def test_what_is_no_photograph_is_refused_where_it_was_uploaded(gallery, broker)
     assert list((gallery.folder / "uploads").iterdir()) == []
 
 
-def test_a_photograph_that_turns_out_to_be_broken_is_shown_as_failed_and_buried_with_the_reason(gallery, broker):
+def test_a_broken_photograph_is_shown_as_failed_and_buried_with_the_reason(gallery, broker):
     whole = (THUMBNAILS / "photos" / "chelsea.jpg").read_bytes()
     assert gallery.problem(gallery.upload(whole[: len(whole) // 2], "broken-off.jpg")) is None
     supervisor = gallery.supervise()
@@ -284,17 +284,17 @@ def test_a_photograph_that_turns_out_to_be_broken_is_shown_as_failed_and_buried_
     assert "http-equiv" not in page
 
 
-def test_a_folder_that_is_away_is_tried_again(gallery):
+def test_a_missing_folder_is_tried_again(gallery):
     supervisor = gallery.supervise()
     supervisor.wait_for("supervisor: ready")
     (gallery.folder / "thumbnails").rmdir()
     gallery.browser.post("/thumbnails/chelsea.jpg")
-    wait_until(lambda: ">trying later<" in gallery.browser.get(), "the page says so")
+    wait_until(lambda: ">trying later<" in gallery.browser.get(), "the page shows it")
     (gallery.folder / "thumbnails").mkdir()
     supervisor.wait_for(r"made the thumbnails of chelsea\.jpg in \d+ ms \[thumbnail job 1 attempt [2-6]\]")
 
 
-def test_a_photograph_that_was_deleted_meanwhile_is_given_up(gallery, broker):
+def test_a_photograph_deleted_before_its_task_runs_is_given_up(gallery, broker):
     gallery.upload((THUMBNAILS / "photos" / "chelsea.jpg").read_bytes(), "cat.jpg")
     (upload,) = (gallery.folder / "uploads").iterdir()
     upload.unlink()
@@ -303,16 +303,16 @@ def test_a_photograph_that_was_deleted_meanwhile_is_given_up(gallery, broker):
     assert broker.count(GALLERY, "buried") == broker.count(GALLERY, "ready") == 0
 
 
-def test_a_broker_that_is_away_is_told_on_the_page(gallery, broker):
+def test_an_unreachable_broker_is_reported_on_the_page(gallery, broker):
     broker.stop()
     page = gallery.browser.post("/thumbnails")
     assert "cannot be made just now" in gallery.problem(page)
     assert ">waiting<" not in page
-    gallery.web.wait_for(f"127.0.0.1:{broker.port}")  # the log says which one is away
+    gallery.web.wait_for(f"127.0.0.1:{broker.port}")  # the log names the unreachable one
     assert "cannot be made just now" in gallery.problem(gallery.browser.post("/thumbnails/chelsea.jpg"))
 
 
-def test_the_page_is_there_without_the_broker(gallery, broker):
+def test_the_page_works_without_the_broker(gallery, broker):
     assert gallery.browser.post("/thumbnails/chelsea.jpg").count(">waiting<") == 3
     broker.stop()
     page = gallery.browser.get()
@@ -333,7 +333,7 @@ def test_photographs_are_small_and_each_has_its_source_named():
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """Give a PNG whose header announces more pixels than its few bytes hold."""
+    """Return a PNG whose header announces more pixels than its few bytes hold."""
     stream = io.BytesIO()
     Image.new("L", (1, 1)).save(stream, "PNG")
     data = bytearray(stream.getvalue())

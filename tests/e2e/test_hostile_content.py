@@ -1,4 +1,4 @@
-"""What anybody may put on the broker, in every command, on every output."""
+"""Arbitrary content on the broker, in every command, on every output."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(broker, tmp_path):
 
 
 def assert_safe(result: subprocess.CompletedProcess[bytes]) -> str:
-    """The output has no control characters, no traceback, no line that was forged, and no endless one."""
+    """The output has no control characters, no traceback, no forged line, and no endless one."""
     for output in (result.stdout, result.stderr):
         text = output.decode(errors="backslashreplace")
         assert visible_lines(text) == text
@@ -113,7 +113,7 @@ def test_no_queue_harms_a_command_on_any_output(run, broker, env):
 
 
 @pytest.mark.parametrize("env", LOCALES, ids=str)
-def test_no_failure_and_no_story_of_others_harms_a_worker_or_a_command(run, broker, command, tmp_path, env):
+def test_foreign_failures_and_stories_harm_neither_a_worker_nor_a_command(run, broker, command, tmp_path, env):
     jobs = [broker.put("q", body) for body in BODIES]
     (tmp_path / "app.py").write_text(APP)
     worker = command("worker", "q", app="app", **env)
@@ -156,17 +156,17 @@ def test_a_deleted_folder_is_an_error_where_it_matters(run, broker, tmp_path):
         assert (result := run_there(*args)).returncode == 0, result.stderr
     for args in (["check"], ["supervise"], ["dev"]):
         result = run_there("--app", "app", *args)
-        expected = "Error: the working folder is deleted, and the app cannot be found: change to another one\n"
+        expected = "Error: the working folder was deleted, so the app cannot be found: change to another one\n"
         assert (result.returncode, result.stderr) == (3, expected)
 
 
-def test_thousands_of_queues_are_told_in_few_words(run, broker):
+def test_thousands_of_queues_are_summarised(run, broker):
     with broker.client() as client:
         for number in range(1_000):
             client.use(f"tenant-{number}.example/a-queue-with-a-long-name")
             client.put(b"{}")
     for args in (["queues", "--check"], ["queues", "--json", "--interval", "0"]):
         told = run(*args).stderr.decode()
-        assert told.startswith("nobody watches tenant-0.example/a-queue-with-a-long-name (1 ready), tenant-1.")
+        assert told.startswith("no worker watches tenant-0.example/a-queue-with-a-long-name (1 ready), tenant-1.")
         assert told.endswith(" and 990 more\n")
         assert len(told) < 1000

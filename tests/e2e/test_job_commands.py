@@ -80,7 +80,7 @@ def environment(broker, env: dict[str, str]) -> dict[str, str]:
 
 
 def in_terminal(broker, folder: Path, *args: str | int, answer: str = "", program: tuple[str, ...] = ()) -> str:
-    """Run a command in a terminal of 80 columns; return what was on it."""
+    """Run a command in a terminal of 80 columns; return its output."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = [*(program or (BIN,)), *map(str, args)]
@@ -106,7 +106,7 @@ def call(endpoint: str, *args, **kwargs) -> bytes:
 
 @pytest.fixture
 def failed(broker, folder):
-    """Have a worker fail: return the ids of a job that is to be tried again, and of a buried one."""
+    """Let a worker fail; return the ids of a job to be retried and of a buried one."""
     again, buried = broker.put(QUEUE, call("hello", "world")), broker.put(QUEUE, call("once"))
     worker = Command(broker, folder, "worker", QUEUE, app=str(folder / "app.py"))
     try:
@@ -119,7 +119,7 @@ def failed(broker, folder):
 
 
 class TestPeek:
-    def test_it_shows_all_that_is_known_of_a_call(self, broker, run_without_app):
+    def test_it_shows_everything_known_of_a_call(self, broker, run_without_app):
         job = broker.put(QUEUE, b'{"endpoint":"hello","args":["w"],"headers":{"at":1767225600.5}}', priority=5, ttr=90)
         result = run_without_app("peek", job, TZ="UTC")
         assert (result.returncode, result.stderr) == (0, "")
@@ -137,20 +137,20 @@ class TestPeek:
             'call:      hello("w")\n'
         )
 
-    def test_another_message_is_shown_as_json_and_what_is_left_of_a_delay(self, broker, run_without_app):
+    def test_another_message_is_shown_as_json_with_its_remaining_delay(self, broker, run_without_app):
         job = broker.put(INBOX, b'{"any":1}', delay=600)
         shown = run_without_app("peek", job).stdout
         assert re.search(r"state: +delayed\n", shown)
         assert re.search(r"time left: (10m|9m5\ds)\n", shown)
         assert shown.endswith('body:      9 bytes\n  {\n    "any": 1\n  }\n')
 
-    def test_raw_is_the_body_and_nothing_else(self, broker, run_without_app):
+    def test_raw_is_only_the_body(self, broker, run_without_app):
         body = b"\x00\xff\r\nno text\n"
         job = broker.put(QUEUE, body)
         result = subprocess.run([BIN, "peek", str(job), "--raw", "--broker", broker.uri], capture_output=True)
         assert (result.stdout, result.stderr, result.returncode) == (body, b"", 0)
 
-    def test_json_has_the_body_as_what_it_is(self, broker, run_without_app):
+    def test_json_has_the_body_decoded(self, broker, run_without_app):
         with broker.client(QUEUE) as client:
             job = client.reserve_job(client.put(call("hello", "\ud800"), ttr=60)).id
             told = json.loads(run_without_app("peek", job, "--json").stdout)
@@ -186,15 +186,15 @@ class TestPeek:
         assert json.loads(run("peek", buried, "--json").stdout)["story"]["exception"] == "ValueError"
 
     @pytest.mark.parametrize("option", ["--raw", "--json"])
-    def test_a_job_that_is_gone_is_exit_1(self, run_without_app, option):
+    def test_a_missing_job_is_exit_1(self, run_without_app, option):
         result = run_without_app("peek", 99, option)
         assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr == "Error: job 99 is gone: it is done, was deleted, or never was\n"
+        assert result.stderr == "Error: job 99 is gone: it has finished, was deleted, or never existed\n"
 
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (["0"], "'0' is no job's id: expected a whole number from 1"),
+            (["0"], "'0' is not a job id: expected a whole number from 1"),
             (["1", "--raw", "--json"], "--raw and --json exclude each other"),
         ],
     )
@@ -204,7 +204,7 @@ class TestPeek:
 
 
 class TestJobs:
-    def test_they_are_listed_newest_first_with_what_matters_of_each(self, broker, run_without_app):
+    def test_they_are_listed_newest_first_with_their_main_facts(self, broker, run_without_app):
         ready = broker.put(QUEUE, call("hello", "world"))
         delayed = broker.put(QUEUE, call("hello", target="x"), delay=7200)
         broker.put(OTHER, call("both"))
@@ -242,7 +242,7 @@ class TestJobs:
             "is_complete": True,
         }
 
-    def test_it_stops_when_all_that_are_counted_are_found(self, broker, run_without_app):
+    def test_it_stops_when_all_counted_jobs_are_found(self, broker, run_without_app):
         with broker.client(OTHER) as client:
             for _ in range(1200):
                 client.put(b"")
@@ -250,7 +250,7 @@ class TestJobs:
             client.put(b"[]")
         assert json.loads(run_without_app("jobs", QUEUE, "--json").stdout)["looked_at"] == 500
 
-    def test_it_says_when_it_stopped_at_a_bound(self, broker, run_without_app):
+    def test_it_reports_when_it_stopped_at_a_bound(self, broker, run_without_app):
         ids = [broker.put(queue, b"[]") for queue in (QUEUE, QUEUE, QUEUE, OTHER)]
         result = run_without_app("jobs", QUEUE, "--scan", 2)
         assert [line.split()[0] for line in result.stdout.splitlines()] == ["id", str(ids[2])]
@@ -259,12 +259,12 @@ class TestJobs:
         assert [line.split()[0] for line in result.stdout.splitlines()] == ["id", str(ids[2]), str(ids[1])]
         assert result.stderr == "the newest 2 of 3 jobs: --limit N shows more\n"
 
-    def test_no_jobs_are_no_error(self, broker, run_without_app):
+    def test_no_jobs_are_not_an_error(self, broker, run_without_app):
         broker.put(QUEUE, b"[]")
         result = run_without_app("jobs", QUEUE, "--state", "buried")
         assert (result.returncode, result.stdout, result.stderr) == (0, "", f"no buried jobs in {QUEUE}\n")
         result = run_without_app("jobs", "nowhere")
-        assert result.stderr.startswith("no jobs in nowhere: there is no queue nowhere at btq://")
+        assert result.stderr.startswith("no jobs in nowhere: queue nowhere does not exist at btq://")
 
     def test_in_a_terminal_nothing_wraps(self, broker, folder):
         broker.put(QUEUE, call("hello", "日本語" * 100))
@@ -275,7 +275,7 @@ class TestJobs:
         assert lines[1].endswith("longlong…")
         assert sum(2 if ord(char) > 0x3000 else 1 for char in lines[2]) in (79, 80)
 
-    def test_a_look_that_takes_more_than_a_moment_shows_its_progress(self, broker, folder):
+    def test_a_slow_scan_shows_its_progress(self, broker, folder):
         with broker.client(QUEUE) as client:
             client.put(b"[]")
             client.use(OTHER)
@@ -306,7 +306,7 @@ class TestCall:
         assert list(message.pop("headers")) == ["id", "at"]
         assert message == {"endpoint": "hello", "args": ["wörld"], "kwargs": {}}
 
-    def test_arguments_have_names_and_options_say_how(self, broker, run):
+    def test_arguments_have_names_and_options_set_the_job(self, broker, run):
         how = ("--delay", "59.5", "--priority", "3", "--ttr", "7")
         told = json.loads(run("call", "hello", '{"target": 1, "loud": true}', *how, "--yes", "--json").stdout)
         stats = broker.job(told["job"])
@@ -321,42 +321,42 @@ class TestCall:
         assert (message["args"], message["kwargs"]) == ([], {"target": 1, "loud": True})
         assert told == {"broker": broker.uri, "job": told["job"], "queue": QUEUE, "uid": message["headers"]["id"]}
 
-    def test_what_is_not_said_is_as_the_decorator_says(self, broker, run):
+    def test_omitted_options_come_from_the_decorator(self, broker, run):
         stats = broker.job(int(run("call", "both", "--queue", QUEUE, "--priority", "1", "--yes").stdout))
         assert (stats["delay"], stats["pri"]) == (30, 1)
 
-    def test_it_asks_first(self, broker, folder, run):
+    def test_it_asks_for_confirmation(self, broker, folder, run):
         shown = in_terminal(broker, folder, "call", "hello", '["world"]', "--delay", 90, answer="y\n")
         assert f'Schedule hello("world") on {QUEUE} in 1m30s? [y/N]' in shown
         assert broker.count(QUEUE, "delayed") == 1
         result = run("call", "hello", '["world"]')
         assert (result.returncode, broker.jobs()) == (1, 1)
-        assert "There is no terminal to ask: say --yes" in result.stderr
+        assert "stdin is not a terminal; pass --yes to confirm" in result.stderr
 
     def test_a_receiver_gets_the_message(self, broker, run):
         result = run("call", "inbox", '{"any": "json"}', "--yes")
         assert broker.peek(int(result.stdout)) == b'{"any":"json"}'
         result = run("call", "inbox", "--yes")
-        assert (result.returncode, "a receiver takes a message: say it as JSON" in result.stderr) == (2, True)
+        assert (result.returncode, "a receiver needs a message: pass it as JSON" in result.stderr) == (2, True)
 
     def test_an_endpoint_of_several_queues_needs_the_queue(self, broker, run):
         result = run("call", "both", "--yes")
         assert result.returncode == 2
-        assert f"several queues have 'both': say --queue {QUEUE} or --queue {OTHER}" in result.stderr
+        assert f"several queues have 'both': pass --queue {QUEUE} or --queue {OTHER}" in result.stderr
         assert run("call", "both", "--queue", OTHER, "--yes").returncode == 0
         assert broker.count(OTHER, "ready") == 1
 
-    def test_an_unknown_endpoint_is_answered_with_close_ones(self, run):
+    def test_an_unknown_endpoint_is_answered_with_similar_ones(self, run):
         result = run("call", "helo", "--yes")
         assert result.returncode == 2
-        assert re.search(r"no task or receiver 'helo'\. There are, close ones first:\n  hello\n", result.stderr)
+        assert re.search(r"no task or receiver 'helo'\. Known names, closest first:\n  hello\n", result.stderr)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("{x", "'{x' is no JSON (Expecting"),
+            ("{x", "'{x' is not JSON (Expecting"),
             ("[]", "hello(target, *, loud=False) cannot be called with these arguments: missing a required argument"),
-            ('"world"', """write one argument as '["world"]'"""),
+            ('"world"', """pass a single argument as '["world"]'"""),
         ],
     )
     def test_arguments_that_do_not_fit_are_refused(self, broker, run, arguments, message):
@@ -366,7 +366,7 @@ class TestCall:
 
 
 class TestExplain:
-    """Each reason, as it comes about."""
+    """Each reason, as it arises."""
 
     def explain(self, run, job: int) -> dict:
         result = run("explain", job, "--json")
@@ -383,10 +383,10 @@ class TestExplain:
             "queue": None,
             "state": None,
             "reason": "gone",
-            "text": "Job 99 is gone: it is done, was deleted, or never was.",
+            "text": "Job 99 is gone: it has finished, was deleted, or never existed.",
         }
 
-    def test_the_text_is_what_is_printed_without_json(self, broker, folder):
+    def test_the_text_is_printed_without_json(self, broker, folder):
         job = broker.put(QUEUE, call("gone"))
         shown = in_terminal(broker, folder, "explain", job)
         assert " ".join(shown.split()) == (
@@ -394,7 +394,7 @@ class TestExplain:
             f"Job {job} cannot run: queue '{QUEUE}' has no task 'gone' in this version of the app."
         )
         assert all(len(line) <= 80 for line in shown.splitlines())
-        assert f"\n`flask-backend supervise --queue {QUEUE}`" in shown  # whole, to be copied
+        assert f"\n`flask-backend supervise --queue {QUEUE}`" in shown  # in full, to be copied
 
     def test_paused_while_workers_are_idle(self, broker, run, command, folder):
         command("worker", QUEUE, app=str(folder / "app.py"))
@@ -453,7 +453,7 @@ class TestExplain:
         ],
     )
     def test_a_job_that_the_app_cannot_run(self, broker, run, body, reason, text):
-        with broker.client(QUEUE):  # somebody watches
+        with broker.client(QUEUE):  # a worker watches
             told = self.explain(run, broker.put(QUEUE, body))
         assert told["reason"] == reason
         assert text in told["text"]
@@ -463,7 +463,7 @@ class TestExplain:
             told = self.explain(run_without_app, client.put(call("gone")))
         assert (told["reason"], told["allowed"]) == ("busy", None)
 
-    def test_an_app_that_cannot_be_loaded_is_done_without(self, broker, run, folder):
+    def test_an_app_that_cannot_be_loaded_is_skipped(self, broker, run, folder):
         (folder / "app.py").write_text("import nonexistent_module")
         job = broker.put(QUEUE, call("gone"))
         result = run("explain", job)
@@ -476,11 +476,11 @@ class TestExplain:
         (folder / "app.py").write_text("import nonexistent_module")
         result = run("explain", 1, BACKEND_CONNECTION_URI="")
         assert (result.returncode, result.stdout) == (3, "")
-        assert "Say where Beanstalkd is with --broker to do without the app." in result.stderr
+        assert "To go on without the app, pass the address of Beanstalkd with --broker." in result.stderr
 
 
 class TestCheckWaiting:
-    def test_all_that_wait_fit(self, broker, run):
+    def test_all_waiting_jobs_fit(self, broker, run):
         broker.put(QUEUE, call("hello", "world"))
         broker.put(OTHER, call("both"), delay=600)
         broker.put(INBOX, b"[]")
@@ -492,7 +492,7 @@ class TestCheckWaiting:
         )
         assert result.stdout.endswith("\n  receiver inbox\nall 3 waiting jobs fit\n")
 
-    def test_what_does_not_fit_is_told_in_groups(self, broker, run):
+    def test_jobs_that_do_not_fit_are_shown_in_groups(self, broker, run):
         examples = [broker.put(QUEUE, call("hello", name=number)) for number in range(12)]
         examples += [broker.put(QUEUE, call("gone", number), delay=600) for number in range(3)]
         broker.put(QUEUE, call("hello", "fits"))
@@ -507,17 +507,17 @@ class TestCheckWaiting:
         assert result.returncode == 1
         needs, calls, buried_calls, body, summary = result.stdout.splitlines()[-5:]
         assert needs == (
-            f"12 jobs need hello(name=...), which this version lacks (of {QUEUE}), as job {examples[11]}: "
+            f"12 jobs need hello(name=...), which this version lacks (of {QUEUE}), e.g. job {examples[11]}: "
             "hello(target, *, loud=False) cannot be called with these arguments: missing a required argument: 'target'"
         )
-        assert calls == f"3 jobs call gone(...), which this version lacks (of {QUEUE}), as job {examples[14]}"
-        assert buried_calls == f"1 buried job calls gone(...), which this version lacks (of {OTHER}), as job {buried}"
+        assert calls == f"3 jobs call gone(...), which this version lacks (of {QUEUE}), e.g. job {examples[14]}"
+        assert buried_calls == f"1 buried job calls gone(...), which this version lacks (of {OTHER}), e.g. job {buried}"
         assert body.startswith(
-            f"1 job has a body that no version can read (of {INBOX}), as job {unreadable}: the body is not JSON"
+            f"1 job has a body that no version can read (of {INBOX}), e.g. job {unreadable}: the body is not JSON"
         )
         assert summary == "16 of 18 waiting jobs do not fit; 1 of 2 buried ones"
 
-    def test_json_adds_to_that_of_check(self, broker, run):
+    def test_json_extends_that_of_check(self, broker, run):
         job = broker.put(QUEUE, call("gone"))
         result = run("check", "--waiting", "--json")
         told = json.loads(result.stdout)
@@ -542,13 +542,13 @@ class TestCheckWaiting:
         }
         assert set(told) == {"app", "broker", "queues"}
 
-    def test_it_says_when_it_stopped_at_a_bound(self, broker, run):
+    def test_the_check_reports_when_it_stopped_at_a_bound(self, broker, run):
         for _ in range(2):
             broker.put(QUEUE, call("once"))
         result = run("check", "--waiting", "--scan", 1)
         assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "the only waiting job that was found fits")
         assert result.stderr == "looked at the newest 1 ids; 1 of 2 jobs found: --scan N looks further\n"
 
-    def test_a_bound_without_a_look_is_exit_2(self, run):
+    def test_a_bound_without_a_scan_is_exit_2(self, run):
         result = run("check", "--scan", 10)
         assert (result.returncode, "--scan is for --waiting" in result.stderr) == (2, True)

@@ -74,7 +74,7 @@ def assert_refused(result, patch: str) -> None:
 
 
 @pytest.mark.parametrize("patch", PATCHES)
-def test_supervise_refuses_what_the_import_has_patched(run, patch):
+def test_supervise_refuses_an_interpreter_patched_by_the_import(run, patch):
     result = run(BIN / "flask-backend", "supervise", "--workers", "1", patch=patch)
     assert_refused(result, patch)
     assert result.stderr.splitlines()[-1].startswith("Error: ")
@@ -92,14 +92,14 @@ def test_other_commands_that_run_tasks_refuse_it_too(run, patch, command):
 
 @pytest.mark.parametrize("patch", ["gevent", "eventlet"])
 @pytest.mark.parametrize("command", [["supervise", "--workers", "1"], ["worker", QUEUE]], ids=["supervise", "worker"])
-def test_what_a_hook_has_patched_is_refused(run, patch, command):
+def test_an_interpreter_patched_by_a_hook_is_refused(run, patch, command):
     result = run(BIN / "flask-backend", *command, patch=patch, when="hook")
     assert_refused(result, patch)
     assert f"a before_first_task hook of {QUEUE}: {patch} has patched" in result.stderr
 
 
 @pytest.mark.parametrize("patch", ["gevent", "eventlet"])
-def test_the_check_of_a_reload_refuses_what_a_hook_has_patched(run, patch):
+def test_the_check_of_a_reload_refuses_an_interpreter_patched_by_a_hook(run, patch):
     checked = {"FLASK_BACKEND_CHECK": FORMAT}
     assert_refused(
         run(BIN / "flask-backend", "supervise", "--workers", "1", patch=patch, when="hook", **checked), patch
@@ -107,7 +107,7 @@ def test_the_check_of_a_reload_refuses_what_a_hook_has_patched(run, patch):
 
 
 @pytest.mark.parametrize("patch", IMPORTS)
-def test_an_import_alone_is_no_patch(run, patch):
+def test_an_import_alone_is_not_a_patch(run, patch):
     result = run(BIN / "flask-backend", "check", patch=patch)
     assert (result.returncode, "task note" in result.stdout) == (0, True)
 
@@ -149,4 +149,4 @@ def test_greenlets_of_a_patched_web_process_schedule_and_leave_no_connection_ope
     result = run(sys.executable, "-W", "ignore", "producer.py", patch=patch)
     assert result.returncode == 0, result.stderr
     assert broker.count(QUEUE, "ready") == 3 * 50 + 1000
-    assert int(result.stdout.split()[-1]) <= 4  # the last greenlet's, the main one's, and those of the library itself
+    assert int(result.stdout.split()[-1]) <= 4  # of the last greenlet, of the main one, and of the library itself

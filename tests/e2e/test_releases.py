@@ -1,4 +1,4 @@
-"""Releases behind a link that a deploy points at the next one before it says HUP."""
+"""Releases behind a link that a deploy switches to the next one before it sends HUP."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SUPERVISE = f"supervise --workers 1 --queue {QUEUE}"
 
 
 class Releases:
-    """A folder of releases, a link to one of them, and a supervisor that was started by way of the link."""
+    """A folder of releases, a link to one of them, and a supervisor started through the link."""
 
     def __init__(self, folder: Path, broker) -> None:
         self.folder = folder
@@ -98,7 +98,7 @@ class Releases:
         return "reload failed" in self.supervisor.output
 
     def tell(self) -> list[str]:
-        """Return what a worker tells: the numbers of its code, its .env, its environment and its other modules."""
+        """Return a worker's report: the numbers of its code, its .env, its environment and its other modules."""
         self._jobs += 1
         self._broker.put(QUEUE, json.dumps({"endpoint": "tell"}).encode())
         found = wait_until(
@@ -134,7 +134,7 @@ def releases(tmp_path, broker):
     ],
     ids=["app", "default", "module", "flask", "flask-script", "relative", "shell"],
 )
-def test_a_reload_takes_the_release_that_the_link_leads_to_now(releases, line):
+def test_a_reload_takes_the_release_that_the_link_points_to(releases, line):
     for number in (1, 2):
         if number == 2:
             releases.deploy(2)
@@ -181,7 +181,7 @@ def test_a_virtual_environment_in_the_release_is_that_of_the_new_one(releases):
 
 
 def make_venv(release: Path, number: str) -> None:
-    """Make a virtual environment that has what ours has."""
+    """Make a virtual environment with the same packages as ours."""
     python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     packages = release / "venv" / "lib" / python / "site-packages"
     packages.mkdir(parents=True)
@@ -196,7 +196,7 @@ def make_venv(release: Path, number: str) -> None:
     script.chmod(0o755)
 
 
-def test_a_release_that_is_gone_leaves_the_old_one_serving(releases):
+def test_a_missing_release_leaves_the_old_one_serving(releases):
     releases.start(f"cd {releases.current} && exec flask-backend --app app {SUPERVISE}")
     releases.current.unlink()
     releases.supervisor.process.send_signal(signal.SIGHUP)

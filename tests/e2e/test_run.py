@@ -1,4 +1,4 @@
-"""`./run` and the demo. Installing is left out: this suite runs in what `./run` has installed."""
+"""`./run` and the demo. Installation is left out: this suite runs in the environment that `./run` has installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def machine(tmp_path):
 
 
 class Machine:
-    """A checkout of nothing but `run`, on a machine that has only the programs that a test gives it."""
+    """A checkout that contains only `run`, on a machine that has only the programs that a test provides."""
 
     def __init__(self, tmp_path: Path) -> None:
         self._bin = tmp_path / "bin"
@@ -35,7 +35,7 @@ class Machine:
         (self.project / "pyproject.toml").write_text("# as it was\n")
         for tool in ("cat", "cksum", "dirname", "env", "mktemp", "rm"):
             (self._bin / tool).symlink_to(shutil.which(tool))
-        self.has("id", "echo 1000")  # no root
+        self.has("id", "echo 1000")  # not root
 
     def has(self, name: str, script: str = "exit 0") -> None:
         write_script(self._bin / name, script)
@@ -44,7 +44,7 @@ class Machine:
         (self._bin / old).rename(self._bin / new)
 
     def has_python(self) -> None:
-        """Have a Python that is new enough and makes venvs, and whose pip writes down what it installs."""
+        """Provide a Python that is new enough and makes venvs, and whose pip records what it installs."""
         for tool in ("cp", "grep", "mkdir", "pwd"):
             (self._bin / tool).symlink_to(shutil.which(tool))
         self.has("venv-python", 'case "$*" in *install*) echo "$@" >>pip.log ;; esac')
@@ -85,7 +85,7 @@ def test_run_without_a_command_it_knows_shows_its_usage_and_exits_2(machine, arg
     assert not (machine.project / ".venv").exists()
 
 
-def test_run_help_is_no_mistake(machine):
+def test_run_help_is_not_a_mistake(machine):
     result = machine.run("--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert "Usage: ./run COMMAND" in result.stdout
@@ -144,7 +144,7 @@ def test_run_as_root_on_debian_installs_beanstalkd_quietly(machine):
     assert "chatter" not in result.stdout + result.stderr
 
 
-def test_run_shows_what_a_failed_installation_said(machine):
+def test_run_shows_the_output_of_a_failed_installation(machine):
     machine.has_python()
     machine.has("venv-python", 'case "$*" in *install*) echo no net; exit 1 ;; esac')
     result = machine.run("lint")
@@ -153,7 +153,7 @@ def test_run_shows_what_a_failed_installation_said(machine):
     assert "ruff was here" not in result.stdout
 
 
-def test_run_installs_again_only_when_the_project_asks_for_something_else(machine):
+def test_run_installs_again_only_when_the_requirements_change(machine):
     machine.has_python()
     assert machine.run("lint").stdout.count("ruff was here") == 2
     machine.run("lint")
@@ -163,7 +163,7 @@ def test_run_installs_again_only_when_the_project_asks_for_something_else(machin
     assert len(machine.lines("pip.log")) == 2
 
 
-def test_run_makes_its_venv_anew_where_the_checkout_was_moved(machine):
+def test_run_recreates_its_venv_when_the_checkout_was_moved(machine):
     machine.has_python()
     machine.run("lint")
     machine.project = machine.project.rename(machine.project.with_name("moved project"))
@@ -182,7 +182,7 @@ def test_run_lint_fails_if_one_of_its_checks_does_but_runs_all(machine):
 
 
 REAL = "The tests, on beanstalkd 1.12"
-OWN = "The tests of what depends on the broker, on the embedded one"
+OWN = "The tests that depend on the broker, on the embedded one"
 SEVERAL = ["-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4"]
 CHOSEN = ["-m", "not soak", "tests/a b.py", "--maxfail=1"]
 AGAIN = [*SEVERAL, "--only-with-broker"]
@@ -203,7 +203,7 @@ AGAIN = [*SEVERAL, "--only-with-broker"]
         (["soak", "-x"], ["-m", "pytest", "-m", "soak", "-x"]),
     ],
 )
-def test_run_test_leaves_out_what_takes_minutes_unless_asked(machine, args, given):
+def test_run_test_leaves_out_the_slow_tests_unless_requested(machine, args, given):
     machine.has_python()
     machine.has("beanstalkd", "echo beanstalkd 1.12")
     machine.has("venv-python", 'case "$*" in *pip*) ;; *) printf "%s\\n" "$@" ;; esac')
@@ -222,7 +222,7 @@ def test_run_test_fails_if_it_fails_on_one_of_the_brokers(machine, real, embedde
     assert machine.run("test").returncode == code
 
 
-def test_run_test_without_beanstalkd_says_what_it_runs_on_unless_it_is_required(machine):
+def test_run_test_without_beanstalkd_names_its_broker_unless_beanstalkd_is_required(machine):
     machine.has_python()
     result = machine.run("test")
     assert (result.returncode, result.stdout.splitlines()[0]) == (
@@ -233,7 +233,7 @@ def test_run_test_without_beanstalkd_says_what_it_runs_on_unless_it_is_required(
     assert (result.returncode, "Beanstalkd is missing, and REQUIRE_BEANSTALKD is set." in result.stderr) == (1, True)
 
 
-def test_run_newest_without_what_it_needs_says_so_and_is_no_failure(machine):
+def test_run_newest_without_its_requirements_says_so_and_does_not_fail(machine):
     result = machine.run("newest")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == (
@@ -241,7 +241,7 @@ def test_run_newest_without_what_it_needs_says_so_and_is_no_failure(machine):
     )
 
 
-def test_run_newest_where_no_tree_can_be_made_says_so_and_is_no_failure(machine, tmp_path):
+def test_run_newest_where_no_tree_can_be_made_says_so_and_does_not_fail(machine, tmp_path):
     machine.has("id", "echo 0")
     for tool in ("unshare", "chroot", "tar"):
         machine.has(tool)
@@ -256,11 +256,11 @@ def test_run_newest_where_no_tree_can_be_made_says_so_and_is_no_failure(machine,
     )
 
 
-def test_run_versions_says_which_ones_are_not_here(machine):
+def test_run_versions_names_the_missing_ones(machine):
     machine.has_python()
     machine.has("venv-python", 'case "$*" in *version_info*) echo 3.12 ;; esac')
     lines = machine.run("versions").stdout.splitlines()
-    assert lines == [f"Python {version}: not here" for version in ("3.11", "3.13", "3.14")]
+    assert lines == [f"Python {version}: not installed" for version in ("3.11", "3.13", "3.14")]
 
 
 # -- the demo ------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def demo():
     """The demo as a module."""
     spec = importlib.util.spec_from_file_location("demo", EXAMPLES / "demo.py")
     module = importlib.util.module_from_spec(spec)
-    # A module with dataclasses looks itself up while it is executed.
+    # A module with dataclasses looks itself up during its execution.
     sys.modules["demo"] = module
     try:
         spec.loader.exec_module(module)
@@ -289,10 +289,10 @@ def run_demo(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(120)
-def test_demo_shows_what_happened_and_leaves_nothing_but_its_folder(tmp_path):
+def test_demo_shows_what_happened_and_leaves_only_its_folder(tmp_path):
     files_before = sorted(EXAMPLES.rglob("*"))
     started = time.monotonic()
-    # What the caller's shell has set for other apps is no part of it.
+    # Settings of the caller's shell for other apps must not reach it.
     result = run_demo(tmp_path, FLASK_DEBUG="1", FLASK_APP="nothing", BACKEND_CONNECTION_URI="btq://127.0.0.1:1")
     assert (result.returncode, result.stderr) == (0, ""), result.stdout
     assert time.monotonic() - started < 20
@@ -369,7 +369,7 @@ def facts_as_they_should_be(demo, tmp_path, log: str):
         ({"files": []}, "three files were written for each"),
     ],
 )
-def test_demo_names_what_did_not_come_true_and_exits_1(demo, tmp_path, monkeypatch, capsys, change, named):
+def test_demo_names_the_unmet_expectation_and_exits_1(demo, tmp_path, monkeypatch, capsys, change, named):
     monkeypatch.setattr(demo.tempfile, "mkdtemp", lambda prefix: str(tmp_path / prefix))
     log = " ".join(f"made by {photo} in 9" for photo in demo.PHOTOS) + " failed 1, 2 retried 3 killed 4 2 redone 1"
     facts = facts_as_they_should_be(demo, tmp_path, log)

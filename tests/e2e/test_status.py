@@ -28,18 +28,18 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def find(pid: int) -> dict | None:
-    """The supervisor of that number, in what the command says."""
+    """Return the supervisor with this number from the command's output."""
     result = run("--json")
     assert not result.stderr
     return next((found for found in json.loads(result.stdout) if found["pid"] == pid), None)
 
 
-def test_status_shows_a_supervisor_and_what_its_workers_do_and_take(supervise, tasks, tmp_path):
+def test_status_shows_a_supervisor_and_the_work_and_memory_of_its_workers(supervise, tasks, tmp_path):
     supervised = supervise("--queue", f"{QUEUE}=2", "--queue", f"{INBOX}=1", BALLAST_MB="50")
     supervised.wait_for_log("ready: ")
     wait_until(lambda: len(supervised.workers()) == 3, "all workers are there")
     tasks.wait_for(str(tmp_path / "go"))
-    wait_until(lambda: any("wait_for" in title(pid) for pid in supervised.workers()), "a title tells of the task")
+    wait_until(lambda: any("wait_for" in title(pid) for pid in supervised.workers()), "a title shows the task")
     told = find(supervised.pid)
     assert told["queues"] == [QUEUE, INBOX]
     assert {worker["pid"] for worker in told["workers"]} == set(supervised.workers())
@@ -78,7 +78,7 @@ def test_status_is_a_table_for_people(supervise):
     assert re.fullmatch(r" +all( +[\d.]+M){2}", total)
 
 
-def test_a_process_that_may_not_be_read_leaves_blanks_and_the_others_are_shown(supervise, monkeypatch):
+def test_an_unreadable_process_leaves_blanks_and_the_others_are_shown(supervise, monkeypatch):
     """As for a unit of another user, or in a container without the capability to read others' memory."""
     supervised = supervise(workers=2)
     supervised.wait_ready()
@@ -104,7 +104,7 @@ def test_supervisors_of_other_users_are_shown(supervise, monkeypatch):
 
 
 def test_a_supervisor_is_shown_while_a_reload_imports_the_app(supervise, tmp_path):
-    """It executes its command anew, and has no title of its own until the app is there."""
+    """It executes its command again, and has no title of its own until the app is loaded."""
     slow = tmp_path / "slow"
     supervised = supervise(workers=2, SLOW_VERSION=str(slow))
     supervised.wait_ready()
@@ -120,7 +120,7 @@ def test_a_supervisor_is_shown_while_a_reload_imports_the_app(supervise, tmp_pat
 
 
 @pytest.mark.parametrize("parent", ["bash", "/bin/sh -c flask-backend worker q", "supervise q", "python app.py"])
-def test_the_parent_of_a_lone_worker_is_no_supervisor(monkeypatch, parent):
+def test_the_parent_of_a_lone_worker_is_not_a_supervisor(monkeypatch, parent):
     pairs = [(os.getppid(), parent), (os.getpid(), "flask-backend: worker q [idle]")]
     monkeypatch.setattr(status, "titles", lambda: iter(pairs))
     assert CliRunner().invoke(main, ["status"]).exit_code == 1
@@ -136,8 +136,8 @@ def test_a_title_of_another_user_cannot_write_to_the_terminal(monkeypatch):
     assert "\x1b" not in shown
 
 
-def test_a_child_that_still_has_its_parents_title_is_no_supervisor(monkeypatch):
-    """What is shown in the moment after a fork."""
+def test_a_child_that_still_has_its_parents_title_is_not_a_supervisor(monkeypatch):
+    """The state just after a fork."""
     master = "flask-backend: master [1 queue, 1 worker]"
     monkeypatch.setattr(status, "titles", lambda: iter([(os.getppid(), master), (os.getpid(), master)]))
     result = CliRunner().invoke(main, ["status", "--json"])
@@ -152,14 +152,14 @@ def test_status_says_so_if_no_supervisor_runs(monkeypatch):
     assert not result.stdout
 
 
-def test_a_supervisor_that_ends_meanwhile_is_not_shown(monkeypatch):
+def test_a_supervisor_that_ends_during_the_reading_is_not_shown(monkeypatch):
     gone = subprocess.Popen(["true"])
     gone.wait()
     monkeypatch.setattr(status, "titles", lambda: iter([(gone.pid, "flask-backend: master [1 queue, 1 worker]")]))
     assert CliRunner().invoke(main, ["status"]).exit_code == 1
 
 
-def test_status_says_where_it_does_not_work(monkeypatch):
+def test_status_reports_unsupported_systems(monkeypatch):
     monkeypatch.setattr(status, "PROC_IS_THERE", False)
     result = CliRunner().invoke(main, ["status"])
     assert result.exit_code == 1

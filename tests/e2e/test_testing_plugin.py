@@ -1,4 +1,4 @@
-"""The test kit in a user's own project: the fixtures for pytest, and what commands say to an app set up for tests."""
+"""The test kit in a user's own project: the fixtures for pytest, and how commands react to an app set up for tests."""
 
 from __future__ import annotations
 
@@ -170,13 +170,13 @@ def test_commands_refuse_an_app_whose_broker_is_for_tests(command, project, tmp_
     (tmp_path / "app.py").write_text("import shop\n\napp = shop.create_app({'BACKEND_CONNECTION_URI': 'sync://'})\n")
     refused = run_command(*command, cwd=tmp_path)
     assert refused.returncode == 3, refused.stderr
-    assert "BACKEND_CONNECTION_URI is sync://, which is for tests: there is no broker" in refused.stderr
+    assert "BACKEND_CONNECTION_URI is sync://, which is a stand-in for tests" in refused.stderr
 
 
 def test_commands_refuse_a_broker_that_is_for_tests(tmp_path):
     refused = run_command("queues", "--broker", "memory://", cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
-    assert "'--broker': BACKEND_CONNECTION_URI is memory://, which is for tests" in refused.stderr
+    assert "'--broker': BACKEND_CONNECTION_URI is memory://, which is a stand-in for tests" in refused.stderr
 
 
 def run_command(*args, cwd) -> subprocess.CompletedProcess[str]:
@@ -191,5 +191,5 @@ def run_command(*args, cwd) -> subprocess.CompletedProcess[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return ours without what is meant for other programs."""
+    """Return our environment without settings for other programs."""
     return {key: value for key, value in os.environ.items() if not key.startswith(("FLASK_", "BACKEND_", "PYTEST_"))}

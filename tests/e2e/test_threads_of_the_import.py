@@ -1,4 +1,4 @@
-"""Commands end, whatever threads the import of the app has started."""
+"""Commands end, even if the import of the app has started threads."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ APP = str(Path(__file__).parents[1] / "support" / "endings.py")
     ],
     ids=lambda value: value if isinstance(value, int) else " ".join(value),
 )
-def test_a_command_ends_though_the_import_has_started_a_thread(command, args, code):
+def test_a_command_ends_although_the_import_has_started_a_thread(command, args, code):
     running = command(*args, app=APP, ENDING="import_thread")
     assert running.wait() == code
     assert "prices" in running.log
 
 
 @pytest.mark.parametrize(("queue", "code"), [(QUEUE, 0), ("com.example/other", 3)])
-def test_a_command_of_flask_ends_though_the_import_has_started_a_thread(broker, queue, code):
+def test_a_command_of_flask_ends_although_the_import_has_started_a_thread(broker, queue, code):
     args = ["check"] if code == 0 else ["supervise", "--queue", queue]
     environment = os.environ | {"BACKEND_CONNECTION_URI": broker.uri, "ENDING": "import_thread"}
     program = [sys.executable, "-m", "flask", "--app", APP, "backend", *args]
@@ -52,7 +52,7 @@ def test_a_test_runner_survives_a_check():
     assert f"queue:  {QUEUE}" in result.output
 
 
-def test_a_thread_of_an_import_that_fails_delays_no_end(command):
+def test_a_thread_of_a_failed_import_does_not_delay_the_end(command):
     running = command("check", app=APP, ENDING="import_thread import_fails")
     assert running.wait() == 3
     assert "RuntimeError: no settings" in running.log

@@ -1,4 +1,4 @@
-"""The README's tutorial, as it is written: its files are made, its commands run, and its screens compared."""
+"""The README's tutorial, as written: its files are made, its commands run, and its screens compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INSTALLS = ("python3 -m venv", "pip install")
 
 
 class Reader:
-    """Somebody who follows the tutorial, in an empty folder, with ports of his own."""
+    """A reader who follows the tutorial, in an empty folder, with separate ports."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,14 +63,14 @@ class Reader:
             shown = done.stdout + done.stderr
             return done.returncode == 0 and find(expected, shown, self._ports) is not None
 
-        # What looks may look again, since a reader is slower than this; what changes something is done once.
+        # A command that only looks may run again, since a reader is slower; one that changes something runs once.
         if command == "flask-backend failures":
             wait_until(is_as_expected, command)
         else:
             assert is_as_expected(), f"{command} shows\n{shown}"
 
     def hear(self, expected: list[str]) -> None:
-        """Wait until the first terminal says so, after what was heard before."""
+        """Wait until the first terminal shows the lines, after the output already read."""
 
         def heard() -> int | None:
             return find(expected, self._log.read_text()[self._heard :], self._ports)
@@ -84,7 +84,7 @@ class Reader:
 
 
 def find(expected: list[str], text: str, ports: dict[str, str]) -> int | None:
-    """Return where the last of the expected lines ends in a text that has them all in order, but for numbers."""
+    """Return where the last of the expected lines ends in a text that has them all in order, except for numbers."""
     end = 0
     for line in expected:
         found = re.compile(pattern_of(line, ports)).search(text, end)
@@ -109,7 +109,7 @@ def commands_of(block: str) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 @pytest.mark.timeout(120)
-def test_the_tutorial_does_what_it_says(tmp_path):
+def test_the_tutorial_does_what_it_describes(tmp_path):
     reader = Reader(tmp_path)
     try:
         for kind, block in BLOCKS:
@@ -129,7 +129,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
             reader.dev.wait()
 
 
-def test_the_tutorial_has_all_that_it_promises():
+def test_the_tutorial_has_everything_it_promises():
     commands = [command for kind, block in BLOCKS if kind == "console" for command, _ in commands_of(block)]
     for needed in ("dev", "curl", "failures", "sed", "retry", "pytest"):
         assert any(needed in command for command in commands), needed

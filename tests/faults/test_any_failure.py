@@ -1,4 +1,4 @@
-"""No body and no exception ends a worker, and a death while a job is held is that job's."""
+"""No body and no exception ends a worker, and a crash while a job is held is attributed to that job."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def call(endpoint: str, *args: object) -> bytes:
 
 
 def nested(depth: int) -> bytes:
-    """Return a call of which the JSON is so many levels deep."""
+    """Return a call whose JSON is nested to the given depth."""
     return b'{"endpoint": "raise_plain", "args": [%b%b]}' % (b"[" * (depth - 2), b"]" * (depth - 2))
 
 
@@ -95,7 +95,7 @@ def stories(broker) -> dict[int, Story]:
 
 
 def assert_unharmed(supervised, broker) -> None:
-    """All is as before, and no worker has died."""
+    """Check that the workers are unchanged and alive."""
     broker.put(QUEUE, call("note", "done"))
     supervised.wait_for_line("note done")
     assert " exited with " not in supervised.log
@@ -139,8 +139,8 @@ def test_odd_policies_and_decisions_end_no_worker(start, broker):
     wait_until(lambda: broker.count(QUEUE, "buried") == 10, f"they are buried; log:\n{supervised.log[-3000:]}")
     told = stories(broker)
     assert [told[job_id].reason for job_id in policies] == [
-        "ValueError fails the test of its policy",
-        "BadClass fails the test of its policy",
+        "ValueError cannot be checked against its policy",
+        "BadClass cannot be checked against its policy",
     ]
     reasons = [told[job_id].reason for job_id in decisions[:7]]
     assert reasons[:3] == ["", "b'bytes'", "(its str() fails)"]
@@ -167,7 +167,7 @@ def test_a_crash_of_our_own_code_is_settled_as_its_jobs(start, broker, crash):
     supervised = start(CRASHES[crash])
     body = {"burying": b"nonsense", "the end": call("succeed")}.get(crash, call("raise_plain"))
     job_id = broker.put(QUEUE, body)
-    if crash == "burying":  # no policy of its own: it is tried again
+    if crash == "burying":  # without a policy of its own: it is retried
         wait_until(lambda: broker.count(QUEUE, "delayed") == 1, f"it is released; log:\n{supervised.log[-3000:]}")
         supervised.wait_for_log(f"job {job_id} has crashed its worker")
         return

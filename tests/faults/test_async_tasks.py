@@ -310,7 +310,7 @@ def test_at_its_limit_a_coroutine_has_ended_before_the_job_is_settled(supervised
     stories = [json.loads(broker.take("q.failures")) for _ in jobs]
     assert {story["message"] for story in stories} == {"the task has reached its time limit"}
     for story in stories:
-        if jobs[story["job"]] in ("sleep", "cleanup", "blocking", "compute"):  # it tells where the coroutine was
+        if jobs[story["job"]] in ("sleep", "cleanup", "blocking", "compute"):  # it shows where the coroutine was
             assert f"in {jobs[story['job']]}\n" in story["traceback"]
     assert running.workers() == workers
     assert not re.search("never awaited|was destroyed|never retrieved", running.log)
@@ -376,7 +376,7 @@ def test_a_drain_that_a_coroutine_outlasts_gives_the_job_back(supervised, broker
 
 
 @pytest.mark.parametrize("end", ["stop", "recycle"])
-def test_what_tasks_leave_in_the_loop_ends_with_the_worker(supervised, broker, end):
+def test_leftovers_of_tasks_in_the_loop_end_with_the_worker(supervised, broker, end):
     ways = ["is cancelled", "raises", "generator", "thread"]
     running = supervised(*(["--max-tasks", str(len(ways))] if end == "recycle" else []))
     for how in ways:
@@ -394,7 +394,7 @@ def test_what_tasks_leave_in_the_loop_ends_with_the_worker(supervised, broker, e
     assert not re.search("was destroyed|never retrieved|killed", running.log)
 
 
-def test_what_does_not_end_in_the_loop_does_not_hold_up_a_drain_for_longer_than_its_time(supervised, broker):
+def test_leftovers_in_the_loop_do_not_hold_up_a_drain_beyond_its_timeout(supervised, broker):
     running = supervised("--drain-timeout", "2")
     call(broker, "leave_behind", "stubborn")
     call(broker, "leave_behind", "endless thread")
@@ -432,7 +432,7 @@ def test_a_coroutine_keeps_its_job_beyond_its_ttr(command, app, broker, tmp_path
     wait_until(lambda: broker.is_empty("q"), "it is done")
 
 
-def test_what_a_hook_leaves_in_the_loop_is_told_also_if_it_fails(command, app, broker):
+def test_leftovers_of_a_hook_in_the_loop_are_reported_even_if_it_fails(command, app, broker):
     for queue in ("hooked", "failing"):
         running = command("worker", queue, app=app)
         if queue == "hooked":

@@ -1,4 +1,4 @@
-"""The broker, hurt: no worker is lost, and no job."""
+"""Faults of the broker: no worker and no job is lost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_broker_killed_and_restarted_on_its_binlog_loses_no_job_and_no_worker(
     supervised.wait_for_line("note 100")
     durable_broker.kill()
     (tmp_path / "go").touch()
-    supervised.wait_for_line("waited")  # its delete finds no broker
+    supervised.wait_for_line("waited")  # its delete cannot reach the broker
     durable_broker.start()
     for n in range(300):
         supervised.wait_for_line(f"note {n}")
@@ -47,7 +47,7 @@ def test_a_broker_killed_and_restarted_on_its_binlog_loses_no_job_and_no_worker(
     supervised.wait_for_log("back at Beanstalkd")
     assert supervised.workers() == workers
     assert durable_broker.job(job.id) is None
-    assert sum(supervised.ledger.count(f"note {n}") for n in range(300)) <= 300 + 2  # one that ran in each worker
+    assert sum(supervised.ledger.count(f"note {n}") for n in range(300)) <= 300 + 2  # one job that ran in each worker
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
@@ -108,7 +108,7 @@ def test_a_hook_that_needs_the_broker_waits_out_an_outage(supervise, durable_bro
 
 
 def test_tasks_that_finish_while_the_broker_is_away_run_once(supervise, durable_broker, durable_tasks, tmp_path):
-    """The workers of both supervisors wait, those with nothing to delete too: neither takes what the other finished."""
+    """The workers of both supervisors wait, even without a job to delete: neither takes the other's finished job."""
     (tmp_path / "other").mkdir()
     supervised = supervise(broker=durable_broker, workers=3)
     other = supervise(broker=durable_broker, workers=2, LEDGER=str(tmp_path / "ledger"))
@@ -213,7 +213,7 @@ def test_jobs_that_wait_in_a_worker_go_back_and_the_running_one_is_held_again(
     supervised.assert_clean_exit(0)
 
 
-def test_a_lone_worker_takes_its_job_back_too(command, durable_broker, durable_tasks, tmp_path):
+def test_a_lone_worker_reserves_its_job_again_too(command, durable_broker, durable_tasks, tmp_path):
     worker = command("worker", QUEUE, broker=durable_broker)
     worker.wait_for_log("ready: ")
     durable_tasks.wait_for(str(tmp_path / "gate"))
@@ -226,7 +226,7 @@ def test_a_lone_worker_takes_its_job_back_too(command, durable_broker, durable_t
     assert worker.ledger.count("begin waited") == 1
 
 
-def test_a_message_without_an_id_of_its_own_may_run_twice_and_that_is_logged(supervise, durable_broker, tmp_path):
+def test_a_message_without_its_own_id_may_run_twice_and_that_is_logged(supervise, durable_broker, tmp_path):
     supervised = supervise(broker=durable_broker, workers=1)
     supervised.wait_ready()
     gate = tmp_path / "gate"
@@ -256,7 +256,7 @@ def test_a_worker_whose_last_task_finished_as_the_broker_was_restarted_is_recycl
     gate.touch()
     supervised.wait_for_log("lost the connection to Beanstalkd")
     durable_broker.start()
-    supervised.wait_for_log(f"worker {first} of {QUEUE} is recycled: it has done its number of tasks")
+    supervised.wait_for_log(f"worker {first} of {QUEUE} is recycled: it has run its maximum number of tasks")
     durable_tasks.note("next")
     supervised.wait_for_line("note next")
     wait_until(lambda: durable_broker.is_empty(QUEUE), "both are deleted")
@@ -283,7 +283,7 @@ def test_a_drain_still_deletes_the_task_that_finished_as_the_broker_was_restarte
 
 
 def test_a_restarted_broker_without_binlog_keeps_another_job_of_the_same_id(supervise, broker, tasks, tmp_path):
-    """Ids start again at 1: what looks like the finished job is a stranger, and must not be deleted."""
+    """Ids restart at 1: the job that looks like the finished one is another and must not be deleted."""
     supervised = supervise(workers=1)
     supervised.wait_ready()
     tasks.wait_for(str(tmp_path / "go"))
@@ -311,7 +311,7 @@ def test_a_broker_frozen_for_longer_than_every_timeout_costs_nothing(supervise, 
     broker.freeze()
     (tmp_path / "go").touch()
     supervised.wait_for_line("waited")
-    # One worker finds out as it deletes, the other when its reserve gets no answer.
+    # One worker notices as it deletes, the other when its reserve gets no answer.
     wait_until(lambda: supervised.log.count("trying again") >= 2, "both workers have noticed", 40)
     broker.thaw()
     supervised.wait_reserving(2)
@@ -323,7 +323,7 @@ def test_a_broker_frozen_for_longer_than_every_timeout_costs_nothing(supervise, 
     supervised.assert_clean_exit(0)
 
 
-# An app whose workers count as stuck within seconds, and whose resolver hangs while a file is there.
+# An app whose workers count as stuck within seconds, and whose resolver hangs while a file exists.
 IMPATIENT = """
 import os
 import socket
@@ -348,9 +348,7 @@ socket.getaddrinfo = hang
 
 
 @pytest.mark.parametrize("how", ["refused", "unresolved", "frozen"])
-def test_a_broker_that_is_away_for_longer_than_a_worker_may_be_silent_costs_nothing(
-    supervise, broker, tasks, tmp_path, how
-):
+def test_a_broker_down_for_longer_than_a_worker_may_be_silent_costs_nothing(supervise, broker, tasks, tmp_path, how):
     gate = tmp_path / "resolver-hangs"
     (tmp_path / "impatient.py").write_text(IMPATIENT)
     supervised = supervise(workers=3, app="impatient", RESOLVER_HANGS=str(gate), FLASK_BACKEND_TIMEOUT="4")
@@ -375,7 +373,7 @@ def test_a_broker_that_is_away_for_longer_than_a_worker_may_be_silent_costs_noth
     tasks.note("back")
     supervised.wait_for_line("note back")
     assert supervised.workers() == workers
-    assert "no sign of life" not in supervised.log
+    assert "no heartbeat" not in supervised.log
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
@@ -434,7 +432,7 @@ def test_connections_cut_anywhere_in_a_reply_lose_no_job(supervise, broker, task
 
 
 @pytest.mark.skipif(Beanstalkd.is_embedded, reason="only beanstalkd has a binlog")
-def test_a_job_that_the_binlog_has_mangled_is_buried_and_does_not_stop_the_queue(supervise, durable_broker):
+def test_a_job_corrupted_by_the_binlog_is_buried_and_does_not_stop_the_queue(supervise, durable_broker):
     job_id = durable_broker.put(QUEUE, b'{"endpoint": "note", "args": ["mangled"]}')
     durable_broker.kill()
     (binlog,) = durable_broker.binlog.glob("binlog.*")
@@ -453,8 +451,8 @@ def test_a_job_that_the_binlog_has_mangled_is_buried_and_does_not_stop_the_queue
 
 def test_a_broker_that_dies_at_random_loses_no_job(supervise, durable_broker, durable_tasks):
     rng = random.Random(2)
-    # Before the workers start: what beanstalkd 1.12 takes in one pipeline while others delete, it may have lost or
-    # mangled in its binlog when it is killed, without us too (see docs/deploying.md).
+    # Before the workers start: jobs that beanstalkd 1.12 accepts in one pipeline while others delete may be lost or
+    # corrupted in its binlog when it is killed, without us too (see docs/deploying.md).
     durable_tasks.note.map(range(2000))
     supervised = supervise(broker=durable_broker, workers=3)
     supervised.wait_for_line("note 0")

@@ -1,4 +1,4 @@
-"""How processes end: with all that Python does at its end, within the drain timeout."""
+"""How processes end: with all of Python's cleanup, within the drain timeout."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.any_broker
 
 APP = str(Path(__file__).parents[1] / "support" / "endings.py")
 BUFFERED = {"PYTHONUNBUFFERED": ""}
-# Of forking beside threads, and of what is cleaned up at the end.
+# Warnings about forking beside threads, and about cleanup at the end.
 WARNINGS = {"PYTHONWARNINGS": "error,ignore::DeprecationWarning,ignore::ResourceWarning"}
 
 
 @pytest.fixture
 def start(supervise):
-    """Start a supervisor, with one worker, of an app that has something to do at its end."""
+    """Start a supervisor, with one worker, of an app that has cleanup to do at its end."""
 
     def start(*args, ending="", **options):
         supervised = supervise(*args, app=APP, ENDING=ending, **{"workers": 1, **BUFFERED, **WARNINGS, **options})
@@ -48,7 +48,7 @@ def lines_that_begin(supervised, text):
 
 
 def pid_of(supervised, name):
-    """Return the last word of the ledger's line that begins with a name."""
+    """Return the last word of the ledger line that begins with a name."""
     (line,) = wait_until(lambda: lines_that_begin(supervised, f"{name} "), f"{name} in the ledger")
     return int(line.split()[-1])
 
@@ -70,7 +70,7 @@ def reload(supervised):
 
 
 @pytest.mark.parametrize("how", ["stop", "recycle", "reload", "term"])
-def test_a_worker_ends_with_all_that_python_does_at_its_end(start, call, how):
+def test_a_worker_ends_with_all_of_pythons_cleanup(start, call, how):
     supervised = start(*(["--max-tasks", "1"] if how == "recycle" else []))
     (worker,) = supervised.workers()
     call("leave_work")
@@ -91,7 +91,7 @@ def test_a_worker_ends_with_all_that_python_does_at_its_end(start, call, how):
     assert supervised.log.count("printed by the task") == 1
 
 
-def test_what_trackers_have_queued_arrives_though_each_worker_does_one_task(start, call):
+def test_data_queued_by_trackers_arrives_though_each_worker_does_one_task(start, call):
     supervised = start("--max-tasks", "1", workers=2)
     for number in range(10):
         call("capture", number)
@@ -107,10 +107,10 @@ def test_a_successor_does_not_wait_for_the_threads_of_the_one_before(start, call
         call("leave_thread", f"lingerer-{number}")
     workers = [pid_of(supervised, f"lingerer-{number}") for number in range(4)]
     assert len(set(workers)) == 4
-    supervised.wait_for_log("the end waits for threads that are not daemons: lingerer-0")
+    supervised.wait_for_log("the process waits for non-daemon threads before it exits: lingerer-0")
     ending = [f"flask-backend: worker {QUEUE} [ending]"] * 4
     wait_until(lambda: [title(pid) for pid in workers] == ending, "all of them linger")
-    wait_until(lambda: len(supervised.loans()) == 1, "what they have lent is closed")
+    wait_until(lambda: len(supervised.loans()) == 1, "their loans are closed")
     supervised.send(signal.SIGTERM)
     supervised.wait_for_log("stopping")
     supervised.send(signal.SIGTERM)
@@ -128,10 +128,10 @@ def test_a_worker_that_lingers_is_killed_after_the_drain_timeout_as_planned(star
     if how == "reload":
         reload(supervised)
     wait_until(lambda: title(pid).endswith("[ending]"), "its last job is settled")
-    supervised.wait_for_log("the end waits for")
+    supervised.wait_for_log("the process waits for")
     wait_until(lambda: is_gone(pid), "it is killed")
     assert time.monotonic() - began > 2
-    supervised.wait_for_log(f"worker {pid} of {QUEUE} has not ended within 2 s after its last job: it is killed")
+    supervised.wait_for_log(f"worker {pid} of {QUEUE} did not exit within 2 s after its last job: it is killed")
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
     assert "ERROR" not in supervised.log
@@ -149,7 +149,7 @@ def test_a_long_task_is_not_cut_where_only_its_worker_is_to_end(start, call, tmp
     else:
         supervised.send(how)
         supervised.wait_for_log(f"now {QUEUE}=1")
-    time.sleep(1.5)  # longer than a drain may take, and than the supervisor takes to look
+    time.sleep(1.5)  # longer than a drain may take, and than the supervisor's reaction
     assert set(before) <= set(supervised.workers())
     (tmp_path / "go").touch()
     supervised.wait_for_line("waited", times=2)
@@ -165,7 +165,7 @@ def test_at_a_stop_the_time_of_a_worker_that_lingers_counts_from_the_signal(star
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
     assert 1.5 <= time.monotonic() - began < 5
-    assert f"drain timeout: worker {pid} is killed before its end, without a job" in supervised.log
+    assert f"drain timeout: killing worker {pid}, which has no job but has not exited" in supervised.log
     assert "lingerer" in supervised.log
 
 
@@ -179,9 +179,9 @@ def test_a_worker_that_lingers_ends_though_its_supervisor_is_killed(start, call)
     wait_until(lambda: is_gone(pid), "it is gone")
 
 
-def test_an_exit_handler_that_crashes_is_told_and_costs_nothing(start, call):
+def test_an_exit_handler_that_crashes_is_reported_and_costs_nothing(start, call):
     supervised = start("--max-tasks", "1", ending="handler_crashes")
-    for number in range(12):  # more than the breaker would bear
+    for number in range(12):  # more than the breaker tolerates
         call("capture", number)
     wait_until(lambda: supervised.log.count("was killed by signal 11") == 12, "each worker ends in its exit handler")
     supervised.wait_reserving(1)
@@ -191,14 +191,14 @@ def test_an_exit_handler_that_crashes_is_told_and_costs_nothing(start, call):
     supervised.assert_clean_exit(0)
 
 
-def test_a_hook_that_fails_is_exit_3_whatever_threads_it_has_started(start):
+def test_a_failing_hook_is_exit_3_despite_threads_it_has_started(start):
     supervised = start("--drain-timeout", "1", ending="hook_thread hook_fails")
     supervised.assert_clean_exit(3)
     assert "RuntimeError: no database" in supervised.log
     assert "prices" in supervised.log
 
 
-def test_a_worker_leaves_to_the_supervisor_what_that_will_clean_up(start, call):
+def test_a_worker_leaves_cleanup_of_the_supervisors_objects_to_the_supervisor(start, call):
     supervised = start("--max-tasks", "1", ending="import_scratch import_handler")
     (scratch,) = (Path(line.split()[1]) for line in lines_that_begin(supervised, "scratch"))
     helper = pid_of(supervised, "helper")
@@ -216,7 +216,7 @@ def test_a_worker_leaves_to_the_supervisor_what_that_will_clean_up(start, call):
     assert "Traceback" not in supervised.log
 
 
-def test_processes_that_a_task_has_left_end_as_python_ends_them(start, call):
+def test_processes_left_by_a_task_end_as_python_ends_them(start, call):
     supervised = start()
     call("start_processes")
     supervised.wait_for_line("started")
@@ -231,14 +231,14 @@ def test_processes_that_a_task_has_left_end_as_python_ends_them(start, call):
 # -- threads of the import -----------------------------------------------------------------------------------
 
 
-def test_a_supervisor_ends_within_the_drain_timeout_whatever_threads_the_import_has_started(start):
+def test_a_supervisor_ends_within_the_drain_timeout_despite_threads_of_the_import(start):
     supervised = start("--drain-timeout", "2", ending="import_thread")
     reload(supervised)
     began = time.monotonic()
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
     assert 1 < time.monotonic() - began < 5
-    supervised.wait_for_log("the end waits for threads that are not daemons: prices; in ")
+    supervised.wait_for_log("the process waits for non-daemon threads before it exits: prices; in ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
@@ -247,13 +247,13 @@ def test_a_second_signal_ends_a_supervisor_at_once_that_waits_for_its_threads(st
     (worker,) = supervised.workers()
     supervised.send(signal.SIGTERM)
     wait_until(lambda: is_gone(worker), "the worker has ended")
-    supervised.wait_for_log("the end waits for")
-    supervised.send(signal.SIGHUP)  # of no meaning any more
+    supervised.wait_for_log("the process waits for")
+    supervised.send(signal.SIGHUP)  # now without meaning
     supervised.send(number)
     supervised.assert_clean_exit(0)
 
 
-def test_a_supervisor_that_gives_jobs_back_says_so_though_threads_delay_its_end(start, call, tmp_path):
+def test_a_supervisor_that_gives_jobs_back_reports_it_though_threads_delay_its_end(start, call, tmp_path):
     supervised = start("--drain-timeout", "0.5", ending="import_thread")
     call("wait_for", str(tmp_path / "never"))
     supervised.wait_for_line("begin")
@@ -270,7 +270,7 @@ def test_a_worker_in_the_foreground_ends_within_the_drain_timeout(command, broke
     assert "prices" in running.log
 
 
-def test_a_worker_in_the_foreground_whose_hook_fails_ends_with_3_whatever_threads_that_has_started(command):
+def test_a_failing_hook_of_a_worker_in_the_foreground_is_exit_3_despite_threads_it_has_started(command):
     running = command("worker", QUEUE, "--drain-timeout", "1", app=APP, ENDING="hook_thread hook_fails")
     assert running.wait() == 3
 
@@ -299,7 +299,7 @@ def test_a_forked_process_that_comes_back_ends_by_itself(start, command, call, b
     wait_until(lambda: broker.is_empty(QUEUE), f"job {job_id} is done")
     wait_until(lambda: broker.waiting(QUEUE) == 1, "one worker waits for jobs")
     assert told in running.log
-    assert "job" not in running.log.replace(str(running.broker.uri), "")  # it is not settled as a failure
+    assert "job" not in running.log.replace(str(running.broker.uri), "")  # not settled as a failure
     assert running.log.count("printed by the child") == (how != "exits at once")
     if how == "starts a thread":
         assert running.ledger[0] == "thread of the child"
@@ -310,7 +310,7 @@ def test_a_forked_process_that_comes_back_ends_by_itself(start, command, call, b
     assert running.log.count("printed by the parent") == 1
 
 
-def test_a_process_that_a_hook_has_forked_makes_no_second_worker(start, call, broker):
+def test_a_process_forked_by_a_hook_makes_no_second_worker(start, call, broker):
     supervised = start(ending="hook_forks")
     forked = pid_of(supervised, "forked")
     wait_until(lambda: is_gone(forked), "it has ended")

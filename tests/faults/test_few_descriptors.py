@@ -1,4 +1,4 @@
-"""Few file descriptors: a supervisor says what it needs, and goes on when there are none."""
+"""Few file descriptors: a supervisor states how many it needs, and goes on when they run out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def soft_limit_of(soft: int):
 
 @contextmanager
 def no_descriptors(pid: int):
-    """Let a process open nothing: numbers 0 to 2 are taken. No less, for poll(2) waits for as many at most."""
+    """Prevent a process from opening files: numbers 0 to 2 are taken. Not lower: poll(2) accepts at most that many."""
     before = soft_limit(pid)
     set_soft_limit(pid, 3)
     try:
@@ -78,7 +78,7 @@ def test_too_few_descriptors_are_refused(command):
     assert "but the hard limit is 64: raise it" in result.stderr
 
 
-def test_check_says_how_many_are_needed():
+def test_check_reports_how_many_are_needed():
     environment = os.environ | {"BACKEND_QUEUES": f"{QUEUE}=60"}
     result = subprocess.run([*COMMAND, "--app", str(APP), "check"], env=environment, capture_output=True, text=True)
     assert "60 workers and their supervisor need at most " in result.stdout.splitlines()[-1]
@@ -121,7 +121,7 @@ def test_a_supervisor_without_a_descriptor_left_goes_on(supervise, tasks, broker
     supervised.assert_clean_exit(0)
 
 
-def test_a_reload_whose_descriptors_go_during_the_check_leaves_the_old_code_serving(supervise, tasks, tmp_path):
+def test_a_reload_that_runs_out_of_descriptors_during_the_check_leaves_the_old_code_serving(supervise, tasks, tmp_path):
     (tmp_path / "version.py").write_text(
         "import pathlib, time\nhere = pathlib.Path(__file__).parent\n"
         "if (here / 'check').exists():\n"
@@ -144,9 +144,7 @@ def test_a_reload_whose_descriptors_go_during_the_check_leaves_the_old_code_serv
     supervised.assert_clean_exit(0)
 
 
-def test_a_worker_without_a_descriptor_left_fails_its_tasks_and_reconnects_when_there_are_some(
-    supervise, tasks, broker
-):
+def test_a_worker_without_descriptors_fails_its_tasks_and_reconnects_when_it_has_some_again(supervise, tasks, broker):
     supervised = supervise(workers=1)
     supervised.wait_ready()
     (worker,) = supervised.workers()

@@ -1,8 +1,8 @@
-"""Who is hit, when, by which signal: at random, for a given time, with a ledger of the jobs lost and doubled.
+"""Random signals to random processes, for a given time, with a ledger of lost and doubled jobs.
 
-A job may run twice only where its process was killed outright: after the work, before the delete. Every other end
-that a signal brings about loses nothing and doubles nothing. ``SEED`` in the environment repeats a run, as far as a
-random driver of real processes can; ``SOAK_S`` is how long the long version takes.
+A job may run twice only if its process was killed outright after the work and before the delete. Every other end by
+a signal loses and doubles no job. ``SEED`` in the environment repeats a run, as far as a random driver of real
+processes can; ``SOAK_S`` is the duration of the long version.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORKERS = 4
 SOAK_S = float(os.environ.get("SOAK_S", "300"))
 
 TERM, INT, HUP, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL
-STOP = signal.SIGSTOP  # always with a CONT after it
+STOP = signal.SIGSTOP  # always followed by a CONT
 
 
 class Who(Enum):
@@ -47,7 +47,7 @@ class When(Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """One signal for somebody in some state; drawn ``weight`` times as often as one of weight 1."""
+    """One signal for a process in some state; drawn ``weight`` times as often as one of weight 1."""
 
     who: Who
     when: When
@@ -62,13 +62,13 @@ def actions(who: Who, when: str, signals: tuple[signal.Signals, ...], weight: in
     return [Action(who, When[name], number, weight) for name in when.split() for number in signals]
 
 
-# What may double nothing. Nor may it end a worker before its task is done, or the supervisor before its workers.
+# Signals that must double no job, nor end a worker before its task is done or the supervisor before its workers.
 GENTLE = [
     *actions(Who.WORKER, "BOOTING IDLE BUSY DRAINING", (TERM, INT, STOP), 12),
     *actions(Who.SUPERVISOR, "BOOTING IDLE BUSY RELOADING", (TERM, INT), 1),
     *actions(Who.SUPERVISOR, "BOOTING IDLE BUSY DRAINING RELOADING", (STOP, HUP), 1),
 ]
-# A worker has no use for a HUP and dies of it; a supervisor that is told twice to stop kills.
+# A worker does not handle HUP and dies of it; a supervisor that gets a second stop signal kills.
 VIOLENT = [
     *actions(Who.WORKER, "BOOTING IDLE BUSY DRAINING", (KILL, HUP), 12),
     *actions(Who.SUPERVISOR, "BOOTING IDLE BUSY DRAINING RELOADING", (KILL,), 1),
@@ -76,13 +76,13 @@ VIOLENT = [
 ]
 TABLES = {"gentle": GENTLE, "all": GENTLE + VIOLENT}
 
-# The delays before the replacement of workers that died grow to half a minute: a supervisor that has seen so many
-# die is ended and another started, or the matrix would hit nobody any more.
+# The delays before dead workers are replaced grow to half a minute: a supervisor with this many deaths is ended and
+# another started, or the matrix would find no processes to hit.
 KILLS_A_LIFE = 8
-# No job is handed out before so many are ready: less than a tenth of a second of work, so that idleness is not far.
+# Jobs are handed out only when this many are ready: less than a tenth of a second of work, so that idleness is near.
 AHEAD = 20
 MAX_STOP_S = 0.2
-# From its fork to its first reserve a worker takes about so long.
+# The approximate time from a worker's fork to its first reserve.
 BIRTH_S = 0.015
 
 
@@ -95,11 +95,11 @@ class Life:
     started: float
     is_ready: bool = False
     kills: int = 0  # of its workers
-    may_end: set[int] = field(default_factory=set)  # with these exit codes, after the signals that it got
+    may_end: set[int] = field(default_factory=set)  # with these exit codes, after the signals that it received
 
 
 class Matrix:
-    """Draws actions and applies them, to one supervisor after another, under constant load."""
+    """Draw actions and apply them, to one supervisor after another, under constant load."""
 
     def __init__(self, start: Callable[[], Supervised], tasks, broker, tmp_path: Path, seed: int) -> None:
         self._start = start
@@ -109,10 +109,10 @@ class Matrix:
         self._log = tmp_path / "log"
         self._seed = seed
         self._rng = random.Random(seed)
-        self._load_rng = random.Random(seed)  # its own, since how much load there is depends on time
-        self._boot_s = 0.5  # how long a start takes; the first one tells
+        self._load_rng = random.Random(seed)  # separate, since the amount of load depends on time
+        self._boot_s = 0.5  # duration of a start; measured at the first one
         self._recent: deque[str] = deque(maxlen=12)
-        self._killed: set[int] = set()  # the pids of those that may have died between their work and its delete
+        self._killed: set[int] = set()  # the pids of processes that may have died between their work and its delete
         self._life: Life | None = None
         self.jobs = 0
         self.counts: Counter[str] = Counter()
@@ -134,7 +134,7 @@ class Matrix:
             raise
 
     def check(self, *, may_double: bool) -> None:
-        """Compare what ran with what was scheduled."""
+        """Compare the jobs that ran with the scheduled ones."""
         runs: dict[int, list[int]] = defaultdict(list)
         for number, pid in self._marks():
             runs[number].append(pid)
@@ -142,7 +142,7 @@ class Matrix:
         assert not lost, f"{len(lost)} of {self.jobs} jobs lost, {lost[:10]} among them\n{self._story()}"
         doubled = {number: pids for number, pids in runs.items() if len(pids) > 1}
         self.counts["doubled"] = len(doubled)
-        # All runs but the last: a job that ran again after a run that ended as it should is our mistake.
+        # All runs but the last: a job that ran again after a run that ended properly is our mistake.
         wrong = {number: pids for number, pids in doubled.items() if not may_double or set(pids[:-1]) - self._killed}
         assert not wrong, f"ran twice, though not killed in between: {wrong} (job: pids)\n{self._story()}"
         assert "failed (job" not in self._text(0), f"a task failed\n{self._story()}"
@@ -168,7 +168,7 @@ class Matrix:
         self.counts["actions"] += 1
 
     def _worker_that_is(self, when: When, life: Life) -> int | None:
-        """Bring a worker into a state, or find one that is; None if there is none, for all wait to be replaced."""
+        """Bring a worker into a state, or find one in it; None if all wait to be replaced."""
         if when is When.IDLE:
             self._wait_for(lambda: self._broker.waiting(QUEUE) >= len(life.supervised.workers()), "all wait")
         else:
@@ -188,7 +188,7 @@ class Matrix:
         return pid
 
     def _newborn(self, life: Life, before: set[int]) -> int | None:
-        """Wait for the next child, and hit upon an instant of its start, or shortly after."""
+        """Wait for the next child, and pick an instant of its start, or shortly after."""
         found: list[int] = []
 
         def is_there() -> bool:
@@ -202,7 +202,7 @@ class Matrix:
 
     def _send_to_worker(self, life: Life, pid: int, number: signal.Signals) -> bool:
         if number in (KILL, HUP):
-            self._killed.add(pid)  # before: afterwards somebody else's runs might have been looked at already
+            self._killed.add(pid)  # recorded before the kill: the second run could be checked before the next line
             life.kills += 1
             life.may_end.add(4)
         return self._send(pid, number)
@@ -217,7 +217,7 @@ class Matrix:
                 self._wait_for(lambda: self._broker.waiting(QUEUE) >= WORKERS or self._has_ended(life), "all wait")
             case When.RELOADING:
                 signal_pid(life.supervised.pid, HUP)
-                # A reload is a start to see whether the app works, and another one.
+                # A reload starts the app twice: once to check whether it works, and once for real.
                 self._work_for(self._rng.uniform(0, 2.5 * self._boot_s))
             case When.DRAINING:
                 self._feed()
@@ -233,9 +233,9 @@ class Matrix:
         if number is KILL or action.when is When.BOOTING:
             life.may_end.add(-number)  # at the interpreter's own start the signal's default applies
         if number is INT and action.when is When.BOOTING:
-            life.may_end.add(1)  # click's own answer
+            life.may_end.add(1)  # click's own response
         if action.when is When.DRAINING and number in (TERM, INT):
-            # The second one has it kill all. From here on it starts no others.
+            # The second signal makes it kill all workers. From here on it starts no others.
             self._killed.update(life.supervised.workers())
             life.may_end.add(4)
         self._send(life.supervised.pid, number)
@@ -250,7 +250,7 @@ class Matrix:
     # -- lives -----------------------------------------------------------------------------------------------
 
     def _living(self, *, booting: bool) -> Life:
-        """Return the supervisor, ready or at its very start as it is wanted; perhaps it is another one."""
+        """Return the supervisor, ready or at its start as required; it may be a new one."""
         life = self._life
         if life and self._has_ended(life):
             self._end(life)
@@ -263,7 +263,7 @@ class Matrix:
         life = self._life
         if not booting and not life.is_ready:
             self._wait_for(lambda: "ready: " in self._text(life) or self._has_ended(life), "the supervisor is ready")
-            if self._has_ended(life):  # of what it got while it booted
+            if self._has_ended(life):  # received while it booted
                 return self._living(booting=booting)
             life.is_ready = True
             life.may_end.discard(-HUP)
@@ -288,7 +288,7 @@ class Matrix:
         self.counts["kills"] += life.kills
 
     def _finish(self) -> None:
-        """Let all jobs be done, then end as any test of a supervisor does."""
+        """Let all jobs finish, then end like any test of a supervisor."""
         self._note("the end")
         life = self._living(booting=False)
         self._wait_for(self._is_all_done, "the queue is empty")
@@ -301,8 +301,8 @@ class Matrix:
     def _is_all_done(self) -> bool:
         tube = self._broker.tube(QUEUE)
         if tube["current-jobs-buried"]:
-            # Jobs that were there when a third worker was killed: to give them another chance is a person's business.
-            assert self._killed, "nobody was killed, and yet a job is buried"
+            # Jobs that were there when a third worker was killed: retrying them is a decision for a person.
+            assert self._killed, "no process was killed, and yet a job is buried"
             with self._broker.client(QUEUE) as client:
                 self.counts["kicked"] += client.kick(100)
         return self._broker.is_empty(QUEUE)
@@ -310,7 +310,7 @@ class Matrix:
     # -- load ------------------------------------------------------------------------------------------------
 
     def _feed(self) -> None:
-        """Keep the workers busy: some jobs take a while, others none."""
+        """Keep the workers busy: some jobs take time, others do not."""
         if self._broker.count(QUEUE, "ready") >= AHEAD:
             return
         numbers = range(self.jobs, self.jobs + AHEAD)
@@ -319,7 +319,7 @@ class Matrix:
         self.jobs += AHEAD
 
     def _work_for(self, seconds: float) -> None:
-        """Pause while the load goes on. Not for luck: that the instant of each signal is random is the point."""
+        """Pause while the load goes on. The random instant of each signal is the purpose."""
         deadline = time.monotonic() + seconds
         self._feed()
         while (left := deadline - time.monotonic()) > 0:
@@ -329,7 +329,7 @@ class Matrix:
     def _wait_for(self, condition: Callable[[], object], what: str) -> None:
         wait_until(condition, what, 60)
 
-    # -- what is told ----------------------------------------------------------------------------------------
+    # -- reports ---------------------------------------------------------------------------------------------
 
     def _text(self, since: Life | int) -> str:
         start = since.log_start if isinstance(since, Life) else since
@@ -362,7 +362,7 @@ def signal_pid(pid: int, number: signal.Signals) -> bool:
 
 
 def processes_in(directory: Path) -> list[psutil.Process]:
-    """All processes of the test, however they came to be: those that run where its supervisors were started."""
+    """All processes of the test, however created: the processes that run in the folder of its supervisors."""
     return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(directory)]
 
 
@@ -372,7 +372,7 @@ def run_matrix(supervise, tasks, broker, tmp_path, *, table: str, seconds: float
     try:
         matrix.run(TABLES[table], seconds)
     finally:
-        for process in processes_in(tmp_path):  # after a failure: the orphans of killed supervisors are nobody's
+        for process in processes_in(tmp_path):  # after a failure: the orphans of killed supervisors have no owner
             with suppress(psutil.NoSuchProcess):
                 process.kill()
     matrix.check(may_double=table == "all")
@@ -381,9 +381,7 @@ def run_matrix(supervise, tasks, broker, tmp_path, *, table: str, seconds: float
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("table", TABLES)
-def test_signals_at_random_instants_lose_no_job_and_double_only_what_was_killed(
-    supervise, tasks, broker, tmp_path, table
-):
+def test_signals_at_random_instants_lose_no_job_and_double_only_killed_ones(supervise, tasks, broker, tmp_path, table):
     run_matrix(supervise, tasks, broker, tmp_path, table=table, seconds=8, seed=int(os.environ.get("SEED", "1")))
 
 

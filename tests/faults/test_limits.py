@@ -1,4 +1,4 @@
-"""Time limits, deadlines and the end of patience."""
+"""Time limits, deadlines and pools that are given up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STUCK = ["stubborn", "blocked", "hog"]
 
 
 @pytest.mark.parametrize("how", INTERRUPTIBLE)
-def test_a_task_at_its_limit_gets_a_timeout_which_is_a_failure_like_any_other(supervise, tasks, broker, how):
+def test_a_task_at_its_limit_gets_a_timeout_and_fails_like_any_other(supervise, tasks, broker, how):
     supervised = supervise(workers=1)
     supervised.wait_ready()
     workers = supervised.workers()
@@ -65,9 +65,7 @@ def test_a_quick_task_is_never_hit_by_anothers_limit(supervise, tasks, broker):
     wait_until(lambda: broker.count(QUEUE, "ready") + broker.count(QUEUE, "reserved") == 0, "all have run")
     assert sum(line.startswith("note") for line in supervised.ledger) == 500
     failed = supervised.log.count("task sleep of")
-    assert (
-        supervised.log.count("Traceback") == failed
-    )  # a limit that is reached at the end is one or none, never a mess
+    assert supervised.log.count("Traceback") == failed  # a limit reached at the end applies once or not at all
     assert supervised.log.count("task note of") == 0
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
@@ -85,7 +83,7 @@ def test_a_task_that_cannot_be_interrupted_is_killed_after_the_grace_with_its_st
         f"did not end job {job.id} (limited) at its time limit: its stacks follow, then it is killed"
     )
     supervised.wait_for_log(f"was killed by signal 9 (Killed, perhaps out of memory) at job {job.id} (limited) after")
-    if how != "blocked":  # where the signal that asks for the stacks is blocked, there are none
+    if how != "blocked":  # the stacks are missing where the signal that asks for them is blocked
         assert "most recent call first" in supervised.log
         assert "in limited" in supervised.log
     assert len(set(victims) & set(supervised.workers())) == 1
@@ -95,7 +93,7 @@ def test_a_task_that_cannot_be_interrupted_is_killed_after_the_grace_with_its_st
     assert supervised.wait() in (0, 4)
 
 
-@pytest.mark.parametrize("ttr", [2, 3])  # of one second too little is left on a busy machine
+@pytest.mark.parametrize("ttr", [2, 3])  # one second too little remains on a busy machine
 def test_with_a_short_ttr_the_kill_comes_before_another_worker_may_have_the_job(supervise, broker, ttr):
     supervised = supervise("--kill-grace", "30", workers=2)
     supervised.wait_ready()
@@ -116,7 +114,7 @@ def test_a_lone_worker_ends_itself_after_the_grace(command, tasks, broker, how):
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("inf"), "5", True])
-def test_a_limit_that_is_none_raises_where_it_is_written(tasks, limit):
+def test_an_invalid_limit_raises_where_it_is_written(tasks, limit):
     from flask_backend import Backend, ConfigError
 
     for register in (Backend().task, Backend().receiver):
@@ -149,12 +147,12 @@ def test_workers_that_only_die_are_given_up_with_one_clear_line(supervise):
         supervised.wait_for_log(f"worker {pids[0]} of")
     supervised.assert_clean_exit(5)
     assert (
-        f"the workers of {QUEUE} have died 10 times within 60 s and done nothing in between: giving up"
+        f"the workers of {QUEUE} have died 10 times within 60 s and finished no job in between: giving up"
         in supervised.log
     )
 
 
-def test_an_abnormal_death_is_told_in_one_line(supervise, tasks, broker, tmp_path):
+def test_an_abnormal_death_is_reported_in_one_line(supervise, tasks, broker, tmp_path):
     supervised = supervise("--max-memory", "500M", workers=1)
     supervised.wait_ready()
     job = tasks.die_once("segv", str(tmp_path / "marker"))
@@ -169,7 +167,7 @@ def test_an_abnormal_death_is_told_in_one_line(supervise, tasks, broker, tmp_pat
     supervised.assert_clean_exit(0)
 
 
-def test_the_private_memory_of_the_dead_is_told_where_it_was_seen(supervise, tasks, tmp_path):
+def test_the_private_memory_of_the_dead_is_reported_where_it_was_seen(supervise, tasks, tmp_path):
     supervised = supervise(workers=1)
     supervised.wait_ready()
     tasks.grow(80, str(tmp_path / "go"))
@@ -184,8 +182,8 @@ def test_the_private_memory_of_the_dead_is_told_where_it_was_seen(supervise, tas
     supervised.assert_clean_exit(0)
 
 
-def test_a_suspended_machine_is_no_reason_to_kill(supervise, tasks, broker):
-    """Both processes are stopped past the deadlines, as in a suspend: the task is told first, when they wake up."""
+def test_a_suspended_machine_kills_no_worker(supervise, tasks, broker):
+    """Both processes are stopped past the deadlines, as in a suspend: at wake-up the task is timed out first."""
     supervised = supervise("--time-limit", "1", "--kill-grace", "1", workers=1)
     supervised.wait_ready()
     (worker,) = supervised.workers()
@@ -193,7 +191,7 @@ def test_a_suspended_machine_is_no_reason_to_kill(supervise, tasks, broker):
     supervised.wait_for_line("begin slept")
     os.kill(worker, signal.SIGSTOP)
     supervised.send(signal.SIGSTOP)
-    time.sleep(7)  # what the supervisor takes for a suspend: only time itself can show it
+    time.sleep(7)  # the time jump that the supervisor takes for a suspend: only real time can show it
     supervised.send(signal.SIGCONT)
     wait_until(lambda: _cpu_has_run(supervised.pid), "the supervisor has had a turn")
     os.kill(worker, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Memory: who goes first, and when."""
+"""Memory: which process is killed first, and when."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def oom_score_adj(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-def test_the_kernel_takes_a_worker_before_the_supervisor(supervise):
+def test_the_kernel_kills_a_worker_before_the_supervisor(supervise):
     supervised = supervise(workers=2)
     supervised.wait_ready()
     for worker in supervised.workers():
@@ -45,8 +45,8 @@ def test_auto_gives_each_worker_a_share(supervise):
     supervised.assert_clean_exit(0)
 
 
-def test_a_worker_without_a_helper_thread_hears_of_its_supervisors_death_from_the_kernel(supervise, tasks, tmp_path):
-    """Stopped, the worker has nothing but the signal that the kernel has sent when it goes on."""
+def test_a_worker_without_a_helper_thread_gets_its_supervisors_death_from_the_kernel(supervise, tasks, tmp_path):
+    """The worker is stopped, so that only the kernel's signal can reach it when it continues."""
     supervised = supervise(workers=1)
     supervised.wait_ready()
     (worker,) = supervised.workers()
@@ -54,7 +54,7 @@ def test_a_worker_without_a_helper_thread_hears_of_its_supervisors_death_from_th
     wait_until(lambda: psutil.Process(worker).status() == psutil.STATUS_STOPPED, "the worker has stopped")
     supervised.send(signal.SIGKILL)
     supervised.process.wait()
-    # Where its new parent is in another session the kernel also lets it go on: its process group is an orphan.
+    # If its new parent is in another session the kernel continues it too: its process group is an orphan.
     wait_until(lambda: _has_pending(worker, signal.SIGTERM) or _has_ended(worker), "the kernel has sent TERM")
     with suppress(ProcessLookupError):
         os.kill(worker, signal.SIGCONT)

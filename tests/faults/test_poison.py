@@ -1,4 +1,4 @@
-"""Jobs that crash their worker: settled on the dead worker's connection, before anybody else can have them."""
+"""Jobs that crash their worker: settled on the dead worker's connection, before another worker can get them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_the_job_of_a_dead_worker_is_released_with_a_delay_and_runs_again(superv
     supervised.assert_clean_exit(0)
 
 
-def test_nobody_else_gets_the_job_before_it_is_settled(supervise, tasks, broker, tmp_path):
-    """Seven idle workers wait for it in vain."""
+def test_no_other_worker_gets_the_job_before_it_is_settled(supervise, tasks, broker, tmp_path):
+    """Seven idle workers wait for the job and do not get it."""
     supervised = supervise(workers=8)
     supervised.wait_ready()
     job_id = broker.put(QUEUE, b'{"endpoint": "leave", "args": ["kill"]}')
@@ -38,7 +38,7 @@ def test_nobody_else_gets_the_job_before_it_is_settled(supervise, tasks, broker,
     supervised.assert_clean_exit(0)
 
 
-def test_the_third_time_it_is_buried_whole_with_the_story_and_a_kick_gives_it_three_more(supervise, broker):
+def test_the_third_crash_buries_the_job_whole_with_its_story_and_a_kick_allows_three_more(supervise, broker):
     supervised = supervise(workers=2)
     supervised.wait_ready()
     body = b'{"endpoint": "leave", "args": ["kill"]}'
@@ -68,7 +68,7 @@ def test_poison_of_all_kinds_does_not_keep_good_jobs_from_being_done(supervise, 
         messages.insert(index * 150, {"endpoint": endpoint, "args": args})
     tasks.backend.send_many(QUEUE, messages)
     wait_until(lambda: broker.count(QUEUE, "buried") == 10, "all poison is buried", 90)
-    wait_until(lambda: broker.jobs() == 20, "nothing else is left but their stories")
+    wait_until(lambda: broker.jobs() == 20, "only their stories are left")
     notes = [line for line in supervised.ledger if line.startswith("note")]
     assert sorted(notes) == sorted(f"note {n}" for n in range(2_000))
     assert len(re.findall(DEATH, supervised.log)) == 30

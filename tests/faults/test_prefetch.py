@@ -1,4 +1,4 @@
-"""Workers that reserve several jobs at a time: what they hold is kept, given back or settled, one by one."""
+"""Workers that reserve several jobs at a time: each held job is kept, given back or settled on its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def put(broker, endpoint: str, *args, **options) -> int:
 
 @pytest.fixture
 def start(supervise):
-    """Start a worker whose first reserve gets up to eight of the jobs that are there."""
+    """Start a worker whose first reserve gets up to eight of the ready jobs."""
 
     def start(*args: str):
         supervised = supervise("--prefetch", "8", *args, workers=1)
@@ -44,14 +44,14 @@ def test_jobs_that_wait_behind_a_long_one_are_kept(start, broker, tmp_path):
     supervised.assert_clean_exit(0)
 
 
-def test_a_drain_gives_back_what_was_not_begun_and_it_counts_as_no_attempt(start, broker, tmp_path):
+def test_a_drain_gives_back_jobs_that_have_not_begun_and_it_counts_as_no_attempt(start, broker, tmp_path):
     gate = tmp_path / "gate"
     put(broker, "note", "first", priority=1)
     put(broker, "wait_for", str(gate), priority=2)
     waiting = [put(broker, "note", n, priority=3) for n in range(5)]
     supervised = start()
     supervised.wait_for_line("begin waited")
-    assert broker.count(QUEUE, "reserved") == 6, "the finished one is deleted, whatever comes after it"
+    assert broker.count(QUEUE, "reserved") == 6, "the finished one is deleted"
     supervised.send(signal.SIGTERM)
     supervised.wait_for_log("SIGTERM: stopping")
     gate.touch()
@@ -92,7 +92,7 @@ def test_a_worker_that_dies_at_one_of_them_gives_the_others_back_at_once(start, 
     supervised.assert_clean_exit(0)
 
 
-def test_no_more_are_reserved_than_a_worker_may_still_do(start, broker):
+def test_a_worker_reserves_only_as_many_jobs_as_it_may_still_run(start, broker):
     for _ in range(11):
         put(broker, "pid")
     supervised = start("--max-tasks", "3")
@@ -103,8 +103,8 @@ def test_no_more_are_reserved_than_a_worker_may_still_do(start, broker):
     supervised.assert_clean_exit(0)
 
 
-def test_one_that_was_lost_while_it_waited_is_left_to_who_has_it(start, broker, tmp_path):
-    """The worker is stopped for longer than its jobs may be silent, and another one takes what it can get."""
+def test_a_job_lost_while_it_waited_is_left_to_its_new_holder(start, broker, tmp_path):
+    """The worker is stopped for longer than its jobs may be silent, and another one takes the jobs it can get."""
     if not broker.is_embedded:
         pytest.skip("Beanstalkd 1.12 misses the end of a time to run now and then")
     gate = tmp_path / "gate"
@@ -118,7 +118,7 @@ def test_one_that_was_lost_while_it_waited_is_left_to_who_has_it(start, broker, 
         os.kill(worker, signal.SIGSTOP)
         taken = client.reserve(timeout=20)
         os.kill(worker, signal.SIGCONT)
-        supervised.wait_for_log("is no longer held by this worker")
+        supervised.wait_for_log("lost the reservation of job")
         gate.touch()
         wait_until(lambda: broker.count(QUEUE, "ready") + broker.count(QUEUE, "reserved") == 1, "ours is left")
         name = f"note {json.loads(taken.body)['args'][0]}"
@@ -129,7 +129,7 @@ def test_one_that_was_lost_while_it_waited_is_left_to_who_has_it(start, broker, 
 
 
 @pytest.mark.parametrize("value", ["0", "101", "many"])
-def test_a_number_that_cannot_be_is_told(supervise, value):
+def test_an_invalid_number_is_reported(supervise, value):
     supervised = supervise("--prefetch", value)
     assert supervised.wait() == 2
     assert "Invalid value for '--prefetch'" in supervised.log

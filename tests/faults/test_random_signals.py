@@ -1,4 +1,4 @@
-"""Workers that are told to stop at random instants, under load: nothing is lost, nothing runs twice."""
+"""Workers that get a stop signal at random instants, under load: no job is lost, no job runs twice."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def drive(supervised, tasks, broker, *, jobs: int, terms: int, seed: int) -> Cou
     per_term = jobs // terms
     for turn in range(terms):
         tasks.note.map(range(turn * per_term, (turn + 1) * per_term))
-        # Never far ahead of the workers, so that the signals come while they are busy.
+        # Never far ahead of the workers, so that they are busy when the signals arrive.
         wait_until(lambda: broker.count(QUEUE, "ready") < 2 * per_term, "the workers keep up")
-        workers = wait_until(supervised.workers, "there is a worker")  # on a busy machine all may be leaving
+        workers = wait_until(supervised.workers, "there is a worker")  # on a busy machine all may be ending
         with suppress(ProcessLookupError):
             os.kill(rng.choice(workers), signal.SIGTERM)
     wait_until(lambda: broker.is_empty(QUEUE), "the queue is empty", 60)

@@ -26,7 +26,7 @@ def deploy(tmp_path):
     def write(code: str) -> None:
         part = tmp_path / "version.part"
         part.write_text(code)
-        # Python takes a cached module for the current one if its source has the same size and second of change.
+        # Python accepts a cached module as current if its source has the same size and modification second.
         for cached in tmp_path.glob("__pycache__/version.*"):
             cached.unlink()
         part.replace(path)
@@ -121,7 +121,7 @@ while not Path("go").exists():
 """
 
 
-def test_a_reload_that_is_asked_for_during_a_check_takes_up_what_has_changed_since(supervise, tasks, tmp_path, deploy):
+def test_a_reload_requested_during_a_check_takes_up_later_changes(supervise, tasks, tmp_path, deploy):
     supervised = start(supervise, tmp_path, workers=1)
     deploy(CODE_THAT_WAITS + "raise RuntimeError('a mistake')")
     supervised.send(signal.SIGHUP)
@@ -129,7 +129,7 @@ def test_a_reload_that_is_asked_for_during_a_check_takes_up_what_has_changed_sin
     deploy("VERSION = 2")
     before = supervised.log.count("supervisor: ready: ")
     supervised.send(signal.SIGHUP)
-    supervised.wait_for_log("will be once more")
+    supervised.wait_for_log("it will be repeated")
     (tmp_path / "go").touch()
     wait_until(lambda: supervised.log.count("supervisor: ready: ") > before, "the new code is ready")
     tasks.version()
@@ -139,11 +139,11 @@ def test_a_reload_that_is_asked_for_during_a_check_takes_up_what_has_changed_sin
 
 
 @pytest.mark.parametrize("refused", ["check", "exec"])
-def test_a_reload_that_the_system_refuses_leaves_the_old_code_serving(supervise, tasks, tmp_path, deploy, refused):
+def test_a_reload_refused_by_the_system_leaves_the_old_code_serving(supervise, tasks, tmp_path, deploy, refused):
     supervised = start(supervise, tmp_path, workers=1, **{f"LOAD_{n}": "x" * 100_000 for n in range(6)})
     workers = supervised.workers()
     enough = resource.prlimit(supervised.pid, resource.RLIMIT_STACK)
-    # A new program's environment may take a quarter of the stack's limit, see execve(2): 512 KiB, too little for ours.
+    # A new program's environment may take a quarter of the stack's limit, see execve(2): 512 KiB, too small for ours.
     too_little = (2 << 20, enough[1])
     if refused == "exec":
         deploy(CODE_THAT_WAITS)
@@ -190,7 +190,7 @@ def test_reloads_under_load_lose_no_job_double_none_and_never_have_fewer_workers
         while not stop.wait(0.01):
             before = supervised.children()
             ready = sum("[starting]" not in (title(pid) or "[starting]") for pid in supervised.workers())
-            if supervised.children() == before:  # else who came and who went were not seen at one moment
+            if supervised.children() == before:  # otherwise the old and the new ones were not seen at the same time
                 fewest[0] = min(fewest[0], ready)
 
     from flask import current_app
@@ -206,7 +206,7 @@ def test_reloads_under_load_lose_no_job_double_none_and_never_have_fewer_workers
             reload(supervised, tmp_path)
             wait_until(lambda: len(supervised.workers()) == 4, "the old ones are gone")
             wait_until(lambda: len(supervised.loans()) == 4, "each new one has lent its socket")
-            wait_until(lambda: master.num_fds() == descriptors, "the supervisor has no more open than before")
+            wait_until(lambda: master.num_fds() == descriptors, "the supervisor has as few files open as before")
     finally:
         stop.set()
         for thread in threads:
@@ -223,7 +223,7 @@ def test_reloads_under_load_lose_no_job_double_none_and_never_have_fewer_workers
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_in_the_middle_of_a_reload_leaves_nothing(supervise, tasks, tmp_path, deploy, number):
+def test_a_signal_during_a_reload_leaves_nothing_behind(supervise, tasks, tmp_path, deploy, number):
     supervised = start(supervise, tmp_path, SLOW_VERSION=str(tmp_path / "slow"))
     old = supervised.workers()
     (tmp_path / "slow").touch()
@@ -240,7 +240,7 @@ def test_a_signal_in_the_middle_of_a_reload_leaves_nothing(supervise, tasks, tmp
 @pytest.mark.parametrize("delay_s", [0, 0.0005, 0.001, 0.002, 0.004])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_as_the_check_ends_is_not_lost(supervise, number, delay_s):
-    """The supervisor then may have read its last events as the old image, and be about to become the new one."""
+    """The supervisor may then have read its last events as the old image, and be about to become the new one."""
     supervised = supervise(workers=1)
     supervised.wait_ready()
     workers = supervised.workers()
@@ -249,7 +249,7 @@ def test_a_signal_as_the_check_ends_is_not_lost(supervise, number, delay_s):
     end = os.pidfd_open(checker)
     assert select.select([end], [], [], 20)[0]
     os.close(end)
-    time.sleep(delay_s)  # no condition: this is to hit different steps
+    time.sleep(delay_s)  # not a condition: this is meant to hit different steps
     supervised.send(number)
     if number == signal.SIGHUP:
         checked = "HUP: checking the app"
@@ -268,14 +268,14 @@ def test_an_old_worker_that_dies_at_a_job_after_a_reload_has_it_settled(supervis
     reload(supervised, tmp_path)
     os.kill(old, signal.SIGKILL)
     wait_until(lambda: broker.job(job.id)["releases"] == 1, "the job is released with a delay")
-    supervised.wait_for_log("it had the old code")
+    supervised.wait_for_log("it ran the old code")
     (tmp_path / "go").touch()
     supervised.wait_for_line("waited")
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
 
-def test_a_check_that_is_told_to_end_is_not_one_that_was_passed(supervise, tasks, tmp_path, deploy):
+def test_a_check_ended_by_a_signal_does_not_count_as_passed(supervise, tasks, tmp_path, deploy):
     supervised = start(supervise, tmp_path, workers=1)
     workers = supervised.workers()
     deploy("import time; time.sleep(600)")

@@ -1,4 +1,4 @@
-"""Hooks and tasks that set signal handlers, block signals, or leave both to a library: the worker's own come back."""
+"""Hooks and tasks that set or block signal handlers, or let a library do so: the worker's own come back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.workload import QUEUE
 
 pytestmark = pytest.mark.any_broker
 
-# Its import meddles with signals too, and registers faulthandler as many apps do.
+# Its import changes signals too, and registers faulthandler as many apps do.
 APP = """
 import asyncio
 import faulthandler
@@ -131,14 +131,14 @@ def call(tasks):
 
 
 def check_signals(supervised, call, broker, *, mask="[]"):
-    """The one worker has its handlers; time limits, stacks and a drain by its own signals work."""
+    """Check that the one worker has its handlers: time limits, stacks and a drain by its own signals work."""
     (worker,) = supervised.workers()
     shown, limits = (supervised.ledger.count(line) for line in (f"{OWN} {mask}", "TaskTimeout"))
     stacks = supervised.log.count("most recent call first")
     call("show_signals")
     call("limited", "sleep")
     supervised.wait_for_line(f"{OWN} {mask}", shown + 1)
-    supervised.wait_for_line("TaskTimeout", limits + 1)  # of this call, or of an earlier one that is tried again
+    supervised.wait_for_line("TaskTimeout", limits + 1)  # of this call, or of an earlier one that is retried
     os.kill(worker, signal.SIGHUP)
     os.kill(worker, signal.SIGUSR1)
     wait_until(lambda: supervised.log.count("most recent call first") > stacks, "its stacks")
@@ -147,7 +147,7 @@ def check_signals(supervised, call, broker, *, mask="[]"):
     supervised.wait_reserving(1)
 
 
-def test_what_a_task_does_to_signals_ends_with_it(start, call, broker):
+def test_changes_by_a_task_to_signals_end_with_it(start, call, broker):
     supervised = start(workers=1)
     supervised.wait_ready()
     for how in ("handler", "default", "ignored", "blocked", "asyncio", "wakeup", "wakeup-closed", "faulthandler"):
@@ -162,16 +162,16 @@ def test_what_a_task_does_to_signals_ends_with_it(start, call, broker):
         "SIGTERM is blocked",
     ):
         assert told in supervised.log
-    # Said once by each worker: "asyncio" and "default" leave the same behind.
+    # Logged once by each worker: "asyncio" and "default" leave the same behind.
     assert supervised.log.count("meddle has changed the signals of this worker") == 5
     assert "was killed" not in supervised.log
-    assert "; replaced" not in supervised.log  # a stack may name a function so
+    assert "; replaced" not in supervised.log  # a stack may name a function like this
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
 
 @pytest.mark.parametrize("meddler", ["import", "hook"])
-def test_what_import_and_hooks_do_to_signals_ends_before_the_first_task(start, call, broker, meddler):
+def test_changes_by_import_and_hooks_to_signals_end_before_the_first_task(start, call, broker, meddler):
     supervised = start(workers=1, meddler=meddler)
     supervised.wait_ready()
     check_signals(supervised, call, broker, mask="True" if meddler == "hook" else "[]")
@@ -183,7 +183,7 @@ def test_what_import_and_hooks_do_to_signals_ends_before_the_first_task(start, c
     assert "eaten" not in "".join(supervised.ledger)
 
 
-def test_a_drain_whose_signal_a_task_has_eaten_begins_when_that_task_ends(start, call, broker, tmp_path):
+def test_a_drain_whose_signal_a_task_swallows_begins_when_that_task_ends(start, call, broker, tmp_path):
     supervised = start(workers=1)
     supervised.wait_ready()
     call("hold", "first", str(tmp_path / "go"))
@@ -199,7 +199,7 @@ def test_a_drain_whose_signal_a_task_has_eaten_begins_when_that_task_ends(start,
     assert broker.count(QUEUE, "ready") == 1
 
 
-def test_a_reload_replaces_a_worker_whose_tasks_eat_the_signal(start, call, broker, tmp_path):
+def test_a_reload_replaces_a_worker_whose_tasks_swallow_the_signal(start, call, broker, tmp_path):
     supervised = start(workers=1)
     supervised.wait_ready()
     (worker,) = supervised.workers()
@@ -210,7 +210,7 @@ def test_a_reload_replaces_a_worker_whose_tasks_eat_the_signal(start, call, brok
     supervised.wait_for_line("eaten SIGTERM")
     (tmp_path / "first").touch()
     supervised.wait_for_line("first")
-    # In either order: the old worker may hold the second one for the moment in which the new one asks.
+    # In either order: the old worker may still hold the second job when the new one asks.
     for text in ("second", "third"):
         (tmp_path / text).touch()
     for text in ("second", "third"):
@@ -223,7 +223,7 @@ def test_a_reload_replaces_a_worker_whose_tasks_eat_the_signal(start, call, brok
     supervised.assert_clean_exit(0)
 
 
-def test_a_drain_is_told_again_while_a_hook_eats_its_signal(start, tmp_path):
+def test_a_drain_signal_is_repeated_while_a_hook_swallows_it(start, tmp_path):
     supervised = start(workers=1, HOOK_EATS=str(tmp_path / "go"))
     wait_until(lambda: any(line.startswith("hook") for line in supervised.ledger), "the hook runs")
     (worker,) = supervised.workers()
@@ -234,7 +234,7 @@ def test_a_drain_is_told_again_while_a_hook_eats_its_signal(start, tmp_path):
     supervised.assert_clean_exit(0)
 
 
-def test_a_draining_worker_that_dies_of_the_signal_gives_its_job_back_and_has_not_crashed(
+def test_a_draining_worker_killed_by_the_signal_gives_its_job_back_and_does_not_count_as_crashed(
     start, call, broker, tmp_path
 ):
     supervised = start(workers=1)
@@ -251,12 +251,12 @@ def test_a_draining_worker_that_dies_of_the_signal_gives_its_job_back_and_has_no
     assert "ERROR" not in supervised.log
 
 
-def test_a_worker_that_is_to_drain_and_hangs_in_its_hook_is_killed_after_the_drain_timeout(start, tmp_path):
+def test_a_draining_worker_that_hangs_in_its_hook_is_killed_after_the_drain_timeout(start, tmp_path):
     supervised = start("--drain-timeout", "1", workers=2, HOOK_EATS=str(tmp_path / "never"))
     wait_until(lambda: sum(line.startswith("hook") for line in supervised.ledger) == 2, "both hooks run")
     first, second = sorted(supervised.workers(), key=title)
     supervised.send(signal.SIGTTOU)
-    supervised.wait_for_log("and has no job, but does not end: its stacks follow, then it is killed")
+    supervised.wait_for_log("and has no job, but does not exit: its stacks follow, then it is killed")
     wait_until(lambda: len(supervised.workers()) == 1, "one is left")
     assert supervised.workers()[0] in (first, second)
     assert "it was one too many" not in supervised.log
@@ -265,7 +265,7 @@ def test_a_worker_that_is_to_drain_and_hangs_in_its_hook_is_killed_after_the_dra
     supervised.assert_clean_exit(0)
 
 
-def test_a_busy_worker_survives_that_its_stacks_are_asked_for_again_and_again(start, call, tmp_path):
+def test_a_busy_worker_survives_repeated_requests_for_its_stacks(start, call, tmp_path):
     supervised = start(workers=1)
     supervised.wait_ready()
     (worker,) = supervised.workers()

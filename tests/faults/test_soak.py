@@ -1,6 +1,6 @@
 """Hundreds of recycles under load: the supervisor stays as it was after the first few.
 
-``SOAK_S`` in the environment is how long the long version takes.
+``SOAK_S`` in the environment is the duration of the long version.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from support.workload import QUEUE
 
 WORKERS = 4
 TASKS_A_LIFE = 5
-# One round of load; then all is quiet for a moment, so that each reading is of the same state.
+# One round of load, then a quiet period, so that each reading is of the same state.
 TASKS_A_ROUND = 100
 RECYCLES_A_ROUND = TASKS_A_ROUND // TASKS_A_LIFE
 WARM_UP_ROUNDS = 5
-# What the supervisor shares with its children is not its own, so that its private memory depends on which pages they
-# have written to by then: over 2000 recycles readings differed by up to 100 KiB, and the last was below the first.
+# Memory shared with the children is not the supervisor's own, so its private memory depends on the pages they have
+# written to: over 2000 recycles readings differed by up to 100 KiB, and the last was below the first.
 # A leak of 1 KiB a recycle is found within some hundreds of them.
 USS_SLACK_BYTES = 256 << 10
 SOAK_S = float(os.environ.get("SOAK_S", "300"))
@@ -31,7 +31,7 @@ SOAK_S = float(os.environ.get("SOAK_S", "300"))
 
 @dataclass(frozen=True)
 class Reading:
-    """What the supervisor has while all its workers wait."""
+    """The supervisor's resources while all its workers wait."""
 
     descriptors: int
     threads: int
@@ -53,7 +53,7 @@ def play_round(supervised: Supervised, tasks, broker, number: int) -> Reading:
     tasks.note.map(range(first, first + TASKS_A_ROUND))
     wait_until(lambda: broker.is_empty(QUEUE), f"the tasks of round {number} are done; log:\n{supervised.log[-3000:]}")
     supervised.wait_reserving(WORKERS)
-    # One that dies is a zombie until the supervisor looks: what counts is that none stays one.
+    # A dead worker is a zombie until the supervisor looks: it must not remain one.
     wait_until(lambda: not zombies(supervised), f"the dead of round {number} are collected")
     return read(supervised)
 
@@ -70,7 +70,7 @@ def soak(supervise, tasks, broker, seconds: float) -> None:
     before, after = warm_up[-1], readings[-1]
     print(f"{recycles} recycles in {len(readings)} rounds; {before} -> {after}")  # noqa: T201
     assert recycles >= len(readings) * RECYCLES_A_ROUND - WORKERS  # whose last lives may not be over
-    # A worker lends its connection a moment after it waits on it: a reading may be of too few, but not of too many.
+    # A worker lends its connection just after it begins to wait: a reading may show too few, but not too many.
     assert max(reading.descriptors for reading in warm) <= max(reading.descriptors for reading in warm_up)
     assert {reading.threads for reading in readings} == {1}
     grown = after.uss_bytes - before.uss_bytes
@@ -82,11 +82,11 @@ def soak(supervise, tasks, broker, seconds: float) -> None:
     supervised.assert_clean_exit(0)
 
 
-def test_hundreds_of_recycles_leave_the_supervisor_as_it_was(supervise, tasks, broker):
+def test_hundreds_of_recycles_leave_the_supervisor_unchanged(supervise, tasks, broker):
     soak(supervise, tasks, broker, 8)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(SOAK_S + 120)
-def test_recycling_for_a_long_time_leaves_the_supervisor_as_it_was(supervise, tasks, broker):
+def test_recycling_for_a_long_time_leaves_the_supervisor_unchanged(supervise, tasks, broker):
     soak(supervise, tasks, broker, SOAK_S)

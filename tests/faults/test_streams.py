@@ -1,4 +1,4 @@
-"""Output that goes nowhere: closed, broken, full and unread streams never stop what writes to them."""
+"""Streams that are closed, broken, full or unread never stop the process that writes to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pipe:
         os.set_blocking(self._reader, False)
 
     def read(self) -> str:
-        """Return what has come since the last look."""
+        """Return the output since the last call."""
         found = b""
         while True:
             try:
@@ -40,7 +40,7 @@ class Pipe:
             found += data
 
     def fill(self) -> None:
-        """Leave no room for anything, without changing the description that others share."""
+        """Fill the pipe completely, without changing the description that others share."""
         fd = os.open(f"/proc/self/fd/{self.writer}", os.O_WRONLY | os.O_NONBLOCK)
         for size in (4096, 1):
             with suppress(BlockingIOError):
@@ -74,7 +74,7 @@ def buffering(request):
 
 
 def works(supervised, tasks) -> None:
-    """Dead workers are replaced, and tasks run."""
+    """Check that dead workers are replaced, and tasks run."""
     before = set(supervised.workers())
     os.kill(victim := min(before), signal.SIGKILL)
     wait_until(lambda: len(now := set(supervised.workers())) == len(before) and victim not in now, "it is replaced")
@@ -104,7 +104,7 @@ def test_a_supervisor_whose_output_is_not_read_goes_on_and_reports_its_losses(su
     assert "stopping" in pipe.read()
 
 
-def test_a_supervisor_whose_output_is_never_read_stops_as_asked(supervise, pipe):
+def test_a_supervisor_whose_output_is_never_read_stops_when_asked(supervise, pipe):
     supervised = supervise(workers=2, output=pipe.writer)
     supervised.wait_reserving(2)
     pipe.fill()
@@ -112,7 +112,7 @@ def test_a_supervisor_whose_output_is_never_read_stops_as_asked(supervise, pipe)
     supervised.assert_clean_exit(0)
 
 
-def test_a_task_that_prints_to_a_reader_that_does_not_read_goes_on(supervise, tasks, pipe, buffering):
+def test_a_task_that_prints_to_an_unread_pipe_goes_on(supervise, tasks, pipe, buffering):
     supervised = supervise(workers=1, output=pipe.writer, **buffering)
     supervised.wait_reserving(1)
     pipe.fill()
@@ -122,7 +122,7 @@ def test_a_task_that_prints_to_a_reader_that_does_not_read_goes_on(supervise, ta
     supervised.wait_for_line("note done")
 
 
-def test_stacks_that_are_asked_for_do_not_stop_what_cannot_write_them(supervise, tasks, pipe):
+def test_requested_stacks_do_not_stop_a_process_that_cannot_write_them(supervise, tasks, pipe):
     supervised = supervise(workers=2, output=pipe.writer)
     supervised.wait_reserving(2)
     pipe.fill()
@@ -143,7 +143,7 @@ def test_a_full_disk_stops_nothing(supervise, tasks, buffering):
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_the_numbers_of_closed_streams_are_never_free(supervise, tasks, redirection):
+def test_the_numbers_of_closed_streams_are_never_reused(supervise, tasks, redirection):
     supervised = supervise(workers=1, redirection=redirection)
     supervised.wait_reserving(1)
     old = set(supervised.workers())
@@ -223,7 +223,7 @@ def hooks_of(running) -> list[str]:
 
 
 @pytest.mark.parametrize("output", ["unread", "full disk"])
-def test_dev_goes_on_whose_output_goes_nowhere(command, broker, tasks, pipe, tmp_path, output):
+def test_dev_goes_on_with_closed_output(command, broker, tasks, pipe, tmp_path, output):
     (tmp_path / "edited.py").write_text("from support.workload import app\n")
     to = {"output": pipe.writer} if output == "unread" else {"redirection": ">/dev/full 2>&1"}
     running = command("dev", "--no-web", app="edited", **to)
@@ -250,7 +250,7 @@ def run(broker, *args: str, redirection: str = "", **options):
     return subprocess.run([*shell, *COMMAND, *args], stderr=subprocess.PIPE, text=True, env=env, timeout=20, **options)
 
 
-def test_results_that_have_lost_their_reader_end_the_command_without_a_message(broker, pipe, buffering, monkeypatch):
+def test_results_without_a_reader_end_the_command_without_a_message(broker, pipe, buffering, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", buffering["PYTHONUNBUFFERED"])
     pipe.break_()
     for args in (["queues", "--interval", "0"], ["queues", "--json"], ["check", "--help"], ["--version"]):

@@ -1,4 +1,4 @@
-"""The real supervisor, hurt: each test ends in the same clean exit."""
+"""Faults of the real supervisor: each test ends in the same clean exit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_without_a_queue_all_are_served(command, broker):
     assert running.wait() == 0
 
 
-def test_a_hook_that_fails_in_every_worker_is_exit_3_and_no_storm(supervise):
+def test_a_hook_that_fails_in_every_worker_is_exit_3_and_not_a_storm(supervise):
     supervised = supervise(HOOK_FAILS="1")
     supervised.assert_clean_exit(3)
     assert "RuntimeError: the hook has no database" in supervised.log
@@ -56,7 +56,7 @@ def test_a_hook_that_fails_in_every_worker_is_exit_3_and_no_storm(supervise):
     assert len(supervised.ledger) <= 2 * supervised.size
 
 
-def test_a_broker_that_is_away_at_the_start_costs_no_worker(supervise, broker, tasks):
+def test_a_broker_unreachable_at_the_start_costs_no_worker(supervise, broker, tasks):
     broker.kill()
     supervised = supervise()
     supervised.wait_for_log("trying again")
@@ -87,7 +87,7 @@ def test_a_killed_idle_worker_is_replaced(supervise):
 
 
 def test_twenty_idle_workers_killed_one_after_another_are_each_replaced_at_once(supervise, tasks):
-    """How fast is for the benchmarks; that no delay creeps in is for here."""
+    """The benchmarks measure the speed; this test detects an added delay."""
     supervised = supervise(BALLAST_MB="200")
     supervised.wait_ready()
     times = []
@@ -108,7 +108,7 @@ def test_twenty_idle_workers_killed_one_after_another_are_each_replaced_at_once(
 
 
 @pytest.mark.parametrize("how", ["kill", "segv", "0", "7"])
-def test_a_task_that_takes_its_worker_along_runs_again(supervise, tasks, broker, tmp_path, how):
+def test_a_task_that_crashes_its_worker_runs_again(supervise, tasks, broker, tmp_path, how):
     supervised = supervise(workers=1)
     supervised.wait_ready()
     job = tasks.die_once(how, str(tmp_path / "marker"))
@@ -165,7 +165,7 @@ def test_no_second_worker_of_a_queue_is_recycled_until_the_first_ones_successor_
         supervised.wait_for_line(f"grow {pid}")
     (tmp_path / "go").touch()
     supervised.wait_for_log("is recycled")
-    tasks.sleep(3)  # time for three more looks at everybody's memory
+    tasks.sleep(3)  # time for three more readings of every worker's memory
     supervised.wait_for_line("slept")
     assert supervised.log.count("is recycled") == 1
     gate.unlink()
@@ -191,11 +191,11 @@ def test_pages_shared_with_the_supervisor_do_not_count(supervise, tasks, broker)
     supervised.assert_clean_exit(0)
 
 
-def test_pages_that_a_task_has_unshared_count_at_the_next_look(supervise, tasks):
+def test_pages_that_a_task_has_unshared_count_at_the_next_reading(supervise, tasks):
     supervised = supervise("--max-memory", "60M", workers=1, BALLAST_MB="150")
     supervised.wait_ready()
     (worker,) = supervised.workers()
-    tasks.sleep(1.5)  # longer than it takes to the first look
+    tasks.sleep(1.5)  # longer than it takes until the first reading
     supervised.wait_for_line("slept")
     tasks.rewrite_ballast()
     supervised.wait_for_line("rewritten")
@@ -232,11 +232,11 @@ def test_idle_workers_stop_at_once(supervise, number):
     start = time.monotonic()
     supervised.send(number)
     supervised.assert_clean_exit(0)
-    assert time.monotonic() - start < 3  # how fast is for the benchmarks
+    assert time.monotonic() - start < 3  # the benchmarks measure the speed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_drain_finishes_what_runs_and_takes_nothing_new(supervise, tasks, broker, tmp_path, number):
+def test_a_drain_finishes_running_tasks_and_takes_no_new_jobs(supervise, tasks, broker, tmp_path, number):
     supervised = supervise(workers=2)
     supervised.wait_ready()
     for n in range(2):
@@ -316,13 +316,13 @@ def test_term_while_a_hook_hangs_ends_at_the_drain_timeout(supervise, tmp_path):
 
 
 @pytest.mark.parametrize("delay_ms", range(0, 400, 20))
-def test_term_at_any_moment_of_the_start_leaves_nothing(supervise, delay_ms):
+def test_term_at_any_moment_of_the_start_leaves_nothing_behind(supervise, delay_ms):
     supervised = supervise()
-    time.sleep(delay_ms / 1000)  # not for luck: each run looks at another moment, and all must end well
+    time.sleep(delay_ms / 1000)  # each run picks another instant, and all must end properly
     supervised.send(signal.SIGTERM)
     workers = supervised.workers()
     actual = supervised.wait()
-    # During the interpreter's own start the signal's default applies.
+    # While the interpreter starts, the signal's default applies.
     assert actual == 0 or (actual == -signal.SIGTERM and not supervised.log), supervised.log
     assert not [pid for pid in workers if psutil.pid_exists(pid)]
 
@@ -342,7 +342,7 @@ def test_ttin_and_ttou_change_the_number_of_workers(supervise):
     supervised.assert_clean_exit(0)
 
 
-def test_a_busy_worker_too_many_that_is_killed_is_not_replaced_and_costs_no_further_thought(
+def test_a_surplus_busy_worker_that_is_killed_is_not_replaced_and_costs_no_further_cpu(
     supervise, tasks, broker, tmp_path
 ):
     supervised = supervise(workers=1)
@@ -371,14 +371,14 @@ def test_a_busy_worker_too_many_that_is_killed_is_not_replaced_and_costs_no_furt
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1])
-def test_signals_that_come_until_the_very_end_do_not_change_how_it_ends(supervise, number):
+def test_signals_until_the_very_end_do_not_change_the_exit(supervise, number):
     supervised = supervise(workers=1)
     supervised.wait_ready()
     supervised.workers()
     supervised.send(signal.SIGTERM)
     while supervised.process.poll() is None:
         supervised.send(number)
-        time.sleep(0.001)  # more often than the interpreter takes to end
+        time.sleep(0.001)  # at intervals shorter than the interpreter's own end
     supervised.assert_clean_exit(0)
 
 
@@ -419,7 +419,7 @@ def test_busy_workers_finish_their_task_when_the_supervisor_is_killed(supervise,
     assert broker.is_empty(QUEUE)
 
 
-def test_orphans_end_at_the_drain_timeout_with_all_they_started(supervise, tasks, broker, tmp_path):
+def test_orphans_end_at_the_drain_timeout_with_all_their_processes(supervise, tasks, broker, tmp_path):
     supervised = supervise("--drain-timeout", "1", workers=1)
     supervised.wait_ready()
     tasks.start_process(str(tmp_path / "never"))
@@ -447,9 +447,9 @@ def test_a_draining_worker_whose_supervisor_is_killed_still_finishes(supervise, 
     assert broker.is_empty(QUEUE)
 
 
-# -- what is shared ------------------------------------------------------------------------------------------
+# -- shared state --------------------------------------------------------------------------------------------
 
-# Each child that ends by itself, a worker or one that settles a job, says what it has imported since it was forked.
+# Each child that ends by itself, a worker or one that settles a job, reports its imports since the fork.
 IMPORTING_APP = """
 import logging
 import os
@@ -506,7 +506,7 @@ def test_nothing_is_imported_after_the_fork(supervise, broker, tmp_path, how):
     assert len(supervised.ledger) == (2 if how == "kill" else 1)
 
 
-def test_what_asynchronous_tasks_need_is_imported_before_the_fork(supervise, broker, tmp_path):
+def test_everything_that_asynchronous_tasks_need_is_imported_before_the_fork(supervise, broker, tmp_path):
     (tmp_path / "importing.py").write_text(IMPORTING_APP)
     supervised = supervise(app=str(tmp_path / "importing.py"), workers=1)
     supervised.wait_ready()

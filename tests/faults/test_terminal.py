@@ -1,4 +1,4 @@
-"""The terminal of a supervisor closes: that is no request to reload."""
+"""The terminal of a supervisor closes: this is not a request to reload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_under_shell(supervised) -> None:
 
 
 @pytest.mark.parametrize("streams", ["", "012"], ids=["output-in-a-file", "output-at-the-terminal"])
-def test_a_supervisor_whose_terminal_closes_finishes_what_runs_and_leaves(
+def test_a_supervisor_whose_terminal_closes_finishes_running_tasks_and_ends(
     supervise, tasks, tmp_path, closing_terminal, streams
 ):
     supervised = supervise(workers=2, under=closing_terminal.start(streams=streams))
@@ -37,7 +37,7 @@ def test_a_supervisor_whose_terminal_closes_finishes_what_runs_and_leaves(
     assert supervised.wrote("waited")
 
 
-def test_hup_at_an_open_terminal_reloads_and_the_new_image_leaves_when_it_closes(supervise, closing_terminal):
+def test_hup_at_an_open_terminal_reloads_and_the_new_image_ends_when_it_closes(supervise, closing_terminal):
     supervised = supervise(workers=1, under=closing_terminal.start())
     supervised.wait_ready()
     supervised.send(signal.SIGHUP)

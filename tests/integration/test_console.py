@@ -1,4 +1,4 @@
-"""Looking at a real server, and acting there: queues, jobs, the stories of buried ones."""
+"""Inspecting a real server and acting on it: queues, jobs, the stories of buried ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def console(settings):
 
 @pytest.fixture
 def connect(settings):
-    """Make connections that watch a queue, which end with the test."""
+    """Make connections that watch a queue; they are closed with the test."""
     made: list[Connection] = []
 
     def connect(queue: str) -> Connection:
@@ -115,7 +115,7 @@ class TestQueues:
         assert (q.name, q.ready, q.reserved, q.delayed, q.buried, q.jobs) == ("q", 1, 1, 1, 2, 5)
         assert (q.put, q.deleted, q.watching, q.waiting) == (5, 0, 1, 0)
 
-    def test_default_is_one_if_it_has_a_job_or_somebody_waits_for_one(self, console, broker):
+    def test_default_is_listed_if_it_has_a_job_or_a_worker_waits_for_one(self, console, broker):
         with broker.client():
             assert console.queues() == []
             job_id = broker.put("default", b"x")
@@ -131,13 +131,13 @@ class TestQueues:
         assert [queue.name for queue in console.queues()] == ["17"]
         assert console.job(job_id).queue == "17"
 
-    def test_workers_that_watch_it_and_those_that_wait_are_counted(self, console, connect):
+    def test_watching_and_waiting_workers_are_counted(self, console, connect):
         connect("q")
         Pipeline(connect("q")).reserve(60)
         wait_until(lambda: console.queue("q").waiting == 1, "one waits")
         assert console.queue("q").watching == 2
 
-    def test_jobs_that_nobody_would_take_are_noticed(self, console, broker, connect):
+    def test_jobs_without_a_worker_are_noticed(self, console, broker, connect):
         broker.put("q", b"x", delay=100)
         assert not console.queue("q").is_unwatched
         broker.put("q", b"x")
@@ -145,14 +145,14 @@ class TestQueues:
         connect("q")
         assert not console.queue("q").is_unwatched
 
-    def test_one_that_the_server_does_not_have_is_none(self, console):
+    def test_a_queue_that_the_server_does_not_have_is_none(self, console):
         assert console.queue("q") is None
         assert console.next_ready_of(["q"]) == {}
         assert console.next_buried("q") is None
         assert console.failures("q").count == 0
 
     @pytest.mark.parametrize("name", ["", "a b", "a\r\ndelete 1", "-a", "ä", "x" * 201])
-    def test_a_name_that_cannot_be_one_does_not_reach_the_server(self, console, name):
+    def test_an_invalid_name_does_not_reach_the_server(self, console, name):
         for ask in (console.queue, console.next_buried, console.failures):
             with pytest.raises(QueueNameError):
                 ask(name)
@@ -165,14 +165,14 @@ class TestQueues:
         broker.put("q", b"x", priority=3, delay=100)
         assert console.next_ready_of(["q"])["q"].id == first
 
-    def test_the_next_jobs_of_many_queues_are_found_at_once_and_none_of_these_is_kept(self, console, broker):
+    def test_the_next_jobs_of_many_queues_are_found_at_once_and_released(self, console, broker):
         ids = {f"q{i}": broker.put(f"q{i}", b"x" * 10_000) for i in range(300)}
         found = console.next_ready_of([*ids, "empty"])
         assert {name: job.id for name, job in found.items()} == ids
         console.delete_each(ids.values())
         assert console.queues() == []
 
-    def test_rates_are_what_was_put_and_deleted_between_two_looks(self, console, broker):
+    def test_rates_are_the_puts_and_deletes_between_two_looks(self, console, broker):
         broker.put("q", b"x")
         before = console.queues()
         for name in ("q", "q", "new"):
@@ -212,12 +212,12 @@ class TestQueues:
         assert console.pause("q", 0)
         assert not console.queue("q").is_paused
 
-    def test_there_is_no_pausing_a_queue_that_is_not_there(self, console):
+    def test_a_missing_queue_cannot_be_paused(self, console):
         assert not console.pause("q", 10)
 
 
 class TestJobs:
-    def test_a_job_is_told_whole(self, console, broker):
+    def test_a_job_is_returned_whole(self, console, broker):
         job_id = broker.put("q", b"\xff\r\nx", priority=7, delay=100, ttr=60)
         job = console.job(job_id)
         assert (job.id, job.queue, job.state, job.priority, job.ttr_s) == (job_id, "q", "delayed", 7, 60)
@@ -226,7 +226,7 @@ class TestJobs:
         assert job.attempts.number == 1
         assert console.body(job_id) == b"\xff\r\nx"
 
-    def test_of_many_jobs_those_that_are_gone_are_left_out(self, console, broker):
+    def test_missing_jobs_are_left_out_of_many(self, console, broker):
         ids = [broker.put("q", b"%d" % number) for number in range(1200)]
         console.delete_each(ids[::2])
         assert [job.id for job in console.jobs(ids)] == ids[1::2]
@@ -234,7 +234,7 @@ class TestJobs:
         assert console.job(ids[0]) is None
         assert console.body(ids[0]) is None
 
-    def test_a_buried_or_a_delayed_job_is_kicked_and_no_other(self, console, broker, connect, buried_without_story):
+    def test_only_a_buried_or_delayed_job_is_kicked(self, console, broker, connect, buried_without_story):
         reserved = broker.put("q", b"x")
         connect("q").ask([b"reserve-with-timeout 0\r\n"])
         [in_ground] = buried_without_story()
@@ -247,7 +247,7 @@ class TestJobs:
         ]
         assert not console.kick(ready)
 
-    def test_a_job_is_deleted_unless_somebody_holds_it(self, console, broker, connect, buried_without_story):
+    def test_a_job_is_deleted_unless_a_worker_holds_it(self, console, broker, connect, buried_without_story):
         reserved = broker.put("q", b"x")
         connect("q").ask([b"reserve-with-timeout 0\r\n"])
         [in_ground] = buried_without_story()
@@ -262,16 +262,16 @@ class TestJobs:
         console.kick(first)
         assert console.next_buried("q") == second
 
-    def test_the_last_id_is_known_and_nothing_is_left_of_asking(self, console, broker):
+    def test_the_last_id_is_known_and_the_probe_leaves_nothing_behind(self, console, broker):
         assert console.last_id() == 0
         job_id = broker.put("q", b"x")
         assert console.last_id() == job_id
         console.next_ready_of(["q"])
-        assert console.last_id() == job_id + 1  # the question counts, too
+        assert console.last_id() == job_id + 1  # the probe counts, too
         assert (broker.jobs(), broker.tube("default")["total-jobs"]) == (1, 0)
         assert [queue.name for queue in console.queues()] == ["q"]
 
-    def test_a_server_that_takes_no_jobs_knows_the_last_id_too(self, console, broker):
+    def test_a_server_that_refuses_jobs_knows_the_last_id_too(self, console, broker):
         job_id = broker.put("q", b"x")
         broker.process.send_signal(signal.SIGUSR1)
         wait_until(lambda: console.last_id() == job_id, "it drains")
@@ -286,19 +286,19 @@ class TestJobs:
         assert [seen for seen, _ in steps] == [500, newest]
         assert [job.id for _, found in steps for job in found] == [delayed, *reversed(old)]
 
-    def test_a_scan_looks_at_no_more_ids_than_it_is_told_to(self, console, broker):
+    def test_a_scan_reads_at_most_the_given_number_of_ids(self, console, broker):
         ids = [broker.put("q", b"x") for _ in range(20)]
         [(seen, found)] = console.scan(console.last_id(), 5, ["q"], ["ready"])
         assert (seen, [job.id for job in found]) == (5, ids[:-6:-1])
 
-    def test_a_server_that_is_gone_is_an_error_that_names_it(self, console, broker):
+    def test_an_unreachable_server_is_an_error_that_names_it(self, console, broker):
         broker.kill()
         with pytest.raises(BrokerConnectionError, match=str(broker.port)):
             console.queues()
 
 
 class TestFailures:
-    def test_stories_are_told_newest_first_and_jobs_without_one_are_counted(
+    def test_stories_are_returned_newest_first_and_jobs_without_one_are_counted(
         self, console, buried, buried_without_story
     ):
         first, second = buried(2, endpoint="hello", exception="ValueError", message="no luck")
@@ -307,7 +307,7 @@ class TestFailures:
         assert (jobs_of(failures), failures.untold, failures.count) == ([second, first], 3, 5)
         assert failures.stories[0].note.message == "no luck"
 
-    def test_of_many_the_newest_are_told_and_the_others_are_not_called_untold(
+    def test_only_the_newest_of_many_are_returned_and_the_others_do_not_count_as_untold(
         self, console, buried, buried_without_story
     ):
         ids = [buried(1, buried_at=1_000_000_000 + number)[0] for number in range(10)]
@@ -316,7 +316,7 @@ class TestFailures:
         assert (jobs_of(failures), failures.untold) == (ids[:-5:-1], 1)
 
     @pytest.mark.parametrize("fate", ["kicked", "deleted", "delayed", "taken elsewhere"])
-    def test_the_story_of_a_job_that_is_buried_no_more_is_deleted(self, console, broker, buried, connect, fate):
+    def test_the_story_of_a_job_that_is_no_longer_buried_is_deleted(self, console, broker, buried, connect, fate):
         [stays] = buried()
         [job_id] = buried()
         if fate == "deleted":
@@ -332,7 +332,7 @@ class TestFailures:
         assert jobs_of(console.failures("q")) == [stays]
         assert broker.count(TUBE, "ready") == 1
 
-    def test_a_job_that_was_buried_again_has_its_last_story_whatever_the_clocks_say(
+    def test_a_job_that_was_buried_again_has_its_last_story_regardless_of_clocks(
         self, console, broker, buried, connect
     ):
         [job_id] = buried(1, message="before")
@@ -343,7 +343,7 @@ class TestFailures:
         assert [story.note.message for story in console.failures("q").stories] == ["after"]
         assert broker.count(TUBE, "ready") == 1
 
-    def test_a_story_is_kept_while_its_job_is_held_for_it_is_written_before_the_job_is_buried(
+    def test_a_story_is_kept_while_its_job_is_held_since_it_is_written_before_the_job_is_buried(
         self, console, broker, connect
     ):
         job_id = broker.put("q", b"x")
@@ -354,7 +354,7 @@ class TestFailures:
         worker.bury(job_id, 0)
         assert jobs_of(console.failures("q")) == [job_id]
 
-    def test_what_strangers_have_put_beside_the_stories_stays_as_it_is(self, console, broker, buried):
+    def test_foreign_jobs_beside_the_stories_stay_unchanged(self, console, broker, buried):
         ids = buried()
         note = a_note(999)
         strange = [
@@ -378,7 +378,7 @@ class TestFailures:
         assert {job.priority for job in console.jobs(left)} == {7}
         assert broker.count(TUBE, "ready") == len(strange) + 1
 
-    def test_stories_are_there_again_as_soon_as_they_were_looked_at(self, console, buried):
+    def test_stories_are_available_again_as_soon_as_they_were_read(self, console, buried):
         buried(60)
         for _ in range(20):
             stories = console.failures("q").stories
@@ -386,7 +386,7 @@ class TestFailures:
             assert console.delete_each([stories[0].id]) == [stories[0].id]
             buried()
 
-    def test_people_who_look_at_once_all_see_all(self, settings, buried):
+    def test_concurrent_readers_all_see_all(self, settings, buried):
         ids = buried(300)
         with ThreadPoolExecutor(4) as pool, Console(settings) as one, Console(settings) as two:
             consoles = [one, two, *(Console(settings) for _ in range(2))]
@@ -396,7 +396,7 @@ class TestFailures:
             for console in consoles:
                 console.__exit__(None, None, None)
 
-    def test_somebody_who_is_stuck_in_looking_keeps_nobody_from_the_rest_for_long(self, broker, settings, buried):
+    def test_a_stuck_reader_does_not_block_others_for_long(self, broker, settings, buried):
         ids = buried(5)
         stuck = Connection(settings.address, settings.timeout_s, watch=TUBE)
         stuck.ask([b"reserve-with-timeout 0\r\n"] * 2)
@@ -407,7 +407,7 @@ class TestFailures:
         with Console(settings) as console:
             assert jobs_of(console.failures("q")) == ids[::-1]
 
-    def test_jobs_that_are_buried_while_one_looks_are_never_called_untold(self, settings, buried):
+    def test_jobs_buried_during_a_look_never_count_as_untold(self, settings, buried):
         buried(20)
         with Console(settings) as console, ThreadPoolExecutor(1) as pool:
             worker = pool.submit(buried, 200)
@@ -419,7 +419,7 @@ class TestFailures:
             assert seen == sorted(seen)
             assert len(console.failures("q").stories) == 220
 
-    def test_ten_thousand_are_no_trouble(self, console, settings):
+    def test_ten_thousand_stories_are_read(self, console, settings):
         settle = [b"put 0 0 60 2\r\n{}\r\n", b"reserve-with-timeout 0\r\n", b"bury %d 0\r\n"]
         with_story = 10_000
         worker = Connection(settings.address, settings.timeout_s, watch="q")
@@ -436,7 +436,7 @@ class TestFailures:
         assert (console.queue("q").ready, console.failures("q").count) == (with_story, 0)
         worker.close()
 
-    def test_those_of_all_queues_are_found_and_stories_go_where_nothing_is_buried(
+    def test_stories_of_all_queues_are_found_and_deleted_where_nothing_is_buried(
         self, console, broker, buried, buried_without_story
     ):
         buried(2, "a")
@@ -450,7 +450,7 @@ class TestFailures:
         ]
         assert broker.is_empty(failures_tube("c"))
 
-    def test_a_queue_that_no_worker_of_ours_can_serve_has_no_stories(self, console, buried_without_story):
+    def test_a_queue_that_our_workers_cannot_serve_has_no_stories(self, console, buried_without_story):
         names = ["q.failures", "x" * 200]
         for name in names:
             buried_without_story(1, name)
@@ -472,7 +472,7 @@ class TestFailures:
 
 
 class TestActing:
-    def test_buried_and_delayed_jobs_run_now_and_the_stories_of_these_are_gone(self, console, broker, buried):
+    def test_buried_and_delayed_jobs_run_now_and_their_stories_are_deleted(self, console, broker, buried):
         stays, goes = buried(2)
         delayed = broker.put("q", b"x", delay=100)
         acted = console.retry_jobs([goes, delayed, goes])
@@ -481,7 +481,7 @@ class TestActing:
         assert broker.count(TUBE, "ready") == 1
         assert jobs_of(console.failures("q")) == [stays]
 
-    def test_what_cannot_be_retried_is_named_with_what_it_is(self, console, broker, connect, buried):
+    def test_jobs_that_cannot_be_retried_are_named_with_their_state(self, console, broker, connect, buried):
         reserved = broker.put("q", b"x")
         connect("q").ask([b"reserve-with-timeout 0\r\n"])
         [in_ground] = buried()
@@ -493,10 +493,10 @@ class TestActing:
             999: "gone",
             reserved: "reserved: it runs now",
             ready: "ready: it waits for a worker",
-            note: "gone",  # it went with its job
+            note: "gone",  # deleted together with its job
         }
 
-    def test_jobs_in_any_state_but_reserved_are_deleted_and_stories_only_with_their_job(
+    def test_jobs_in_any_state_except_reserved_are_deleted_and_stories_only_with_their_job(
         self, console, broker, connect, buried
     ):
         reserved = broker.put("q", b"x")
@@ -507,10 +507,10 @@ class TestActing:
         assert story.note.job == stays
         acted = console.delete_jobs([in_ground, *others, reserved, story.id])
         assert acted.done == [in_ground, *others]
-        assert acted.refused == {reserved: "reserved: it runs now", story.id: "no job but the story of one"}
+        assert acted.refused == {reserved: "reserved: it runs now", story.id: "not a job but the story of one"}
         assert (broker.jobs(), jobs_of(console.failures("q"))) == (3, [stays])
 
-    def test_all_of_a_queue_are_kicked_those_without_a_story_too_and_no_delayed_one(
+    def test_all_buried_jobs_of_a_queue_are_kicked_with_or_without_a_story_and_no_delayed_one(
         self, console, broker, buried, buried_without_story
     ):
         delayed = broker.put("q", b"x", delay=100)
@@ -527,7 +527,7 @@ class TestActing:
         assert {job.id for job in console.jobs(range(1, console.last_id()))} >= kept
         assert console.failures("q").count == 0
 
-    def test_those_that_match_are_chosen_and_none_without_a_story(self, console, buried, buried_without_story):
+    def test_matching_jobs_are_chosen_and_none_without_a_story(self, console, buried, buried_without_story):
         wanted = buried(2, endpoint="hello", exception="requests.exceptions.ConnectionError")
         buried(1, endpoint="hello", exception="ValueError")
         buried_without_story()
@@ -535,9 +535,7 @@ class TestActing:
         assert sorted(console.delete_failures(chosen)) == wanted
         assert console.failures("q").count == 2
 
-    def test_a_job_that_somebody_else_has_kicked_meanwhile_is_left_alone(
-        self, console, broker, buried, buried_without_story
-    ):
+    def test_a_job_kicked_by_another_client_is_left_alone(self, console, broker, buried, buried_without_story):
         mine, theirs = buried(2)
         [untold] = buried_without_story()
         failures = console.failures("q")
@@ -551,7 +549,7 @@ class TestActing:
         ids = [*buried(5), *buried_without_story(7)]
         failures = console.failures("q")
         for _ in range(2):
-            console.delete(ids.pop())  # meanwhile
+            console.delete(ids.pop())  # in between
         worker = Connection(settings.address, settings.timeout_s, watch="q")
         is_over = threading.Event()
 
@@ -597,11 +595,11 @@ def test_a_pattern_covers_an_endpoint_an_exception_or_both(pattern, covers):
 
 
 @pytest.mark.parametrize("pattern", ["images/resize", "images/resize/OSError", "images/*", "/OSError", "images/*/OS*"])
-def test_a_pattern_covers_an_endpoint_that_has_a_slash_itself(pattern):
+def test_a_pattern_covers_an_endpoint_that_contains_a_slash(pattern):
     assert Pattern(pattern).covers(a_note(1, endpoint="images/resize", exception="OSError"))
 
 
-def test_a_pattern_covers_what_killed_a_worker_and_failures_without_an_endpoint():
+def test_a_pattern_covers_crashes_and_failures_without_an_endpoint():
     assert Pattern("*/SIGSEGV").covers(a_note(1, endpoint="hello", death={"exit_signal": 11}))
     assert Pattern("/failed once").covers(a_note(1))
     assert not Pattern("hello").covers(a_note(1))

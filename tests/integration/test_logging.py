@@ -1,4 +1,4 @@
-"""What workers and supervisors log, in both formats, and what they leave to the app."""
+"""The log lines of workers and supervisors, in both formats, and the logging that is left to the app."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def fail_twice(broker) -> int:
 
 
 def objects(text: str) -> list[dict]:
-    """Read the log's lines, each of which is to be JSON."""
+    """Read the log's lines, each of which must be JSON."""
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -118,7 +118,7 @@ def test_lines_of_a_task_name_its_job_and_attempt(start, broker):
 def test_json_lines_of_a_task_have_its_job_and_attempt(start, broker):
     worker = start("--log-format", "json")
     job_id = fail_twice(broker)
-    wait_until(lambda: worker.log.count("next try in") == 2, "both failures are told")
+    wait_until(lambda: worker.log.count("next try in") == 2, "both failures are logged")
     told = objects(worker.log)
     for attempt in (1, 2):
         facts = {"task": "greet", "job_id": job_id, "attempt": attempt, "queue": QUEUE}
@@ -195,7 +195,7 @@ def test_the_line_on_a_dead_worker_has_its_facts(supervise, broker, tmp_path):
     supervised.wait_ready()
     [pid] = supervised.workers()
     job_id = call(broker, "kill_worker")
-    supervised.wait_for_log("has crashed its worker")  # told by another process than ...
+    supervised.wait_for_log("has crashed its worker")  # logged by another process than ...
     supervised.wait_for_log('"exit_signal"')
     told = objects(supervised.log)
     death = next(line for line in told if "exit_signal" in line)
@@ -206,7 +206,7 @@ def test_the_line_on_a_dead_worker_has_its_facts(supervise, broker, tmp_path):
     assert settled.items() >= facts.items()
 
 
-def test_a_broker_that_does_not_answer_fails_no_line_and_holds_it_up_for_its_timeout_at_most(start, broker, tmp_path):
+def test_an_unresponsive_broker_fails_no_line_and_delays_it_by_its_timeout_at_most(start, broker, tmp_path):
     worker = start(FLASK_BACKEND_TIMEOUT="1")
     gate = tmp_path / "gate"
     job_id = call(broker, "greet_when", str(gate))

@@ -1,4 +1,4 @@
-"""Going on with a dead worker's connection, whatever it had said last."""
+"""Reusing a dead worker's connection after any last commands."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def settings(broker):
 
 @pytest.fixture
 def heir(broker, settings):
-    """A worker reserves a job, says `last_words` and dies; its duplicate is returned, with the job's id."""
+    """Reserve a job in a worker that sends `last_words` and dies; return the duplicate connection and the job's id."""
 
     def make(last_words: bytes, body: bytes = BODY) -> tuple[int, int]:
         job_id = broker.put("q", body, ttr=60)
@@ -72,14 +72,14 @@ def heir(broker, settings):
         b"stats-job ID\r\nstats-tube q.failures\r\nuse q.failures\r\nput 0 0 60 2\r\n{}\r\n",
     ],
 )
-def test_the_job_is_found_behind_replies_that_the_dead_did_not_read(heir, settings, broker, last_words):
+def test_the_job_is_found_behind_replies_that_the_dead_worker_did_not_read(heir, settings, broker, last_words):
     fd, job_id = heir(last_words)
     assert broker.job(job_id)["state"] == "reserved"
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is Ending.RETRIED
     assert broker.job(job_id)["state"] == "delayed"
 
 
-def test_a_job_that_took_three_workers_along_is_buried_with_the_story_of_the_last(heir, settings, broker):
+def test_a_job_that_crashed_three_workers_is_buried_with_the_story_of_the_last(heir, settings, broker):
     fd, job_id = heir(b"use q.other\r\n")
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
     assert broker.job(job_id)["state"] == "buried"
@@ -103,7 +103,7 @@ class UnsoundRetry(Retry):
 
 
 @pytest.mark.parametrize(("crashes", "state"), [(1, "delayed"), (3, "buried")])
-def test_a_policy_that_fails_keeps_no_job_from_being_settled(heir, settings, broker, crashes, state):
+def test_a_policy_that_fails_does_not_prevent_the_settlement_of_a_job(heir, settings, broker, crashes, state):
     handlers = Handlers("q", {"hello": Handler("hello", print, retry=UnsoundRetry())})
     fd, job_id = heir(b"")
     expected = Ending.BURIED if crashes == MAX_CRASHES else Ending.RETRIED
@@ -112,7 +112,7 @@ def test_a_policy_that_fails_keeps_no_job_from_being_settled(heir, settings, bro
 
 
 @pytest.mark.parametrize("depth", [256, 257, 970, 30_000])
-def test_no_depth_of_a_body_keeps_its_job_from_being_settled(heir, settings, broker, depth):
+def test_any_depth_of_a_body_lets_its_job_be_settled(heir, settings, broker, depth):
     fd, job_id = heir(b"", b'{"endpoint": "hello", "args": [%b%b]}' % (b"[" * (depth - 2), b"]" * (depth - 2)))
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
     note = Story.decode(broker.take("q.failures"))
@@ -130,7 +130,7 @@ def test_the_endpoint_of_a_missing_task_is_safe_to_show(heir, settings, broker):
 @pytest.mark.parametrize(
     "last_words", [b"delete ID\r\n", b"stats-job ID\r\nrelease ID 0 100\r\n", b"release ID 0 100\r\n", b"bury ID 0\r\n"]
 )
-def test_a_job_that_was_settled_by_the_last_words_is_left_alone(heir, settings, broker, last_words):
+def test_a_job_settled_by_the_last_commands_is_left_alone(heir, settings, broker, last_words):
     fd, job_id = heir(last_words)
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is None
     assert broker.tube("q.failures")["current-jobs-ready"] == 0
@@ -139,7 +139,7 @@ def test_a_job_that_was_settled_by_the_last_words_is_left_alone(heir, settings, 
 
 
 @pytest.mark.parametrize("last_words", [b"delete", b"nonsense\r\n", b"peek ID\r\n", b"put 0 0 1 5\r\nab"])
-def test_in_doubt_the_connection_is_closed_and_the_job_goes_back_as_it_was(heir, settings, broker, last_words):
+def test_in_doubt_the_connection_is_closed_and_the_job_goes_back_unchanged(heir, settings, broker, last_words):
     from support.waiting import wait_until
 
     fd, job_id = heir(last_words)
@@ -148,14 +148,14 @@ def test_in_doubt_the_connection_is_closed_and_the_job_goes_back_as_it_was(heir,
     assert broker.job(job_id)["releases"] == 0
 
 
-def test_a_broker_that_is_frozen_is_no_error_but_the_plain_behaviour(heir, settings, broker):
+def test_a_frozen_broker_is_not_an_error(heir, settings, broker):
     fd, job_id = heir(b"")
     broker.freeze()
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is None
     broker.thaw()
 
 
-def test_a_broker_that_is_gone_is_no_error_either(heir, settings, broker):
+def test_an_unreachable_broker_is_not_an_error_either(heir, settings, broker):
     fd, job_id = heir(b"")
     broker.kill()
     assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is None

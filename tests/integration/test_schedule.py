@@ -96,7 +96,7 @@ def test_a_task_keeps_the_functions_name_docstring_and_signature(backend):
     assert documented.__wrapped__.__code__.co_varnames == ("x",)
 
 
-def test_send_puts_the_json_and_nothing_else(broker, backend):
+def test_send_puts_only_the_json(broker, backend):
     job = backend.send("com.external/other", {"any": ["json", 1, None]})
     assert broker.peek(job.id) == b'{"any":["json",1,null]}'
 
@@ -106,7 +106,7 @@ def test_nothing_connects_before_first_use(broker):
     backend = Backend(app)
     backend.task(QUEUE)(len)
     with broker.client() as client:
-        assert client.stats()["current-connections"] == 1  # the one that asks
+        assert client.stats()["current-connections"] == 1  # the connection that asks
 
 
 def test_map_schedules_in_order_as_the_builtin_map_would(broker, backend, hello):
@@ -129,7 +129,7 @@ def test_map_and_single_calls_share_a_connection_without_mixing_replies(broker, 
         assert ids == list(range(single - len(ids), single))
 
 
-def test_items_may_schedule_calls_themselves_while_others_are_on_their_way(broker, backend, hello):
+def test_items_may_schedule_calls_themselves_while_others_are_in_flight(broker, backend, hello):
     @backend.task("other")
     def other(n): ...
 
@@ -148,8 +148,8 @@ def test_items_may_schedule_calls_themselves_while_others_are_on_their_way(broke
     assert (broker.count("other", "ready"), broker.count(QUEUE, "ready")) == (6, 1206)
 
 
-def test_a_tube_that_the_server_has_no_memory_for_gets_no_job_and_no_other_tube_either():
-    """The use and the put travel together, so that the put is read although the use was refused."""
+def test_a_tube_that_the_server_cannot_create_gets_no_job_and_no_other_tube_does():
+    """The use and the put travel together, so the put is read even though the use was refused."""
     asked = []
 
     def serve():
@@ -200,9 +200,9 @@ def test_calls_without_names_are_checked_as_all_others(backend, function, fittin
 
 
 class TestOptions:
-    """How a call is scheduled is said apart from its arguments."""
+    """The options of a call are separate from its arguments."""
 
-    def test_they_go_to_the_server(self, broker, hello):
+    def test_they_reach_the_server(self, broker, hello):
         stats = broker.job(hello.options(delay=60, priority=10, ttr=7.5)("world").id)
         assert (stats["state"], stats["delay"], stats["pri"], stats["ttr"]) == ("delayed", 60, 10, 8)
         assert broker.job(hello.options(delay=timedelta(hours=1))("x").id)["delay"] == 3600
@@ -238,21 +238,21 @@ class TestOptions:
         [job] = backend.send_many("com.external/other", [{}], delay=4)
         assert broker.job(job.id)["delay"] == 4
 
-    def test_what_cannot_work_is_an_error_where_it_is_said(self, backend, hello):
+    def test_an_invalid_option_is_an_error_where_it_is_set(self, backend, hello):
         with pytest.raises(OptionError, match="priority is -1"):
             hello.options(priority=-1)
         with pytest.raises(OptionError, match="delay is 'x'"):
             backend.task(QUEUE, delay="x")
-        with pytest.raises(ConfigError, match=r"retry is 5; expected a Retry\(...\), as Retry\(max_retries=5\)"):
+        with pytest.raises(ConfigError, match=r"retry is 5; expected a Retry\(...\), for example Retry\(max_"):
             backend.task(QUEUE, retry=5)
         with pytest.raises(ConfigError, match="retry is 5"):
             backend.receiver(QUEUE, retry=5)
 
 
 class TestJob:
-    """What the caller has in hand."""
+    """The object that a call returns."""
 
-    def test_it_tells_its_state(self, broker, hello):
+    def test_it_returns_its_state(self, broker, hello):
         job = hello("x")
         assert job.state() is JobState.READY
         assert str(job.state()) == "ready"
@@ -265,7 +265,7 @@ class TestJob:
         assert job.state() is JobState.DONE
         assert hello.options(delay=9)("x").state() is JobState.DELAYED
 
-    def test_cancel_deletes_what_no_worker_has(self, broker, backend, hello):
+    def test_cancel_deletes_a_job_that_no_worker_holds(self, broker, backend, hello):
         for job in (hello("x"), hello.options(delay=9)("x"), hello.map(["x"])[0], backend.send("q", "x")):
             assert job.cancel() is True
             assert job.state() is JobState.DONE
@@ -276,7 +276,7 @@ class TestJob:
             assert job.cancel() is False
             assert job.state() is JobState.RESERVED
 
-    def test_a_job_of_the_same_number_after_a_restart_is_another_one(self, broker, backend, hello):
+    def test_a_job_with_the_same_id_after_a_restart_is_another_one(self, broker, backend, hello):
         old, old_of_many, foreign = hello("x"), hello.map(["y"])[0], backend.send("a", 1)
         broker.stop()
         broker.start()
@@ -309,21 +309,21 @@ class TestJob:
             "2 ** job",
         ],
     )
-    def test_it_is_not_taken_for_the_tasks_value(self, hello, use):
+    def test_it_is_not_mistaken_for_the_tasks_value(self, hello, use):
         job = hello("x")
-        with pytest.raises(TypeError, match=r"is a job that is scheduled, .* the task has not run yet"):
+        with pytest.raises(TypeError, match=r"is a scheduled job, .* the task has not run yet"):
             eval(use)  # noqa: S307  # ours
         assert job is not None
 
-    def test_one_made_by_hand_knows_no_server(self):
+    def test_a_job_made_by_hand_has_no_server(self):
         with pytest.raises(TypeError, match="was not scheduled by this process"):
             Job("q", 1).state()
 
 
 class TestBulk:
-    """Many at once: what is at fault is told, by its index, and the rest is scheduled."""
+    """Many at once: errors are reported by index, and the other items are scheduled."""
 
-    def test_items_at_fault_are_left_out_and_the_others_go_on(self, broker, hello):
+    def test_invalid_items_are_left_out_and_the_others_are_scheduled(self, broker, hello):
         items = [str(n) for n in range(1200)]
         items[3], items[700], items[701] = object(), "x" * 70_000, "y" * 70_000
         with pytest.raises(BulkError) as caught:
@@ -343,7 +343,7 @@ class TestBulk:
         hello("next")
         assert broker.count(QUEUE, "ready") == 1198
 
-    def test_arguments_that_do_not_fit_are_told_too(self, hello):
+    def test_arguments_that_do_not_fit_are_reported_too(self, hello):
         with pytest.raises(
             BulkError, match=r"refused: 0 to 1, at index 0 because hello\(target, \*, loud=False\) cannot"
         ):
@@ -357,7 +357,7 @@ class TestBulk:
             backend.send_many("q", [1, {2}, 3])
         assert broker.count("q", "ready") == 2
 
-    def test_an_error_of_the_items_themselves_tells_how_far_it_came(self, broker, hello):
+    def test_an_error_of_the_iterable_itself_reports_how_far_it_got(self, broker, hello):
         def items():
             yield from map(str, range(700))
             raise RuntimeError("no more")
@@ -367,7 +367,7 @@ class TestBulk:
         assert caught.value.__notes__ == ["of the items before it: accepted: 0 to 499"]
         assert broker.count(QUEUE, "ready") == 500
 
-    def test_a_connection_that_breaks_in_the_middle_tells_what_is_open(self, broker):
+    def test_a_connection_that_breaks_in_the_middle_reports_the_unknown_jobs(self, broker):
         proxy = Proxy(broker.port, lambda: 10_000)  # bytes of replies
         app = make_app(broker)
         app.config["BACKEND_CONNECTION_URI"] = proxy.uri
@@ -401,7 +401,7 @@ class TestBulk:
 
 
 class TestRefusals:
-    """Bad calls raise in the caller, and put nothing."""
+    """Bad calls raise in the caller, and put no job."""
 
     @pytest.fixture(autouse=True)
     def _puts_nothing(self, broker):
@@ -431,7 +431,7 @@ class TestRefusals:
         with pytest.raises(MessageEncodeError, match=r"the message for 'q' cannot be sent as JSON: .*set"):
             backend.send("q", {1, 2})
 
-    def test_a_body_over_the_servers_limit_tells_the_limit(self, hello):
+    def test_a_body_over_the_servers_limit_reports_the_limit(self, hello):
         with pytest.raises(JobTooBigError, match=r"the job has 70\d\d\d bytes, .* takes at most 65535"):
             hello("x" * 70_000)
 
@@ -514,7 +514,7 @@ class TestApps:
         with Flask("stranger").app_context(), pytest.raises(RegistrationError, match="'stranger' is not initialised"):
             task()
 
-    def test_an_app_that_is_gone_leaves_nothing_behind(self, broker):
+    def test_a_deleted_app_leaves_nothing_behind(self, broker):
         backend = Backend()
         app = make_app(broker)
         backend.init_app(app)
@@ -545,11 +545,11 @@ class TestConnections:
             thread.join()
         assert not errors
         assert broker.count(QUEUE, "ready") == 400
-        # and they end with their threads
+        # and each ends with its thread
         wait_until(lambda: self._connections(broker) == 1, "the threads' connections are closed")
 
     def test_a_forked_process_opens_its_own(self, broker, hello):
-        """What a preloading gunicorn does: the master has used the connection, its workers inherit it."""
+        """As in a preloading gunicorn: the master has used the connection, its workers inherit it."""
         hello("parent")
         children = []
         for _ in range(3):
@@ -579,7 +579,7 @@ class TestConnections:
         task()
         assert durable_broker.count(QUEUE, "ready") == 4
 
-    def test_a_broker_that_is_away_is_an_error_that_tells_the_address(self, broker, hello):
+    def test_an_unreachable_broker_is_an_error_that_names_the_address(self, broker, hello):
         hello("x")
         broker.kill()
         start = time.monotonic()
@@ -595,7 +595,7 @@ class TestConnections:
         task()
         broker.freeze()
         start = time.monotonic()
-        for _ in range(2):  # on the connection that was open, and on a new one
+        for _ in range(2):  # on the open connection, and on a new one
             with pytest.raises(BrokerConnectionError, match=r"no answer within 0\.3 s"):
                 task()
         assert time.monotonic() - start < 4
@@ -603,7 +603,7 @@ class TestConnections:
         task()
 
     def test_a_broker_that_dies_in_the_middle_of_a_reply_is_an_error(self):
-        """A server that answers half a line and closes: greenstalk asserts, we translate."""
+        """The server answers half a line and closes: greenstalk asserts, and the package translates the error."""
         for reply in (b"INSER", b"INSERTED 1", b"\r\n", b"NONSENSE 7\r\n", b""):
             for put in (
                 lambda backend: backend.send("default", 1),
@@ -618,10 +618,10 @@ class TestConnections:
                     ):
                         put(backend)
 
-    # The exception may strike while Python itself tidies up, where it can only be reported.
+    # The exception may strike while Python itself cleans up, where it can only be reported.
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_an_exception_in_the_middle_of_a_command_never_shifts_replies(self, broker, hello):
-        """As when a web server's timeout raises in a handler while the reply is on its way."""
+        """As when a web server's timeout raises in a handler while the reply is in transit."""
         import signal
 
         class Interruption(Exception):  # noqa: N818
@@ -659,7 +659,7 @@ class TestConnections:
 
 
 class _half_a_server:  # noqa: N801
-    """Accepts one connection as Beanstalkd does, reads a command, answers with ``reply`` and closes."""
+    """Accept one connection as Beanstalkd does, read a command, answer with ``reply`` and close."""
 
     def __init__(self, reply: bytes) -> None:
         self._reply = reply

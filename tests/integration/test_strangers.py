@@ -14,7 +14,7 @@ from support.workload import QUEUE
 
 from flask_backend import Backend, BrokerConnectionError
 
-# What they send, as they are found: at once, or in answer to our first command.
+# Their data, sent at once or in answer to our first command.
 STRANGERS = {
     "redis": (b"", b"+OK\r\n-ERR unknown command 'ignore', with args beginning with: 'default'\r\n", "Redis"),
     "redis with a password": (b"", b"-NOAUTH Authentication required.\r\n" * 2, "Redis"),
@@ -96,7 +96,7 @@ def test_a_server_that_is_not_beanstalkd_is_one_sentence_for_a_producer(stranger
 
 
 @pytest.mark.parametrize(("stranger", "reason"), [(True, CLOSES), (False, SILENT)], indirect=["stranger"])
-def test_a_server_without_an_answer_is_one_sentence_too(stranger, reason):
+def test_a_server_that_does_not_answer_is_one_sentence_too(stranger, reason):
     error = scheduling(stranger.uri)
     assert error.startswith(f"cannot connect to Beanstalkd at {stranger.uri}: ")
     assert re.search(reason, error)
@@ -116,7 +116,7 @@ def test_a_check_of_the_queues_fails_at_a_server_that_is_not_beanstalkd(stranger
 def test_a_host_name_that_cannot_be_looked_up_is_an_error_of_configuration(arguments, broker, command):
     running = command(*arguments, BACKEND_CONNECTION_URI="btq://.internal")
     assert running.wait() == 3
-    assert "BACKEND_CONNECTION_URI is 'btq://.internal'; expected a host name" in running.log
+    assert "BACKEND_CONNECTION_URI is 'btq://.internal'; expected a valid host name" in running.log
 
 
 @pytest.mark.parametrize("stranger", [STRANGERS["redis"]], indirect=True)

@@ -1,4 +1,4 @@
-"""A reply is never read for the wrong command, whatever happens on the way: random commands, random faults."""
+"""A reply is never read for the wrong command, even under random commands and random faults."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ QUEUES = ["q", "other", "another"]
 
 
 class Interruption(Exception):  # noqa: N818
-    """What a signal handler raises, wherever the program is."""
+    """Raised by a signal handler, wherever the program is."""
 
 
 @contextmanager
 def interrupted_after(seconds: float):
-    """Raise an Interruption after so many seconds, if the block takes as long."""
+    """Raise an Interruption after ``delay_s`` seconds, unless the block ends first."""
     is_armed = True
 
     def interrupt(_number, _frame):
@@ -48,7 +48,7 @@ def interrupted_after(seconds: float):
 
 
 class Driver:
-    """Uses one connection at random, and knows what each reply must be: each job has its own body and priority."""
+    """Use one connection at random, with a known expected reply: each job has its own body and priority."""
 
     def __init__(self, rng: random.Random, settings: Settings, known: dict[int, tuple[bytes, int]]) -> None:
         self.rng = rng
@@ -66,7 +66,7 @@ class Driver:
     def step(self) -> None:
         self.rng.choice(self.steps)()
 
-    # -- the worker's way: nothing waits ---------------------------------------------------------------------
+    # -- the worker's way: no command waits for a reply -------------------------------------------------------
 
     def reserve(self):
         self.pipeline.reserve(0, self.rng.randint(1, 4))
@@ -207,9 +207,9 @@ def drive(broker, seed: int) -> tuple[int, int]:
 
 
 def assert_all_is_as_it_was(broker, known):
-    """What the server has is what was put, and nobody holds anything any more. Leaves nothing there."""
+    """Check that the server has exactly the jobs that were put, and that no connection holds one. Delete them."""
     with broker.client("q") as client:
-        # Only then the server has read all that the closed connections sent, puts too.
+        # By then the server has read everything that the closed connections sent, puts too.
         wait_until(lambda: client.stats()["current-connections"] == 1, "only this connection is left")
         assert client.stats()["current-jobs-reserved"] == 0
         for job_id, (body, priority) in known.items():
@@ -217,13 +217,13 @@ def assert_all_is_as_it_was(broker, known):
                 assert client.peek(job_id).body == body
                 assert client.stats_job(job_id)["pri"] == priority
                 client.delete(greenstalk.Job(job_id, b""))
-    for queue in QUEUES[1:]:  # where there are also jobs whose put was answered to nobody
+    for queue in QUEUES[1:]:  # it also has jobs whose put was answered on a closed connection
         while broker.count(queue, "ready"):
             broker.take(queue)
     assert broker.jobs() == 0
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may strike while Python tidies up
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may strike while Python cleans up
 @pytest.mark.parametrize("seed", range(40))
 def test_a_reply_is_never_read_for_the_wrong_command(broker, seed):
     drive(broker, seed)
@@ -265,7 +265,7 @@ def test_replies_come_in_pieces_of_any_size(ends, size):
     "data",
     [b"DELETED\r\nDELETED\r\n", b"\r\n", b"OK\r\n", b"OK -3\r\n", b"FOUND 1 x\r\n", b"BAD_FORMAT\r\n", b"DELETED\r\nx"],
 )
-def test_what_was_not_asked_for_breaks_the_stream(ends, data):
+def test_an_unrequested_reply_breaks_the_stream(ends, data):
     wire, server = ends
     wire.send(b"", Replies())
     server.sendall(data)
@@ -273,7 +273,7 @@ def test_what_was_not_asked_for_breaks_the_stream(ends, data):
         wire.receive()
 
 
-def test_more_than_the_buffers_hold_is_sent_whole(ends):
+def test_more_data_than_the_buffers_hold_is_sent_whole(ends):
     wire, server = ends
     body = random.Random(1).randbytes(1 << 20)
     received = bytearray()

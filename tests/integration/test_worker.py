@@ -1,4 +1,4 @@
-"""One worker, in the foreground, against a real server: what it does with each kind of job."""
+"""One worker, in the foreground, against a real server: how it handles each kind of job."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def call(broker, endpoint, *args):
     return broker.put("q", json.dumps({"endpoint": endpoint, "args": args}).encode())
 
 
-def test_what_is_async_underneath_is_awaited_in_one_loop_hooks_too(async_worker, broker):
+def test_any_async_callable_is_awaited_in_one_loop_hooks_too(async_worker, broker):
     call(broker, "sender")
     call(broker, "wrapped", "wrapped")
     call(broker, "runs_another")
@@ -161,7 +161,7 @@ def test_a_coroutine_that_is_not_awaited_fails_the_job_with_a_sentence(async_wor
 
 
 @pytest.mark.parametrize("how", ["SystemExit", "KeyboardInterrupt", "CancelledError"])
-def test_whatever_a_coroutine_raises_the_worker_and_its_loop_live(async_worker, broker, how):
+def test_the_worker_and_its_loop_survive_any_exception_of_a_coroutine(async_worker, broker, how):
     call(broker, "leave", how)
     wait_until(lambda: broker.count("q", "delayed") == 1, "the job is delayed")
     call(broker, "wrapped", "still here")
@@ -176,7 +176,7 @@ def test_an_exit_of_a_background_task_ends_the_job_and_not_the_loop(async_worker
     async_worker.wait_for_log("still here app True 1")
 
 
-def test_a_process_that_a_coroutine_forks_and_that_comes_back_does_not_go_on_in_the_loop(async_worker, broker):
+def test_a_process_forked_by_a_coroutine_does_not_go_on_in_the_loop(async_worker, broker):
     call(broker, "fork")
     async_worker.wait_for_log("after the fork True app True 1")
     call(broker, "wrapped", "after")
@@ -196,7 +196,7 @@ def test_a_queue_may_be_called_default_and_only_its_workers_count_there(broker, 
     producer = Producer(Settings(Address("127.0.0.1", broker.port)))
     producer.put("default", b'{"endpoint": "hello"}', Options())
     running.wait_for_log("hello\n")
-    assert broker.tube("default")["current-watching"] == 2  # the worker, and who asks
+    assert broker.tube("default")["current-watching"] == 2  # the worker, and the client that asks
 
 
 def test_a_receiver_gets_every_json_message(command, broker):
@@ -228,7 +228,7 @@ def test_the_jobs_own_priority_is_kept(worker, broker):
     assert broker.job(job_id)["pri"] == 7
 
 
-def test_after_ten_failures_the_job_is_buried_whole_and_a_kick_gives_it_ten_more(worker, tasks, broker):
+def test_after_ten_failures_the_job_is_buried_whole_and_a_kick_allows_ten_more(worker, tasks, broker):
     job = tasks.fail("ä")
     body = broker.peek(job.id)
     for attempt in range(1, 11):
@@ -245,7 +245,7 @@ def test_after_ten_failures_the_job_is_buried_whole_and_a_kick_gives_it_ten_more
 
 
 def _make_due(broker, job_id):
-    """Let time pass for the job."""
+    """Advance the time for the job."""
     with broker.client(QUEUE) as client:
         client.kick_job(job_id)
 
@@ -281,7 +281,7 @@ def test_a_buried_job_explains_itself(worker, tasks, broker):
         (QUEUE, b'{"endpoint": "decide", "args": ["bury"]}', "no such user", "decide"),
     ],
 )
-def test_what_is_not_tried_again_explains_itself_too(command, broker, queue, body, reason, endpoint):
+def test_a_job_that_is_not_retried_explains_itself_too(command, broker, queue, body, reason, endpoint):
     command("worker", queue)
     job_id = broker.put(queue, body)
     wait_until(lambda: broker.count(queue, "buried") == 1, "buried")
@@ -290,17 +290,17 @@ def test_what_is_not_tried_again_explains_itself_too(command, broker, queue, bod
     assert (note.job, note.attempts, note.endpoint) == (job_id, 1, endpoint)
 
 
-def test_a_broker_without_room_for_the_story_keeps_no_job_from_being_buried(command, tmp_path):
+def test_a_broker_without_room_for_the_story_does_not_prevent_a_burial(command, tmp_path):
     broker = Beanstalkd(max_job_size=100)
     running = command("worker", QUEUE, broker=broker)
     job_id = broker.put(QUEUE, b'{"endpoint": "choosy", "args": ["never"]}')
     wait_until(lambda: broker.count(QUEUE, "buried") == 1, "buried")
-    running.wait_for_log(f"no story is kept of the buried job {job_id}")
+    running.wait_for_log(f"cannot store the story of the buried job {job_id}")
     running.end()
     broker.stop()
 
 
-def test_after_a_thousand_stories_of_a_queue_further_ones_are_short(worker, tasks, broker):
+def test_after_a_thousand_stories_of_a_queue_the_next_ones_are_short(worker, tasks, broker):
     tasks.backend.send_many(f"{QUEUE}.failures", [{}] * 1000, priority=2**32 - 1)
     tasks.choosy("never")
     wait_until(lambda: broker.count(QUEUE, "buried") == 1, "buried")
@@ -308,7 +308,7 @@ def test_after_a_thousand_stories_of_a_queue_further_ones_are_short(worker, task
     assert (note.exception, note.traceback, note.call) == ("KeyError", None, None)
 
 
-def test_the_apps_own_policy_is_for_tasks_that_have_none(command, broker):
+def test_the_apps_own_policy_is_for_tasks_without_one(command, broker):
     running = command("worker", QUEUE, FLASK_BACKEND_RETRY='{"max_retries": 1, "min_backoff": 50}')
     job_id = broker.put(QUEUE, b'{"endpoint": "fail"}')
     running.wait_for_log(f"task fail of {QUEUE} failed (job {job_id}, attempt 1 of 2), next try in")
@@ -318,13 +318,13 @@ def test_the_apps_own_policy_is_for_tasks_that_have_none(command, broker):
     assert 5 <= broker.job(job_id)["delay"] <= 8
 
 
-def test_a_task_decides_itself_and_that_is_no_error(worker, tasks, broker):
+def test_a_task_may_decide_itself_and_that_is_not_an_error(worker, tasks, broker):
     later, bury, discard = (tasks.decide(how) for how in ("later", "bury", "discard"))
     wait_until(lambda: broker.job(discard.id) is None, "deleted")
     assert (state(broker, later), broker.job(later.id)["delay"]) == ("delayed", 30)
     assert state(broker, bury) == "buried"
     for line in (
-        f"INFO [{worker.pid}] flask_backend.task: task decide of {QUEUE} asks to be tried again later: busy (job ",
+        f"INFO [{worker.pid}] flask_backend.task: task decide of {QUEUE} asks to be retried later: busy (job ",
         f"task decide of {QUEUE} decided Bury: no such user (job {bury.id}, attempt 1 of 3), buried\n",
         f"task decide of {QUEUE} decided Discard: too late (job {discard.id}, attempt 1 of 3), deleted\n",
     ):
@@ -349,15 +349,13 @@ def test_a_task_knows_its_job(worker, tasks, broker):
     worker.wait_for_line(f"job {job_id} {QUEUE} tell_job 1 True [] True")
 
 
-def test_a_process_that_a_task_forks_has_nothing_to_say_to_the_broker(worker, tasks, broker):
+def test_a_process_forked_by_a_task_sends_nothing_to_the_broker(worker, tasks, broker):
     tasks.tell_job("fork")
     worker.wait_for_line("in a fork: the job is held by the process that this one was forked from")
     wait_until(lambda: broker.is_empty(QUEUE), "the job is done")
 
 
-def test_a_time_limit_in_the_middle_of_an_exchange_with_the_broker_stops_neither_worker_nor_touches(
-    worker, tasks, broker
-):
+def test_a_time_limit_during_a_broker_command_stops_neither_the_worker_nor_its_touches(worker, tasks, broker):
     for _ in range(12):
         tasks.touch_for_ever()
     worker.wait_for_line("TaskTimeout", 12)
@@ -367,7 +365,7 @@ def test_a_time_limit_in_the_middle_of_an_exchange_with_the_broker_stops_neither
     assert worker.ledger.count("begin slept") == 1
 
 
-def test_a_task_that_lost_its_job_learns_so_from_a_touch(worker, broker):
+def test_a_task_that_lost_its_job_learns_it_from_a_touch(worker, broker):
     broker.put(QUEUE, b'{"endpoint": "tell_job", "args": ["touch"]}')
     worker.wait_for_line("touched")
     broker.stop()
@@ -378,7 +376,7 @@ def test_a_task_that_lost_its_job_learns_so_from_a_touch(worker, broker):
 
 
 @pytest.mark.parametrize("how", ["sys.exit", "interrupt", "generator", "recursion"])
-def test_whatever_a_task_raises_the_worker_lives_and_the_job_is_kept(worker, tasks, broker, how):
+def test_the_worker_survives_any_exception_of_a_task_and_keeps_the_job(worker, tasks, broker, how):
     tasks.leave(how)
     wait_until(lambda: broker.count(QUEUE, "delayed") == 1, "the job is delayed")
     tasks.note("still here")
@@ -399,7 +397,7 @@ def test_whatever_a_task_raises_the_worker_lives_and_the_job_is_kept(worker, tas
         (INBOX, b"{" * 60_000),
     ],
 )
-def test_what_can_never_succeed_is_buried_at_once_and_whole(command, broker, queue, body):
+def test_a_job_that_can_never_succeed_is_buried_at_once_and_whole(command, broker, queue, body):
     running = command("worker", queue)
     job_id = broker.put(queue, body, priority=3)
     wait_until(lambda: broker.count(queue, "buried") == 1, "the job is buried")
@@ -409,7 +407,7 @@ def test_what_can_never_succeed_is_buried_at_once_and_whole(command, broker, que
 
 
 @pytest.mark.parametrize("body", [b'{"endpoint": "hello_2"}', b'{"endpoint": "note", "args": [1, 2, 3]}'])
-def test_what_a_newer_version_may_know_is_retried(worker, broker, body):
+def test_a_job_that_a_newer_version_may_know_is_retried(worker, broker, body):
     job_id = broker.put(QUEUE, body)
     wait_until(lambda: broker.count(QUEUE, "delayed") == 1, "the job is delayed")
     assert broker.peek(job_id) == body
@@ -445,13 +443,13 @@ def test_the_ttr_is_kept_alive_while_draining(worker, broker):
     assert broker.is_empty(QUEUE)
 
 
-def test_the_title_tells_the_task_that_takes_long(worker, tasks, tmp_path):
+def test_the_title_shows_a_task_that_takes_long(worker, tasks, tmp_path):
     import psutil
 
     title = lambda: " ".join(psutil.Process(worker.pid).cmdline()).strip()  # noqa: E731
     assert title() == f"flask-backend: worker {QUEUE} [idle]"
     tasks.wait_for(str(tmp_path / "go"))
-    wait_until(lambda: title().startswith(f"flask-backend: worker {QUEUE} [wait_for 1s]"), "the title tells the task")
+    wait_until(lambda: title().startswith(f"flask-backend: worker {QUEUE} [wait_for 1s]"), "the title shows the task")
     (tmp_path / "go").touch()
     wait_until(lambda: title() == f"flask-backend: worker {QUEUE} [idle]", "the title is as before")
 
@@ -484,7 +482,7 @@ def test_a_second_signal_or_quit_gives_the_job_back_at_once(worker, tasks, broke
     worker.wait_for_line("begin slept")
     for number in numbers:
         worker.send(number)
-        time.sleep(0.05)  # the system may merge signals that come together
+        time.sleep(0.05)  # the system may merge simultaneous signals
     assert worker.wait() == 4
     wait_until(lambda: state(broker, job) == "ready", "the job is ready for others")
 
@@ -523,7 +521,7 @@ def test_a_task_may_start_processes_and_terminate_them(worker, tasks, broker):
     assert worker.ledger.count("terminated True") == 1
 
 
-def test_what_a_failed_task_held_is_freed_without_a_collection(command, broker):
+def test_objects_of_a_failed_task_are_freed_without_a_collection(command, broker):
     running = command("worker", QUEUE)
     for _ in range(5):
         broker.put(QUEUE, b'{"endpoint": "fail_holding"}')
@@ -531,10 +529,10 @@ def test_what_a_failed_task_held_is_freed_without_a_collection(command, broker):
     assert [line for line in running.ledger if line.startswith("held")] == ["held 0"] * 5
 
 
-def test_a_job_deleted_by_hand_while_it_runs_is_no_error_but_said(worker, tasks, broker, tmp_path):
+def test_a_job_deleted_by_hand_while_it_runs_is_logged_and_not_an_error(worker, tasks, broker, tmp_path):
     job_id = broker.put(QUEUE, json.dumps({"endpoint": "hold_gil", "args": [2.5]}).encode(), ttr=1)
     worker.wait_for_line("begin hold_gil")
-    # The heartbeat cannot run; where the server lets the time to run expire (it does not always), take the job away.
+    # The heartbeat cannot run. The server does not always expire the job; then delete it.
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline and broker.job(job_id)["state"] == "reserved":
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A real broker of one's own: beanstalkd, or the embedded one."""
+"""A real broker for each test: beanstalkd, or the embedded one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.waiting import wait_until
 STATES = ("ready", "reserved", "delayed", "buried")
 
 
-# Which server the tests run on: beanstalkd where it is installed, or as the environment says.
+# The server that the tests run on: beanstalkd where it is installed, or the one named in the environment.
 PROGRAM = shutil.which("beanstalkd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
 IS_EMBEDDED = os.environ.get("TEST_BROKER", "beanstalkd" if PROGRAM else "embedded") == "embedded"
 
@@ -95,14 +95,14 @@ class Beanstalkd:
         with self.client() as client:
             try:
                 return dict(client.stats_tube(queue))
-            except greenstalk.NotFoundError:  # a tube is gone when nobody uses it and it has no job
+            except greenstalk.NotFoundError:  # a tube exists only while it is used or has jobs
                 return {f"current-jobs-{state}": 0 for state in STATES} | {"current-waiting": 0}
 
     def count(self, queue: str, state: str) -> int:
         return self.tube(queue)[f"current-jobs-{state}"]
 
     def waiting(self, queue: str) -> int:
-        """How many workers wait in a reserve."""
+        """Count the workers that wait in a reserve."""
         return self.tube(queue)["current-waiting"]
 
     def is_empty(self, queue: str) -> bool:
@@ -139,7 +139,7 @@ class Beanstalkd:
 
 
 class RealBeanstalkd(Beanstalkd):
-    """The real one, whatever the other tests run on."""
+    """The real beanstalkd, also if the other tests run on the embedded broker."""
 
     is_embedded = False
 
@@ -150,7 +150,7 @@ class RealBeanstalkd(Beanstalkd):
 
 @functools.cache
 def installed_release() -> tuple[int, int]:
-    """Return the release of the beanstalkd that is installed, (1, 13) for example; (0, 0) if there is none."""
+    """Return the release of the installed beanstalkd, (1, 13) for example; (0, 0) without one."""
     if PROGRAM is None:
         return 0, 0
     shown = subprocess.run([PROGRAM, "-v"], capture_output=True, text=True, check=True).stdout

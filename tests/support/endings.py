@@ -1,4 +1,4 @@
-"""An app whose processes have something to do when they end, and whose tasks fork: the ledger says what was done."""
+"""An app whose processes have cleanup to do when they end, and whose tasks fork: the ledger records what was done."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if "import_thread" in options:
     threading.Thread(target=run_for_ever, name="prices").start()
 if "import_fails" in options:
     raise RuntimeError("no settings")
-if "import_scratch" in options:  # which the process that imports the app cleans up at its end
+if "import_scratch" in options:  # cleaned up at its end by the process that imports the app
     scratch = tempfile.TemporaryDirectory()
     write_down(f"scratch {scratch.name}")
     helper = multiprocessing.get_context("fork").Process(target=run_for_ever, daemon=True)
@@ -56,10 +56,10 @@ if "handler_crashes" in options:
 
 
 class Tracker:
-    """Delivers events as the clients of error trackers and collectors of traces do.
+    """Deliver events as the clients of error trackers and trace collectors do.
 
-    They wait in a queue; a daemon thread, which is started again in a forked process, delivers batches of them now and
-    then; and an exit handler, registered once at the import, delivers the rest.
+    Events wait in a queue; a daemon thread, restarted in a forked process, delivers batches of them at intervals;
+    and an exit handler, registered once at the import, delivers the rest.
     """
 
     def __init__(self):
@@ -107,7 +107,7 @@ def hook():
 
 @backend.task(QUEUE)
 def leave_work():
-    """Begin what the process has to finish when it ends."""
+    """Start work that the process must finish when it ends."""
     threading.Thread(target=finish, args=["thread"]).start()
     pool.submit(finish, "future")
     print("printed by the task")  # noqa: T201
@@ -151,7 +151,7 @@ def use_scratch():
 
 @backend.task(QUEUE, retry=Retry(max_retries=0))
 def fork(how):
-    """Fork a process that ends in one of several ways, and write down how its parent sees it."""
+    """Fork a process that ends in one of several ways, and record how its parent sees it."""
     print("printed by the parent")  # noqa: T201
     pid = os.fork()
     if pid == 0:
@@ -181,7 +181,7 @@ def come_back(how):
 
 @backend.task(QUEUE)
 def start_processes():
-    """Use multiprocessing in each of its ways, and leave two processes behind: Python terminates one, and joins one."""
+    """Use multiprocessing in each of its ways, and leave two processes: Python terminates one, and joins one."""
     for method in ("fork", "spawn", "forkserver"):
         context = multiprocessing.get_context(method)
         with context.Pool(1) as workers:

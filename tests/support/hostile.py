@@ -1,4 +1,4 @@
-"""Exceptions whose own code does not help whoever wants to tell them, each under a name."""
+"""Exceptions whose own code breaks the code that reports them, each under a name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Evil(BaseException):
-    """What their code raises."""
+    """Raised by their code."""
 
 
 def fails(*_args: object) -> None:
@@ -35,7 +35,7 @@ def syntax_error_in_bytes() -> BaseException:
 
 
 def class_without_module() -> BaseException:
-    # As code has it that is run with globals of its own, of a template for example.
+    # As in code that runs with its own globals, of a template for example.
     names = {"__builtins__": {}, "type": type, "ValueError": ValueError}
     error: BaseException = eval('type("Homeless", (ValueError,), {})("no luck")', names)  # noqa: S307  # our own text
     return error

@@ -1,4 +1,4 @@
-"""A way to the broker that breaks where the test wants it to break."""
+"""A proxy to the broker that breaks where the test wants it to break."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Forwards connections to a server; each is cut after so many bytes of the server's replies as `budget` says.
+    """Forward connections to a server; each is cut after `budget` bytes of the server's replies.
 
-    `budget()` is asked once for each connection; None is never. Replies travel in pieces of as many bytes as
-    `piece()` says.
+    `budget()` is called once for each connection; None means never. Replies travel in pieces of `piece()` bytes.
     """
 
     def __init__(self, port: int, budget, piece=lambda: 4096) -> None:

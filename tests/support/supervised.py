@@ -22,10 +22,10 @@ APP = Path(__file__).with_name("workload.py")
 
 
 class Command:
-    """A command of ours in a process of its own, its output in a file, its tasks' words in a ledger.
+    """One of our commands in a separate process, its output in a file, its tasks' output in a ledger.
 
-    ``redirection`` is a shell's, for instance ``2>&-``, and ``output`` a descriptor in place of the file. ``under`` is
-    a command that takes ours as its arguments.
+    ``redirection`` is a shell's, for instance ``2>&-``; ``output`` is a descriptor in place of the file. ``under`` is
+    a command that takes our command as its arguments.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Command:
             raise AssertionError(f"still running; log:\n{self.log[-3000:]}") from None
 
     def end(self) -> None:
-        """Leave nothing behind, whatever the test has come to."""
+        """Clean up after a passed or failed test."""
         family = [*_descendants(self.pid), self.pid] if self.process.poll() is None else []
         for pid in family:
             with suppress(ProcessLookupError):
@@ -117,7 +117,7 @@ class Supervised(Command):
         wait_until(lambda: self.broker.waiting(queue) == count, f"{count} workers wait; log:\n{self.log[-3000:]}")
 
     def children(self) -> list[int]:
-        """The pids of all living children: workers, and who settles a job or tries new code."""
+        """The pids of all living children: workers, and processes that settle a job or check new code."""
         try:
             children = psutil.Process(self.pid).children()
         except psutil.NoSuchProcess:
@@ -131,11 +131,11 @@ class Supervised(Command):
         return [pid for pid in self.children() if re.match(r"flask-backend: worker \S+ \[(?!settles)", title(pid))]
 
     def loans(self) -> list[int]:
-        """The supervisor's connections to the broker, which are those of its workers."""
+        """The supervisor's connections to the broker, which belong to its workers."""
         return [c.fd for c in psutil.Process(self.pid).net_connections("tcp") if c.raddr.port == self.broker.port]
 
     def end(self) -> None:
-        """Leave no worker behind either that a failed test has stopped, and whose supervisor is gone."""
+        """Also kill workers that a failed test has stopped, and whose supervisor is gone."""
         super().end()
         for pid in self.seen:
             with suppress(psutil.Error):
@@ -144,7 +144,7 @@ class Supervised(Command):
                     process.kill()
 
     def assert_clean_exit(self, code: int) -> None:
-        """The end that every fault test has: the right exit code, no process, no reserved job."""
+        """Check the end that every fault test has: the right exit code, no process, no reserved job."""
         self.workers()
         actual = self.wait()
         assert actual == code, f"exit {actual}, not {code}; log:\n{self.log[-3000:]}"
@@ -157,7 +157,7 @@ class Supervised(Command):
 
 
 def title(pid: int) -> str:
-    """A process's title; empty if it is gone."""
+    """Return a process's title; empty if it is gone."""
     try:
         return " ".join(psutil.Process(pid).cmdline()).strip()
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""A terminal that a test closes, and what starts a command there."""
+"""A terminal that a test closes, and a program that starts a command in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import pty
 import sys
 
-# A session of its own takes the first terminal that it opens for the controlling one.
+# A process with its own session takes the first terminal that it opens for the controlling one.
 _START = """
 import os, signal, sys
 
@@ -33,9 +33,9 @@ class Terminal:
         os.close(slave)
 
     def start(self, *, streams: str = "", in_shell: bool = False) -> list[str]:
-        """Return the beginning of a command that runs here, with these ``streams`` here too.
+        """Return the command prefix that runs a command here, with these ``streams`` here too.
 
-        The kernel sends HUP to the command when the terminal closes, or ``in_shell`` to its parent, which takes none.
+        The kernel sends HUP to the command when the terminal closes, or ``in_shell`` to its parent, which ignores it.
         """
         return [sys.executable, "-c", _START + (_IN_SHELL if in_shell else _AS_LEADER), self._name, streams]
 

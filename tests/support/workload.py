@@ -1,4 +1,4 @@
-"""The app that the tests' workers run: its tasks write down what they do, or misbehave as they are told."""
+"""The app that the tests' workers run: its tasks record what they do, or misbehave on request."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ app.config.from_prefixed_env()
 backend = Backend(app)
 ledger = Path(os.environ.get("LEDGER", os.devnull))
 
-# A preloaded app of the size of a real one: pages that the workers share as long as nobody writes to them.
+# A preloaded app of the size of a real one: pages that the workers share until a process writes to them.
 ballast = bytearray(os.urandom(1 << 20) * int(os.environ.get("BALLAST_MB", "0")))
 
 if "SLOW_IMPORT" in os.environ:
@@ -55,7 +55,7 @@ if "VERSION_IN" in os.environ:
     sys.path.insert(0, os.environ["VERSION_IN"])
     importlib.import_module("version")
 if slow := os.environ.get("SLOW_VERSION"):
-    # The first import finds no such file; then come the one that tries new code, and the one that is it.
+    # The first import finds no such file; then come the process that checks new code, and the new code itself.
     mark = next(path for n in (0, 1, 2) if not (path := Path(f"{slow}.{n}")).exists())
     mark.touch()
     while mark.name.endswith(".2") and Path(slow).exists():
@@ -63,7 +63,7 @@ if slow := os.environ.get("SLOW_VERSION"):
 
 
 def write_down(text: str) -> None:
-    """Append a line to the ledger, whole, whoever else writes."""
+    """Append a line to the ledger, whole, even with concurrent writers."""
     fd = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(fd, f"{text}\n".encode())
     os.close(fd)
@@ -156,7 +156,7 @@ def hold_gil(seconds):
 
 @backend.task(QUEUE)
 def hog():
-    """Compute, for minutes, in one call that neither gives up the interpreter nor looks for signals."""
+    """Compute, for minutes, in one call that neither releases the interpreter nor checks for signals."""
     write_down("begin hog")
     sum(range(10**11))
 
@@ -231,14 +231,14 @@ def choosy(kind):
 
 @backend.task(QUEUE, retry=Retry(max_retries=2))
 def decide(how):
-    """Decide itself what becomes of its job."""
+    """Decide itself how its job is settled."""
     write_down(f"decide {how}")
     raise {"later": RetryLater(30, "busy"), "bury": Bury("no such user"), "discard": Discard("too late")}[how]
 
 
 @backend.task(QUEUE)
 def tell_job(extra=None):
-    """Write down what it knows of its job."""
+    """Record what it knows of its job."""
     fresh = 0 <= current_job.age < 600
     write_down(
         f"job {current_job.id} {current_job.queue} {current_job.endpoint} {current_job.attempt} "
@@ -291,7 +291,7 @@ def recurse():
 
 @backend.task(QUEUE)
 def die_once(how, marker):
-    """Take the worker along the first time."""
+    """Crash its worker the first time."""
     write_down(f"die_once {os.getpid()}")
     if not Path(marker).exists():
         Path(marker).touch()
@@ -314,7 +314,7 @@ def grow(megabytes, path=None):
 
 @backend.task(QUEUE)
 def devour():
-    """Take ever more memory."""
+    """Allocate more and more memory."""
     hoard = []
     while True:
         hoard.append(os.urandom(1 << 20))
@@ -323,20 +323,20 @@ def devour():
 
 @backend.task(QUEUE)
 def touch_ballast():
-    """Read what was preloaded."""
+    """Read the preloaded objects."""
     write_down(f"sum {sum(ballast[::4096]) >= 0}")
 
 
 @backend.task(QUEUE)
 def rewrite_ballast():
-    """Write to every page of what was preloaded."""
+    """Write to every page of the preloaded objects."""
     ballast[::4096] = bytes(len(ballast[::4096]))
     write_down("rewritten")
 
 
 @backend.task(QUEUE)
 def start_process(path):
-    """Start a process that outlives its task, and say its pid."""
+    """Start a process that outlives its task, and write down its pid."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     write_down(f"started {process.pid}")
     while not Path(path).exists():
@@ -355,7 +355,7 @@ def fork_and_return():
 def use_multiprocessing():
     """Start a process as the standard library does, schedule a task from it, and terminate another."""
     context = multiprocessing.get_context("fork")
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of forking beside our second thread
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # forking beside our second thread
         helper = context.Process(target=note, args=["from a helper"])
         helper.start()
         helper.join()
@@ -370,7 +370,7 @@ def use_multiprocessing():
 
 
 class Held:
-    """Something that a failing task holds."""
+    """An object that a failing task holds."""
 
     alive: ClassVar = weakref.WeakSet()
 
@@ -396,7 +396,7 @@ async def asynchronous(text):
 
 @backend.task(QUEUE)
 def mark(number, seconds):
-    """Write down which process does it, in the middle of so much time."""
+    """Record which process runs it, in the middle of a given time."""
     time.sleep(seconds / 2)
     write_down(f"mark {number} {os.getpid()}")
     time.sleep(seconds / 2)

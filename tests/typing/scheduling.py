@@ -1,4 +1,4 @@
-"""What an editor and a type checker see of a scheduled task. Checked by mypy --strict and basedpyright."""
+"""The view of a scheduled task in an editor and a type checker. Checked by mypy --strict and basedpyright."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def schedule() -> None:
 
 
 def mistakes() -> None:
-    # Each line is wrong, and must be refused: an ignore that nothing needs is an error itself.
+    # Each line is wrong and must be refused: an unused ignore is itself an error.
     resize()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     resize(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     resize("cat.jpg", height=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -1,4 +1,4 @@
-"""docs/architecture.md tells what the code is."""
+"""docs/architecture.md describes the code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_diagrams_are_drawn_from_the_tables_of_states():
         assert diagram(transitions) in PAGE
 
 
-def test_the_arrows_are_those_that_the_imports_are_held_to():
+def test_the_arrows_match_the_rules_for_imports():
     _, _, section = PAGE.partition("## Arrows\n")
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", section.partition("\n## ")[0], re.MULTILINE)
     assert {room: set(re.findall(r"`(\w+)`", cells)) for room, cells in rows} == {
@@ -40,7 +40,7 @@ def test_the_tree_has_every_room():
     assert set(re.findall(r"`(\w+)`", named)) == VALUES
 
 
-def test_the_files_that_it_names_exist():
+def test_the_files_it_names_exist():
     names = re.findall(r"`((?:\w+/)*\w+(?:\.py|/))`", PAGE)
     top = PACKAGE.parent
     assert len(names) > 20

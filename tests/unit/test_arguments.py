@@ -1,4 +1,4 @@
-"""What happens to arguments that are not plain data: the caller gets an error that names the argument."""
+"""Arguments that are not plain data: the caller gets an error that names the argument."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def note(backend):
 
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
-def test_the_argument_at_fault_is_named(app, note, value):
+def test_the_invalid_argument_is_named(app, note, value):
     for call, name in (
         (lambda: note(value), "'value'"),
         (lambda: note(1, by=value), "'by'"),
@@ -118,7 +118,7 @@ def test_a_name_that_json_cannot_carry_is_named(note):
 
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
-def test_the_good_ones_of_many_are_scheduled(app, backend, note, value):
+def test_the_valid_ones_of_many_are_scheduled(app, backend, note, value):
     with pytest.raises(BulkError, match=r"refused: index 2, at index 2 because argument 'value' of note is") as caught:
         note.map([1, 2, value, 4, 5])
     assert list(caught.value.jobs) == [0, 1, 3, 4]
@@ -146,7 +146,7 @@ def test_the_good_ones_of_many_are_scheduled(app, backend, note, value):
         ({"1": "a", "true": "b", "": "c"}, {"1": "a", "true": "b", "": "c"}),
     ],
 )
-def test_what_arrives_is_plain_json(app, note, value, arrives):
+def test_the_received_values_are_plain_json(app, note, value, arrives):
     note(value)
     testing.assert_scheduled(note, value)
     testing.drain(app)

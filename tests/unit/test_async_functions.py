@@ -1,4 +1,4 @@
-"""Tasks, receivers and hooks that are asynchronous in one way or another, and those whose body a call does not run."""
+"""Async tasks, receivers and hooks of any form, and functions whose body a call does not run."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def drain(backend):
 
 
 def perform(backend, call, *args):
-    """Have a call made, and run to its end."""
+    """Schedule a call, and run it to its end."""
     call(*args)
     drain(backend)
 
 
 def logged(function):
-    """Wrap a function as decorators do that know nothing of ``async``."""
+    """Wrap a function as decorators do that are not aware of ``async``."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -69,7 +69,7 @@ def logged(function):
     return wrapper
 
 
-# -- what is refused where it is registered ------------------------------------------------------------------
+# -- refused at registration ---------------------------------------------------------------------------------
 
 
 def rows():
@@ -121,7 +121,7 @@ GENERATORS = {
 def test_a_generator_function_is_refused_where_it_is_registered(function):
     backend = Backend()
     for register in (backend.task(QUEUE, endpoint="rows"), backend.receiver(QUEUE), backend.before_first_task(QUEUE)):
-        with pytest.raises(RegistrationError, match=r"is a generator function, and a worker's call would run nothing"):
+        with pytest.raises(RegistrationError, match=r"is a generator function, and a worker's call would not run"):
             register(function)
     assert backend.queues == {}
 
@@ -157,7 +157,7 @@ def test_a_decorator_that_runs_a_generator_to_its_end_is_valid(backend):
     assert ledger == ["a", "b"]
 
 
-# -- what is awaited -----------------------------------------------------------------------------------------
+# -- awaited -------------------------------------------------------------------------------------------------
 
 
 async def coroutine(text="done"):
@@ -230,7 +230,7 @@ def register(backend, function):
 
 
 @pytest.mark.parametrize("function", ASYNCHRONOUS.values(), ids=ASYNCHRONOUS)
-def test_what_is_async_underneath_runs_to_its_end(backend, function):
+def test_any_async_callable_runs_to_its_end(backend, function):
     task = register(backend, function)
     job = task()
     drain(backend)
@@ -239,7 +239,7 @@ def test_what_is_async_underneath_runs_to_its_end(backend, function):
 
 
 @pytest.mark.parametrize("function", ASYNCHRONOUS.values(), ids=ASYNCHRONOUS)
-def test_it_does_in_a_running_event_loop_too_and_so_does_run(backend, function):
+def test_it_runs_to_its_end_in_a_running_event_loop_too_and_so_does_run(backend, function):
     task = register(backend, function)
 
     async def main():
@@ -350,7 +350,7 @@ def test_under_sync_an_async_task_may_call_another():
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
-def test_what_a_coroutine_raises_is_raised_and_the_loop_stays_usable(backend, error):
+def test_an_exception_of_a_coroutine_is_raised_and_the_loop_stays_usable(backend, error):
     @backend.task(QUEUE)
     async def fail():
         await asyncio.sleep(0)
@@ -367,7 +367,7 @@ def test_what_a_coroutine_raises_is_raised_and_the_loop_stays_usable(backend, er
     assert ledger == ["done"]
 
 
-def test_a_coroutine_may_decide_what_becomes_of_its_job():
+def test_a_coroutine_may_decide_how_its_job_is_settled():
     backend = make_app("memory://").extensions["backend"]
 
     @backend.task(QUEUE)
@@ -380,7 +380,7 @@ def test_a_coroutine_may_decide_what_becomes_of_its_job():
     assert (later.state(), discard.state()) == (JobState.DELAYED, JobState.DONE)
 
 
-# -- what fails when it comes back ---------------------------------------------------------------------------
+# -- results that fail the job -------------------------------------------------------------------------------
 
 
 class Promise:
@@ -441,7 +441,7 @@ def test_a_hook_that_returns_one_fails_too(backend):
     assert ledger == []
 
 
-def test_what_comes_back_is_ended():
+def test_an_awaitable_result_is_cancelled():
     backend = Backend()
     promise = Promise()
     with pytest.raises(TaskResultError):
@@ -457,7 +457,7 @@ def test_any_other_result_is_ignored(backend, result):
     assert task.run() is result
 
 
-# -- apps that have their own way ----------------------------------------------------------------------------
+# -- apps with overridden async methods ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", [coroutine, logged(coroutine), functools.partial(coroutine, "done")])

@@ -1,4 +1,4 @@
-"""BACKEND_BASE_URL, with which url_for works where there is no request."""
+"""BACKEND_BASE_URL makes url_for work outside of a request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(uri: str, **config) -> tuple[Flask, Backend, list[str]]:
         note()
 
     backend.receiver("inbox")(lambda message: note())
-    app.add_url_rule("/page/<name>", "page")  # after the Backend, as most of an app's pages
+    app.add_url_rule("/page/<name>", "page")  # after the Backend, like most pages of an app
     return app, backend, urls
 
 
@@ -68,7 +68,7 @@ def test_without_either_the_error_names_the_setting():
     ["example.com", "/shop", "ftp://example.com", "https://", "https://h:x", "https://h:0", "https://h:99999", "https://h/?a=1",
      "https://h/#a", "https://u:p@h", "https://h h", "https://h\n", "https://[::1", 5, b"https://h", ""],
 )  # fmt: skip
-def test_a_wrong_one_raises_at_init_app(url):
+def test_an_invalid_url_raises_at_init_app(url):
     with pytest.raises(ConfigError, match=r"BACKEND_BASE_URL is .*; expected http:// or https:// with a host"):
         make("memory://", BACKEND_BASE_URL=url)
 

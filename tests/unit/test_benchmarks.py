@@ -1,4 +1,4 @@
-"""The parts of benchmarks/ that reckon and report; what it measures is not for a test to say."""
+"""The calculations and reports of benchmarks/; the measurements themselves are not tested."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios():
     assert not verdict.is_met
 
 
-def test_a_goal_of_its_own_unit_looks_at_the_values():
+def test_a_goal_in_its_own_unit_looks_at_the_values():
     [verdict] = judge([Goal("jobs", "ours", 200, is_at_least=False)], [OURS])
     assert (verdict.median, verdict.unit, verdict.is_met) == (200, "jobs/s", True)
 
@@ -40,7 +40,7 @@ def test_a_goal_of_its_own_unit_looks_at_the_values():
         Goal("jobs", "ours", 1, is_at_least=True, against="other"),
     ],
 )
-def test_there_is_no_verdict_on_what_was_not_measured(goal):
+def test_a_figure_that_was_not_measured_has_no_verdict(goal):
     assert judge([goal], [OURS, BARE]) == []
 
 
@@ -72,7 +72,7 @@ def test_each_contender_is_first_in_a_round():
 
 
 def test_the_bare_loops_have_bodies_as_large_as_ours():
-    headers = new_headers() | {"at": 1767225600.123}  # else it may end in a zero, which is not written
+    headers = new_headers() | {"at": 1767225600.123}  # otherwise it may end in a zero, which is not written
     assert len(bare.BODY) == len(encode(Message("hello", ["x"], {}, headers))) == len(bare.BODY.decode())
 
 
@@ -83,7 +83,7 @@ def test_numbers_have_three_digits_or_all(value, shown):
     assert number(value) == shown
 
 
-def test_a_table_says_how_many_times_each_one_ours_is():
+def test_a_table_shows_the_ratio_of_our_value_to_each_one():
     assert figures_table([OURS, BARE]).splitlines()[2:] == [
         "| ours | 200 jobs/s | 100 to 330 |  |",
         "| bare | 300 jobs/s | 100 to 400 | 1.10 times |",
@@ -100,7 +100,7 @@ def report():
     return Report({"CPU": "a fast one"}, 3, [OURS, BARE], goals, {"ours": "as it is"})
 
 
-def test_the_report_tells_of_missed_goals_too(report):
+def test_the_report_includes_missed_goals(report):
     text = report.markdown()
     assert "| jobs: ours | at least 1.2 times bare | 1.10 | 0.25 to 2.00 | **missed** |" in text
     assert "| jobs: ours | at least 150 jobs/s | 200 | 100 to 330 | met |" in text
@@ -115,7 +115,7 @@ def test_the_json_has_every_value_and_every_goal(report):
     assert [goal["is_met"] for goal in content["goals"]] == [False, True]
 
 
-def test_what_was_measured_replaces_what_was_there_and_nothing_else():
+def test_new_measurements_replace_the_old_ones_and_nothing_else():
     page = put_between_markers(f"before\n{_marked('')}\nafter\n", "one")
     assert page == f"before\n{_marked('one')}\nafter\n"
     assert put_between_markers(page, "two") == page.replace("one", "two")

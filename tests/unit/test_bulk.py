@@ -11,7 +11,7 @@ from flask_backend.errors import BrokerConnectionError, MessageEncodeError
 
 
 @given(st.dictionaries(st.integers(0, 60), st.integers(1, 2000)))
-def test_the_id_of_each_index_is_found_and_of_no_other(given_ids):
+def test_the_id_of_each_accepted_index_is_found_and_no_other(given_ids):
     runs = IdRuns()
     for index in sorted(given_ids):
         runs.add(index, given_ids[index])
@@ -20,7 +20,7 @@ def test_the_id_of_each_index_is_found_and_of_no_other(given_ids):
     assert len(runs) == len(given_ids)
 
 
-def test_ids_in_a_row_take_no_memory():
+def test_consecutive_ids_take_no_memory():
     runs = IdRuns()
     tracemalloc.start()
     for index in range(200_000):
@@ -32,7 +32,7 @@ def test_ids_in_a_row_take_no_memory():
 
 
 @given(st.sets(st.integers(0, 100)))
-def test_ranges_hold_what_was_added_and_do_not_touch(numbers):
+def test_ranges_hold_the_added_numbers_and_do_not_touch(numbers):
     ranges = Ranges()
     for number in sorted(numbers):
         ranges.add(number)
@@ -50,7 +50,7 @@ def test_the_reasons_are_bounded_and_the_indexes_are_not():
     assert len(outcome.refused) == MAX_REASONS * 3
 
 
-def test_it_tells_what_became_of_each():
+def test_it_reports_the_result_of_each_item():
     outcome = Outcome()
     for index in (0, 1, 3):
         outcome.accepted.add(index, index + 10)
@@ -59,6 +59,6 @@ def test_it_tells_what_became_of_each():
     outcome.failure, outcome.unsent_from = BrokerConnectionError("lost"), 7
     assert str(outcome) == (
         "accepted: 0 to 1, index 3; refused: index 2, at index 2 because no JSON; "
-        "unknown, for the connection broke (lost): 4 to 6; not sent: from index 7 on"
+        "unknown, because the connection broke (lost): 4 to 6; not sent: from index 7 on"
     )
     assert not outcome.is_complete

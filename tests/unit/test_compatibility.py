@@ -1,4 +1,4 @@
-"""Which waiting jobs this version of an app could run."""
+"""The waiting jobs that this version of an app could run."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def test_a_call_that_the_signature_takes_fits(body):
         (b'{"endpoint": "hello", "args": [1,2,3,4,5,6,7]}', "hello(..., ..., ..., ..., ..., 2 more)", "too many"),
     ],
 )
-def test_arguments_that_do_not_fit_tell_the_shape_of_the_call_and_why(body, signature, why):
+def test_arguments_that_do_not_fit_are_reported_with_the_shape_of_the_call_and_the_reason(body, signature, why):
     misfit = check_compatibility(TASKS, body)
     assert (misfit.fault, misfit.signature) == (Fault.BAD_ARGUMENTS, signature)
     assert misfit.why.startswith("hello(target, *, loud=False) cannot be called with these arguments: ")
     assert why in misfit.why
 
 
-def test_an_endpoint_that_is_not_there_is_named():
+def test_a_missing_endpoint_is_named():
     misfit = check_compatibility(TASKS, b'{"endpoint": "gone", "args": [1]}')
     assert (misfit.fault, misfit.signature) == (Fault.UNKNOWN_ENDPOINT, "gone(...)")
     assert misfit.why == "queue 'q' has no task 'gone' in this version of the app"
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[1]", b'{"args": []}', b'{"endpoint": "hello", "args": {}}'])
-def test_what_is_no_call_fits_no_task(body):
+def test_a_message_that_is_not_a_call_fits_no_task(body):
     misfit = check_compatibility(TASKS, body)
     assert (misfit.fault, misfit.signature) == (Fault.BAD_BODY, None)
     assert misfit.why
 
 
-def test_a_receiver_takes_whatever_is_json():
+def test_a_receiver_takes_any_json():
     assert check_compatibility(INBOX, b"null") is None
     assert check_compatibility(INBOX, b"{").fault is Fault.BAD_BODY

@@ -24,10 +24,10 @@ class TestLines:
         assert lines.end() == [b"three"]
         assert lines.end() == []
 
-    def test_of_a_line_that_is_written_over_the_last_state_counts(self):
+    def test_the_last_state_of_an_overwritten_line_counts(self):
         assert Lines().feed(b"10 %\r50 %\r100 %\r\ndone\r\n") == [b"100 %", b"done"]
 
-    def test_a_line_without_an_end_is_not_held_for_ever(self):
+    def test_a_line_without_an_end_is_not_held_forever(self):
         lines = Lines()
         assert lines.feed(b"x" * 70_000) == [b"x" * 70_000]
         assert lines.feed(b"y\n") == [b"y"]
@@ -42,19 +42,19 @@ class TestTranscript:
         os.close(w)
         return written
 
-    def test_each_line_begins_with_who_says_it(self):
+    def test_each_line_begins_with_its_program(self):
         assert self.written(b"hello", is_coloured=False) == b"web     | hello\n"
 
     def test_an_empty_line_has_no_blank_at_its_end(self):
         assert self.written(b"", is_coloured=False) == b"web     |\n"
 
-    def test_without_colours_those_of_the_program_are_taken_out(self):
+    def test_without_colours_those_of_the_program_are_removed(self):
         assert self.written(b"\x1b[33mGET / 404\x1b[0m", is_coloured=False) == b"web     | GET / 404\n"
 
     def test_a_colour_that_a_line_leaves_on_ends_with_it(self):
         assert self.written(b"\x1b[31mred", is_coloured=True) == b"\x1b[36mweb     |\x1b[0m \x1b[31mred\x1b[0m\n"
 
-    def test_nobody_reading_any_more_is_noticed(self):
+    def test_a_closed_reader_is_noticed(self):
         r, w = os.pipe()
         os.close(r)
         transcript = Transcript(Outlet(w), {"web": 36}, is_coloured=False)
@@ -65,7 +65,7 @@ class TestTranscript:
 
 @pytest.fixture
 def run():
-    """Run Python code as a program; return what it said, and how it ended."""
+    """Run Python code as a program; return its output, and how it ended."""
     selector = DefaultSelector()
     lines: list[bytes] = []
     program = Program("test", lines.append, selector, grace_s=0.2)
@@ -86,35 +86,35 @@ def listen(program: Program) -> None:
 
 
 class TestProgram:
-    def test_what_it_says_is_heard_to_the_last_word_and_its_exit_is_told(self, run):
+    def test_its_output_is_read_to_the_last_word_and_its_exit_is_reported(self, run):
         program, lines = run("import sys; print('out'); print('err', file=sys.stderr, end=''); sys.exit(7)")
         exit_ = wait_until(program.reap, "it has ended")
         assert (lines, str(exit_)) == ([b"out", b"err"], "exited with status 7")
         assert not program.is_running
         assert program.reap() is None
 
-    def test_it_is_heard_while_it_runs(self, run):
+    def test_its_output_is_read_while_it_runs(self, run):
         program, lines = run("import time; print('here'); time.sleep(60)")
         wait_until(lambda: listen(program) or lines, "a line")
         assert program.is_running
         assert program.has_spoken
 
-    def test_one_that_closes_its_output_goes_on(self, run):
+    def test_a_program_that_closes_its_output_goes_on(self, run):
         program, _ = run("import os, time; os.close(1); os.close(2); time.sleep(60)")
         wait_until(lambda: listen(program) or program._output < 0, "the end of its output")
         assert program.reap() is None
         assert program.is_running
 
-    def test_what_it_has_started_ends_with_it(self, run):
+    def test_processes_started_by_it_end_with_it(self, run):
         program, lines = run(
             "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE,"
             "process_group=0); print(p.pid); p.stdin = None"
         )
         wait_until(program.reap, "it has ended")
         pid = int(lines[0])
-        wait_until(lambda: is_dead(pid), "what it has started is dead, too")
+        wait_until(lambda: is_dead(pid), "its process is dead, too")
 
-    def test_one_that_does_not_stop_is_killed_when_its_time_is_over(self, run):
+    def test_a_program_that_does_not_stop_is_killed_when_its_time_is_over(self, run):
         program, lines = run(
             "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(60)"
         )
@@ -146,13 +146,13 @@ class TestUsersFiles:
         for name in ("json", "pytest", "flask_backend.config"):
             assert sys.modules[name].__file__ not in files
 
-    def test_a_file_that_cannot_be_compiled_is_one(self, tmp_path):
+    def test_a_file_that_cannot_be_compiled_is_included(self, tmp_path):
         file = tmp_path / "broken.py"
         with pytest.raises(SyntaxError) as raised:
             compile("def (", str(file), "exec")
         assert str(file) in users_files(raised.value)
 
-    def test_the_files_on_the_way_to_a_causing_error_are_some(self, tmp_path):
+    def test_the_files_of_a_causing_exception_are_included(self, tmp_path):
         code = compile("1 / 0", str(tmp_path / "broken.py"), "exec")
         with pytest.raises(RuntimeError) as raised:
             raise_from(code)
@@ -170,10 +170,10 @@ def raise_from(code) -> None:
     ("host", "here"),
     [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("mq", False)],
 )
-def test_an_address_is_here_if_only_this_machine_can_reach_it(host, here):
+def test_an_address_is_local_if_only_this_machine_can_reach_it(host, here):
     assert is_here(Address(host)) is here
 
 
-def test_files_are_named_from_the_folder_on_and_only_some_of_many():
+def test_files_are_named_relative_to_the_folder_and_only_some_of_many():
     assert show_files({"/srv/app/b.py", "/srv/app/sub/a.py", "/lib/c.py"}, "/srv/app") == "/lib/c.py, b.py, sub/a.py"
     assert show_files({f"/srv/app/{n}.py" for n in range(5)}, "/srv/app") == "0.py, 1.py, 2.py and 2 more"

@@ -29,7 +29,7 @@ def test_new_changed_and_missing_files_are_differences():
     assert differences(before, after) == {"newer", "longer", "gone", "new"}
 
 
-def test_a_file_that_is_not_there_has_no_stamp(folder):
+def test_a_missing_file_has_no_stamp(folder):
     assert set(stamps_of([str(folder / "app.py"), str(folder / "none.py")])) == {str(folder / "app.py")}
 
 
@@ -37,19 +37,19 @@ def test_python_files_are_those_that_a_user_writes(folder):
     assert set(python_files(str(folder))) == {str(folder / "app.py"), str(folder / "sub/deep.py")}
 
 
-def test_a_path_is_judged_as_a_walk_does(folder):
+def test_a_single_path_is_judged_as_in_a_walk(folder):
     every = {str(path) for path in folder.rglob("*") if path.is_file()}
     assert {path for path in every if is_python_file_of(str(folder), path)} == set(python_files(str(folder)))
     assert not is_python_file_of(str(folder / "sub"), str(folder / "app.py"))
     assert not is_python_file_of(str(folder), str(folder))
 
 
-def test_an_extra_folder_counts_with_all_that_is_in_it(folder):
+def test_an_extra_folder_counts_with_all_its_files(folder):
     assert {str(folder / "style.css"), str(folder / ".venv/lib.py")} < set(all_files([str(folder)]))
     assert set(all_files([str(folder / "style.css")])) == {str(folder / "style.css")}
 
 
-def test_polling_tells_each_change_once(folder):
+def test_polling_reports_each_change_once(folder):
     polling = Polling(lambda: python_files(str(folder)))
     assert polling.changes() == set()
     (folder / "new.py").write_text("")
@@ -69,7 +69,7 @@ def watch(request, folder, monkeypatch):
 
 
 class Looks:
-    """Looks at a watch at times that only the test knows."""
+    """Polls a watch at times that only the test knows."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -80,7 +80,7 @@ class Looks:
         return self._watch.look(self._now)
 
 
-def test_a_watch_sees_python_files_and_what_is_named_besides(watch, folder):
+def test_a_watch_sees_python_files_and_extra_paths(watch, folder):
     looks = Looks(watch)
     assert looks() == set()
     for name in ("app.py", "style.css", ".hidden.py"):
@@ -97,7 +97,7 @@ def polled(folder, monkeypatch):
     return Watch(str(folder))
 
 
-def test_changes_are_told_together_when_nothing_changes_any_more(polled, folder):
+def test_changes_are_reported_together_when_no_more_follow(polled, folder):
     looks = Looks(polled)
     assert looks() == set()
     (folder / "app.py").write_text("1")
@@ -108,7 +108,7 @@ def test_changes_are_told_together_when_nothing_changes_any_more(polled, folder)
     assert looks() == set()
 
 
-def test_a_look_before_its_time_costs_nothing(polled, folder):
+def test_a_poll_before_its_time_costs_nothing(polled, folder):
     assert polled.look(0.0) == set()
     (folder / "app.py").write_text("1")
     assert polled.wait_s(0.0) > 0
@@ -123,6 +123,6 @@ def test_imported_modules_elsewhere_are_followed(polled, tmp_path_factory):
     polled.follow([str(module)])
     assert looks() == set()
     module.write_text("1")
-    polled.follow([])  # what had changed until now is not forgotten
+    polled.follow([])  # earlier changes are not forgotten
     wanted = [looks(), looks()]
     assert {str(module)} in wanted

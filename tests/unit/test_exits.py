@@ -26,14 +26,14 @@ leave(4)
 """
 
 
-def test_leaving_does_all_that_an_exit_does_but_take_the_objects_apart():
+def test_leaving_does_everything_an_exit_does_except_freeing_objects():
     result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=BUFFERED)
     assert result.stdout == "not flushed, in a thread\nat exit\n"
     assert result.returncode == ExitCode.GAVE_BACK
     assert not result.stderr
 
 
-def test_leaving_ends_the_process_though_nobody_reads_what_it_has_said():
+def test_leaving_ends_the_process_even_if_its_output_is_not_read():
     code = "import sys; from flask_backend.system.exits import leave; print('x'); leave(0)"
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -79,11 +79,14 @@ def test_a_process_ends_after_an_error_as_the_interpreter_ends_a_program(end):
 @pytest.mark.parametrize(
     ("hang", "named"),
     [
-        ("threading.Thread(target=time.sleep, args=[60], name='prices').start()", "that are not daemons: prices"),
+        (
+            "threading.Thread(target=time.sleep, args=[60], name='prices').start()",
+            "non-daemon threads before it exits: prices",
+        ),
         ("atexit.register(time.sleep, 60)", "exit handlers (atexit)"),
     ],
 )
-def test_what_delays_the_end_is_named_and_then_cut(hang, named):
+def test_code_that_delays_the_end_is_named_and_then_cut(hang, named):
     begun = time.monotonic()
     result = run(
         "import atexit, threading, time\nfrom flask_backend.system.exits import leave\nprint('printed')\n"
@@ -91,11 +94,11 @@ def test_what_delays_the_end_is_named_and_then_cut(hang, named):
     )
     assert result.returncode == ExitCode.GAVE_BACK
     assert result.stdout == "printed\n"
-    assert f"the end waits for {'threads ' if 'prices' in named else ''}{named}; in 0.5 s" in result.stderr
+    assert f"the process waits for {named}; in 0.5 s" in result.stderr
     assert time.monotonic() - begun < 15
 
 
-def test_a_clean_up_of_threads_that_fails_costs_neither_the_exit_handlers_nor_the_status():
+def test_a_failing_cleanup_of_threads_costs_neither_the_exit_handlers_nor_the_status():
     result = run(
         "import atexit, threading\nfrom flask_backend.system.exits import leave\natexit.register(print, 'at exit')\n"
         "threading._register_atexit(lambda: 1 / 0)\nleave(4)"

@@ -1,4 +1,4 @@
-"""Why a job has not run: the reason in front, in words that hold."""
+"""Why a job has not run: the main reason first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def explained(queue=QUEUE, *, story=None, misfit=None, retry=None, **job):
 
 def test_a_job_that_is_gone_may_have_been_done():
     assert gone(7).code == "gone"
-    assert gone(7).text == "Job 7 is gone: it is done, was deleted, or never was."
+    assert gone(7).text == "Job 7 is gone: it has finished, was deleted, or never existed."
 
 
 def test_a_ready_job_waits_for_busy_workers():
@@ -65,26 +65,26 @@ def test_with_idle_workers_it_is_only_ready(ready, idle, told):
     assert reason.text.endswith(told)
 
 
-def test_without_workers_it_says_how_to_start_some():
+def test_without_workers_it_shows_how_to_start_some():
     reason = explained(replace(QUEUE, watching=0))
     assert reason.code == "no-worker"
     assert reason.text == ("No worker watches q to take job 7: start one with `flask-backend supervise --queue q`.")
 
 
-def test_a_pause_comes_before_all_else_of_a_ready_job():
+def test_a_pause_is_the_first_reason_for_a_ready_job():
     reason = explained(replace(QUEUE, pause_left_s=300, watching=0), misfit=UNKNOWN)
     assert reason.code == "paused"
     assert reason.text.startswith(
-        "Queue q is paused for 5m more, and job 7 with it; `flask-backend resume q` ends that. No worker watches q"
+        "Queue q is paused for another 5m, so job 7 waits; `flask-backend resume q` ends the pause. No worker watches q"
     )
     assert reason.numbers["pause_left_s"] == 300
 
 
-def test_a_pause_without_end_is_said_to_be_one():
+def test_a_pause_without_end_is_described_as_such():
     assert "Queue q is paused until it is resumed" in explained(replace(QUEUE, pause_left_s=2**32 - 1)).text
 
 
-def test_a_task_that_is_not_there_comes_before_the_turn():
+def test_a_missing_task_comes_before_the_turn():
     reason = explained(misfit=UNKNOWN)
     assert reason.code == "unknown-endpoint"
     assert reason.text.startswith(
@@ -92,7 +92,7 @@ def test_a_task_that_is_not_there_comes_before_the_turn():
     )
 
 
-def test_a_delay_tells_the_time_and_then_who_is_missing():
+def test_a_delay_shows_the_time_and_then_the_missing_workers():
     reason = explained(replace(QUEUE, watching=0), state="delayed", time_left_s=40)
     assert reason.code == "delayed"
     assert reason.text.startswith("Job 7 is scheduled for 20")
@@ -100,40 +100,42 @@ def test_a_delay_tells_the_time_and_then_who_is_missing():
     assert reason.numbers["due_in_s"] == 40
 
 
-def test_a_retry_tells_which_attempt_comes():
+def test_a_retry_shows_the_next_attempt():
     reason = explained(state="delayed", time_left_s=40, releases=2, retry=Retry())
     assert reason.code == "retry"
     assert reason.text.startswith("Job 7 has failed 2 times; attempt 3 of 10 is due at 20")
     assert (reason.numbers["attempt"], reason.numbers["allowed"]) == (3, 10)
 
 
-def test_without_a_policy_the_number_of_attempts_is_open():
+def test_without_a_policy_the_number_of_attempts_is_unknown():
     assert "has failed once; attempt 2 is due at" in explained(state="delayed", time_left_s=40, releases=1).text
     endless = explained(state="delayed", time_left_s=40, releases=1, retry=Retry(max_retries=None))
     assert "; attempt 2 is due at" in endless.text
 
 
-def test_a_retry_of_a_task_that_is_not_there_says_that_first():
+def test_a_retry_of_a_missing_task_says_that_first():
     reason = explained(state="delayed", time_left_s=40, releases=2, misfit=UNKNOWN)
     assert reason.code == "unknown-endpoint"
     assert "Job 7 has failed 2 times" in reason.text
 
 
-def test_a_reserved_job_tells_when_its_worker_was_heard_of():
+def test_a_reserved_job_shows_the_last_sign_of_its_worker():
     reason = explained(state="reserved", time_left_s=111, retry=Retry(max_retries=0))
     assert reason.code == "reserved"
-    assert reason.text == ("A worker has job 7, attempt 1 of 1: it was last heard of 9s ago, and may be silent for 2m.")
+    assert reason.text == (
+        "A worker has job 7, attempt 1 of 1: it was last heard from 9s ago, and may be silent for 2m."
+    )
     assert (reason.numbers["silent_s"], reason.numbers["ttr_s"], reason.numbers["time_left_s"]) == (9, 120, 111)
 
 
 def test_a_reserved_job_whose_time_is_over_is_held_by_an_open_connection():
     reason = explained(state="reserved", time_left_s=-40)
     assert reason.code == "reserved"
-    assert "last heard of 2m40s ago: its time to run of 2m is over" in reason.text
+    assert "last heard from 2m40s ago: its TTR of 2m has expired" in reason.text
     assert "the connection that holds the job is still open" in reason.text
 
 
-def test_a_buried_job_tells_its_story_in_one_line():
+def test_a_buried_job_shows_its_story_in_one_line():
     reason = explained(state="buried", buries=1, story=STORY)
     assert reason.code == "buried"
     assert reason.numbers == {"age_s": 90, "buried_at": NOW - 180}
@@ -147,13 +149,13 @@ def test_a_long_story_is_cut():
     assert len(explained(state="buried", buries=1, story=story).text) < 300
 
 
-def test_a_buried_job_without_a_story_says_so_and_what_would_come_of_a_kick():
+def test_a_buried_job_without_a_story_says_so_and_what_a_kick_would_do():
     reason = explained(state="buried", buries=1, misfit=UNKNOWN)
     assert reason.code == "buried"
-    assert reason.text.startswith("Job 7 was buried without a story: by another program than our workers")
+    assert reason.text.startswith("Job 7 was buried without a story: by a program other than our workers")
     assert "Job 7 cannot run" in reason.text
 
 
-def test_what_came_over_the_wire_is_no_command_to_the_terminal():
+def test_text_from_the_wire_cannot_act_on_the_terminal():
     misfit = Incompatibility(Fault.BAD_ARGUMENTS, "hello() got an unexpected keyword argument '\x1b[31m'", "hello(...)")
     assert r"'\x1b[31m'" in explained(misfit=misfit).text

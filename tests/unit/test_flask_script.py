@@ -45,11 +45,11 @@ def test_a_working_flask_script_is_left_alone(tmp_path):
     assert run(code, str(tmp_path)).stderr == ""
 
 
-def test_without_either_the_error_says_what_to_install():
+def test_without_either_the_error_names_the_package_to_install():
     code = "import sys\nsys.modules['flask_script'] = sys.modules['flask_script_ng'] = None\nimport flask_backend\n"
     result = run(code + "from flask_backend import Backend\n" + "from flask_backend import BackendCommand")
     assert "BackendCommand needs Flask-Script: pip install 'flask-backend[flask-script]'" in result.stderr
 
 
-def test_only_those_who_ask_for_the_command_get_the_alias():
+def test_only_users_of_the_command_get_the_alias():
     assert "No module named 'flask_script'" in run("from flask_backend import Backend\nimport flask_script").stderr

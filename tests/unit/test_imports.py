@@ -1,4 +1,4 @@
-"""The architecture, as a test: imports go one way."""
+"""The layers of the architecture: imports go one way."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import flask_backend
 PACKAGE = Path(flask_backend.__file__).parent
 NAME = PACKAGE.name
 
-# The values, which all rooms may use; they use each other only.
+# The values, which all rooms may use; they import only each other.
 VALUES = {"bulk", "config", "deaths", "decisions", "durations", "errors", "functions", "message", "names", "options"}
 VALUES |= {"outcome", "retry", "stories", "tracebacks", "visible"}
-# Which rooms each of the others imports, beside the values: docs/architecture.md draws these arrows.
+# The rooms that each of the others imports, beside the values: docs/architecture.md draws these arrows.
 ARROWS = {
     "values": set(),
     "system": set(),
@@ -64,7 +64,7 @@ def _imports_of(name: str, path: Path, modules: set[str]):
 
 
 IMPORTS = read_imports(PACKAGE)
-# The package's own __init__ imports the public names for type checkers, and when they are asked for.
+# The package's own __init__ imports the public names for type checkers, and on first access.
 INNER = {name: imports - {NAME} for name, imports in IMPORTS.items() if name != NAME}
 
 
@@ -94,7 +94,7 @@ def test_there_is_no_cycle_of_modules():
     TopologicalSorter(INNER).prepare()  # raises CycleError, which names one
 
 
-def test_the_arrows_between_the_rooms_are_those():
+def test_the_imports_between_the_rooms_match_the_table():
     found: dict[str, set[str]] = {}
     for name, imports in INNER.items():
         found.setdefault(_room(name), set()).update(_room(each) for each in imports)

@@ -32,7 +32,7 @@ def parse(data: bytes) -> dict[str, str]:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A socket that stands for the journal's."""
+    """A socket in place of the journal's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(tmp_path / "socket"))
         server.settimeout(5)

@@ -38,7 +38,7 @@ def test_a_setting_that_comes_after_the_backend_is_named_at_the_first_call(app, 
         backend.settings_of(app)
 
 
-def test_a_setting_that_is_removed_again_is_no_error(app):
+def test_a_setting_that_is_removed_again_is_not_an_error(app):
     backend = Backend(app)
     app.config["BACKEND_TIMEOUT"] = 1
     del app.config["BACKEND_TIMEOUT"]

@@ -1,4 +1,4 @@
-"""How a process was started, asked after it has changed its folder and its environment."""
+"""How a process was started, determined after it has changed its folder and its environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(json.dumps([launch.folder, launch.command(executed_file()), dict(launch.en
 
 @pytest.fixture
 def release(tmp_path):
-    """A link, and in the folder behind it a script."""
+    """A link to a folder that contains a script."""
     folder = tmp_path / "releases" / "1"
     folder.mkdir(parents=True)
     (tmp_path / "current").symlink_to("releases/1")
@@ -55,7 +55,7 @@ def tell(line: str, **env: str) -> tuple[str, list[str], dict[str, str]]:
     [
         ("./script a b", ["{folder}/script", "a", "b"]),
         ("{folder}/script a -m", ["{folder}/script", "a", "-m"]),
-        ("../1/script", ["{folder}/../1/script"]),  # as the system takes it: from the folder behind the link
+        ("../1/script", ["{folder}/../1/script"]),  # as the system resolves it: from the folder behind the link
         ("PATH=$PWD:$PATH script a", ["{folder}/script", "a"]),
         ("PATH=.:$PATH script a", ["{folder}/script", "a"]),
         ("./safe ./safe", ["{folder}/safe", "./safe"]),
@@ -66,32 +66,32 @@ def tell(line: str, **env: str) -> tuple[str, list[str], dict[str, str]]:
         ("exec ./script a", ["{folder}/script", "a"]),
     ],
 )
-def test_the_command_is_the_one_that_was_typed_without_its_links_resolved(release, line, command):
+def test_the_command_is_the_typed_one_without_its_links_resolved(release, line, command):
     folder, told, _ = tell(f"cd {release} && {line.format(folder=release)}")
     assert folder == str(release)
     assert told == [part.format(folder=release) for part in command]
 
 
-def test_a_script_that_asks_env_for_its_interpreter_gets_the_one_that_env_found(release):
+def test_a_script_started_through_env_gets_the_interpreter_that_env_found(release):
     _, (interpreter, *arguments), _ = tell(f"cd {release} && ./env a")
     assert (os.path.basename(interpreter), arguments) == ("python3", ["./env", "a"])  # noqa: PTH119
 
 
 @pytest.mark.parametrize("stale", ["/", "/nonexistent", "relative", ""])
-def test_a_name_of_the_folder_that_is_not_right_does_not_count(release, stale):
+def test_a_wrong_name_of_the_folder_is_ignored(release, stale):
     folder, command, _ = tell(f"cd {release} && PWD='{stale}' exec ./script")
     assert folder == str(release.resolve())
     assert command == [f"{release.resolve()}/script"]
 
 
-def test_a_folder_that_is_deleted_is_none(release, tmp_path):
+def test_a_deleted_folder_is_none(release, tmp_path):
     (tmp_path / "gone").mkdir()
     folder, command, _ = tell(f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {release}/script")
     assert folder is None
     assert command == [f"{release}/script"]
 
 
-def test_the_environment_is_that_of_the_start_but_for_what_concerns_one_process(release):
+def test_the_environment_is_that_of_the_start_except_for_variables_of_one_process(release):
     _, _, kept = tell(
         f"{release}/script",
         KEPT="first",
@@ -108,13 +108,13 @@ def test_the_environment_is_that_of_the_start_but_for_what_concerns_one_process(
     assert not [name for name in kept if name.startswith("FLASK_BACKEND_")]
 
 
-def test_bytes_that_are_no_text_stay_what_they_are(release):
+def test_bytes_that_are_not_text_stay_unchanged(release):
     script = f"PATH='{os.environ['PATH']}' ODD=$(printf '\\377') {release}/script"
     _, _, kept = tell(script)
     assert os.fsencode(kept["ODD"]) == b"\xff"
 
 
-def test_where_the_system_does_not_tell_what_it_executed_the_interpreter_is_ours():
+def test_where_the_system_does_not_show_the_executable_the_interpreter_is_ours():
     launch = Launch(["python", "-m", "flask_backend", "supervise"], {}, "/srv/current")
     assert launch.command(None) == [sys.executable, "-m", "flask_backend", "supervise"]
     assert launch.command("/lib64/ld-linux-x86-64.so.2") == [sys.executable, "-m", "flask_backend", "supervise"]

@@ -79,7 +79,7 @@ class TestConfiguration:
         logging.config.fileConfig(file)
         assert logger.isEnabledFor(logging.INFO)
 
-    def test_a_configuration_that_names_it_decides(self, logger):
+    def test_a_configuration_that_names_a_logger_decides(self, logger):
         logging.config.dictConfig(CONFIG | {"loggers": {NAME: {"level": "ERROR", "propagate": False}}})
         assert not logger.isEnabledFor(logging.WARNING)
         assert logger.isEnabledFor(logging.ERROR)
@@ -87,19 +87,19 @@ class TestConfiguration:
         logging.config.dictConfig(CONFIG | {"loggers": {"flask_backend": {"level": "CRITICAL"}}})
         assert not logger.isEnabledFor(logging.ERROR)
 
-    def test_who_disables_it_by_name_has_it_disabled(self, logger):
+    def test_a_logger_disabled_by_name_stays_disabled(self, logger):
         logging.getLogger(NAME).disabled = True
         assert not logger.isEnabledFor(logging.CRITICAL)
         logging.config.dictConfig(CONFIG | {"loggers": {NAME: {}}})
         assert logger.isEnabledFor(logging.CRITICAL)
 
-    def test_logging_that_is_disabled_as_a_whole_goes_on_for_it(self, logger):
+    def test_our_loggers_stay_enabled_when_logging_is_disabled_as_a_whole(self, logger):
         logger.setLevel(logging.INFO)
         logging.disable(logging.CRITICAL)
         assert not logging.getLogger("another").isEnabledFor(logging.CRITICAL)
         assert logger.isEnabledFor(logging.INFO)
 
-    def test_a_logger_that_the_app_has_made_before_becomes_ours(self):
+    def test_a_logger_created_by_the_app_becomes_ours(self):
         theirs = logging.getLogger(f"{NAME}.theirs")
         theirs.setLevel(logging.ERROR)
         ours = get_logger(f"{NAME}.theirs")
@@ -115,25 +115,25 @@ class TestDelivery:
         delivery = Delivery()
         delivery.fallback = List()
         monkeypatch.setattr(loggers, "delivery", delivery)
-        # Reports go to the handlers of the test, as in an app, where all are the root's.
+        # Reports go to the handlers of the test, as in an app with all handlers at the root.
         monkeypatch.setattr(loggers, "_own_logger", get_logger(NAME))
         return delivery
 
-    def test_a_handler_that_raises_keeps_nothing_from_the_others(self, delivery, logger):
+    def test_a_handler_that_raises_does_not_affect_the_others(self, delivery, logger):
         good = List()
         with handlers_of(logger, Failing(), good):
             logger.error("the news")
         assert good.messages == ["the log handler Failing has failed: ConnectionError: the chat is down", "the news"]
         assert delivery.fallback.messages == []
 
-    def test_what_no_handler_takes_goes_to_the_fallback(self, delivery, logger):
+    def test_a_record_that_no_handler_takes_goes_to_the_fallback(self, delivery, logger):
         with handlers_of(logger, Failing()):
             logger.error("the news")
             logger.error("more news")
         assert delivery.fallback.messages[1:] == ["the news", "more news"]
         assert delivery.fallback.messages[0].startswith("the log handler Failing has failed: ")
 
-    def test_what_no_handler_wants_goes_nowhere(self, delivery, logger):
+    def test_a_record_that_no_handler_wants_goes_nowhere(self, delivery, logger):
         handler = List()
         handler.setLevel(logging.CRITICAL)
         with handlers_of(logger, handler):
@@ -145,14 +145,14 @@ class TestDelivery:
             logger.error("the news")
         assert delivery.fallback.messages == ["the news"]
 
-    def test_a_handler_that_works_again_gets_the_number_of_records_that_it_has_missed(self, delivery, logger):
+    def test_a_handler_that_works_again_gets_the_number_of_records_it_missed(self, delivery, logger):
         handler = Failing()
         with handlers_of(logger, handler):
             logger.error("one")
             logger.error("two")
             handler.error = None
             logger.error("three")
-        assert handler.messages == ["three", "the log handler Failing works again; it has missed 3 records"]
+        assert handler.messages == ["three", "the log handler Failing works again; it missed 3 records"]
 
     def test_an_exit_passes_unless_the_process_is_protected(self, delivery, logger):
         handler = Failing()
@@ -185,7 +185,7 @@ class TestDelivery:
         assert slow.messages == ["one"]
         assert good.messages[1:] == ["one", "two"]
         assert good.messages[0].startswith("the log handler Slow has failed: it took longer than 0.05 s")
-        # The app's own alarm is as it was.
+        # The app's own alarm is unchanged.
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         time.sleep(0.1)
         assert alarms == [signal.SIGALRM]

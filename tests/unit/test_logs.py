@@ -22,7 +22,7 @@ from flask_backend.visible import visible_lines
 
 
 class JobLease:
-    """A job's second attempt, or one that the broker does not tell."""
+    """A job's second attempt, or one whose attempt the broker does not report."""
 
     def __init__(self, *, answers: bool = True, logger: logging.Logger | None = None) -> None:
         self._answers = answers
@@ -42,7 +42,7 @@ class JobLease:
 
 @contextmanager
 def job_12(lease: JobLease | None = None):
-    """Be in the task hello, called for job 12."""
+    """Enter the task hello, called for job 12."""
     job = CurrentJob(id=12, queue="q", endpoint="hello", headers={}, retry=Retry(), lease=lease or JobLease())
     token = job_being_run.set(job)
     yield
@@ -50,7 +50,7 @@ def job_12(lease: JobLease | None = None):
 
 
 class Log:
-    """A logger, and what it has written. It is not in logging's tree, for pytest puts handlers there."""
+    """A logger, and its output. It is outside logging's tree, since pytest puts handlers there."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         self._stream = io.StringIO()
@@ -93,7 +93,7 @@ class TestText:
             text.logger.info("hello %s", "world")
         assert text.text.endswith("test: hello world [hello job 12 attempt 2]\n")
 
-    def test_an_attempt_that_is_not_known_is_left_out(self, text):
+    def test_an_unknown_attempt_is_left_out(self, text):
         with job_12(JobLease(answers=False)):
             text.logger.info("hello")
         assert text.text.endswith("test: hello [hello job 12]\n")
@@ -152,12 +152,12 @@ class TestJson:
             "task": "hello", "job_id": 12, "attempt": 2, "queue": "q",
         }  # fmt: skip
 
-    def test_an_attempt_that_is_not_known_is_left_out(self, json_log):
+    def test_an_unknown_attempt_is_left_out(self, json_log):
         with job_12(JobLease(answers=False)):
             json_log.logger.info("hello")
         assert "attempt" not in json_log.objects[-1]
 
-    def test_all_that_extra_gives_is_there(self, json_log):
+    def test_all_fields_of_extra_are_included(self, json_log):
         extra = {"order": 7, "paid": None, "lines": [{"sku": "ä"}], "job_id": 99, "level": 3, 5: "five"}
         json_log.logger.info("sold", extra=extra)
         told = json_log.objects[0]
@@ -175,7 +175,7 @@ class TestJson:
         assert told["exception"].endswith("\nZeroDivisionError: division by zero")
         assert told["stack"].startswith("Stack (most recent call last):\n")
 
-    def test_no_exception_is_told_where_there_is_none(self, json_log):
+    def test_a_missing_exception_is_not_shown(self, json_log):
         json_log.logger.error("it broke", exc_info=True)  # noqa: LOG014  # what people write
         assert "exception" not in json_log.objects[0]
 
@@ -191,7 +191,7 @@ class TestJson:
             (ValueError("x"), "ValueError('x')"),
         ],
     )  # fmt: skip
-    def test_what_json_cannot_carry_is_told_by_its_repr(self, json_log, value, told):
+    def test_values_that_json_cannot_carry_are_shown_by_their_repr(self, json_log, value, told):
         json_log.logger.info("look", extra={"value": value})
         assert json_log.objects[0]["value"] == told
 
@@ -211,18 +211,18 @@ class TestJson:
         assert told["big"] == "(int, whose repr() fails)"
 
     @pytest.mark.parametrize("arguments", [("%d apples", "no"), ("%s", 1, 2), ("%s", "Sly")], ids=str)
-    def test_a_message_that_cannot_be_formatted_is_still_told(self, json_log, arguments):
+    def test_a_message_that_cannot_be_formatted_is_still_logged(self, json_log, arguments):
         json_log.logger.info(arguments[0], *(Sly() if a == "Sly" else a for a in arguments[1:]))
         assert "cannot be formatted with" in json_log.objects[0]["message"]
 
     @pytest.mark.parametrize("odd", ["\n", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", "\0", '"', "\\"])
-    def test_whatever_is_said_is_one_line(self, json_log, odd):
+    def test_any_message_is_one_line(self, json_log, odd):
         json_log.logger.info("a%sb", odd, extra={"value": [odd], odd: 1})
         assert len(json_log.text.splitlines()) == 1
         told = json_log.objects[0]
         assert (told["message"], told["value"], told[odd]) == (f"a{odd}b", [odd], 1)
 
-    def test_no_control_character_is_in_the_line_as_it_is(self, json_log):
+    def test_control_characters_are_escaped(self, json_log):
         unsafe = "\x1b[2J\x7f\x9b\u202e\u2066\ud800"
         json_log.logger.info("a%s", unsafe, extra={unsafe: unsafe})
         assert visible_lines(json_log.text) == json_log.text
@@ -240,7 +240,7 @@ class Sly:
 
 
 class TestJobContext:
-    def test_what_extra_has_set_stays(self, json_log):
+    def test_fields_set_by_extra_stay(self, json_log):
         with job_12(lease := JobLease()):
             json_log.logger.info("of another", extra={"job_id": 99, "attempt": 5})
         told = json_log.objects[0]
@@ -259,7 +259,7 @@ class TestJobContext:
         assert lease.times_asked == 1
         assert [told["attempt"] for told in json_log.objects] == [2, 2, 2]
 
-    def test_what_is_logged_meanwhile_does_not_ask_again(self, json_log):
+    def test_lines_logged_during_the_request_do_not_repeat_it(self, json_log):
         with job_12(lease := JobLease(answers=False, logger=json_log.logger)):
             json_log.logger.info("hello")
         assert lease.times_asked == 1
@@ -267,7 +267,7 @@ class TestJobContext:
         assert (asking["message"], asking["job_id"], "attempt" in asking) == ("asking the broker", 12, False)
         assert hello["message"] == "hello"
 
-    def test_a_thread_of_its_own_is_no_job(self, json_log):
+    def test_a_separate_thread_has_no_job(self, json_log):
         with job_12():
             thread = threading.Thread(target=json_log.logger.info, args=["from a thread"])
             thread.start()
@@ -277,7 +277,7 @@ class TestJobContext:
 
 @contextmanager
 def root_with(*handlers: logging.Handler):
-    """Have a root logger with these handlers, and not with those of pytest."""
+    """Use a root logger with these handlers, without those of pytest."""
     root = logging.getLogger()
     before = root.handlers, root.level
     root.handlers = list(handlers)
@@ -305,7 +305,7 @@ class TestConfigure:
         else:
             assert line.endswith("of_test_logs: hello ä [hello job 12 attempt 2]")
 
-    def test_json_is_utf_8_whatever_the_locale(self, app, monkeypatch):
+    def test_json_is_utf_8_in_any_locale(self, app, monkeypatch):
         stderr = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
         monkeypatch.setattr(sys, "stderr", stderr)
         with root_with():

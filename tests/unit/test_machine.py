@@ -13,7 +13,7 @@ HERE = len(os.sched_getaffinity(0))
 
 @pytest.fixture
 def system(tmp_path):
-    """A /proc and a /sys/fs/cgroup of our own; the process is in the group `own`."""
+    """A /proc and a /sys/fs/cgroup for the test; the process is in the group `own`."""
 
     def make(own: str, name: str, limits: dict[str, str]) -> tuple[Path, Path]:
         (tmp_path / "self").mkdir()
@@ -31,12 +31,12 @@ def system(tmp_path):
     ("own", "quotas", "cpus"),
     [
         ("/a/b", {"a/b": "max 100000"}, HERE),
-        ("/", {"": "100000 100000"}, 1),  # a container's
+        ("/", {"": "100000 100000"}, 1),  # of a container
         ("/a/b", {"a": "150000 100000", "a/b": "max 100000"}, 1),  # the smallest on the way up, rounded down
-        ("/a", {"a": "20000 100000"}, 1),  # but to no less than one
+        ("/a", {"a": "20000 100000"}, 1),  # but at least one
     ],
 )
-def test_cpus_are_those_of_the_affinity_and_no_more_than_the_quotas_allow(system, own, quotas, cpus):
+def test_cpus_are_those_of_the_affinity_within_the_quotas(system, own, quotas, cpus):
     assert available_cpus(*system(own, "cpu.max", quotas)) == cpus
 
 
@@ -48,10 +48,10 @@ def test_cpus_are_those_of_the_affinity_and_no_more_than_the_quotas_allow(system
         ("/a", {"a": "max"}, psutil.virtual_memory().total),
     ],
 )
-def test_memory_is_the_machines_and_no_more_than_the_limits_allow(system, own, limits, memory):
+def test_memory_is_the_machines_within_the_limits(system, own, limits, memory):
     assert available_memory(*system(own, "memory.max", limits)) == memory
 
 
-def test_a_system_without_control_groups_has_what_the_machine_has(tmp_path):
+def test_a_system_without_control_groups_has_all_of_the_machine(tmp_path):
     assert available_cpus(tmp_path, tmp_path) == HERE
     assert available_memory(tmp_path, tmp_path) == psutil.virtual_memory().total

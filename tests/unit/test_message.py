@@ -41,7 +41,7 @@ json_values = st.recursive(
 
 
 @given(st.text(min_size=1), st.lists(json_values), st.dictionaries(st.text(), json_values))
-def test_what_is_encoded_decodes_to_the_same(endpoint, args, kwargs):
+def test_encoded_values_decode_to_the_same(endpoint, args, kwargs):
     message = Message(endpoint, args, kwargs, new_headers())
     assert decode(encode(message)) == message
 
@@ -79,35 +79,35 @@ class Level(enum.IntEnum):
 
 
 class Lazy(dict):
-    """As a mapping that reads its rows when it is asked for them."""
+    """Like a mapping that reads its rows on access."""
 
     def items(self):
         raise RuntimeError("not bound to a Session")
 
 
 @pytest.mark.parametrize("key", [1, -1, 0, 1.5, 1e300, -0.0, True, False, None, Level.HIGH, 10**30])
-def test_a_key_that_is_no_string_is_an_error_at_any_depth(key):
+def test_a_key_that_is_not_a_string_is_an_error_at_any_depth(key):
     for value in ({key: 1}, [{"a": ({}, [{key: 1}])}], {"a": {"b": 1, key: 1}}, [{}, {str(key): 0, key: 1}]):
-        with pytest.raises(MessageEncodeError, match=rf"the key {re.escape(repr(key))} of a dict is not a string"):
+        with pytest.raises(MessageEncodeError, match=rf"the dict key {re.escape(repr(key))} is not a string"):
             encode_json(value)
 
 
 @pytest.mark.parametrize(
     "key", ["1", "-1.5e+30", "true", "null", "", 'a":1,"1', "2026-11-25", "\\", Name("n"), Plain.LOW]
 )
-def test_a_key_that_is_a_string_is_none_whatever_is_in_it(key):
+def test_any_string_is_accepted_as_a_key(key):
     assert decode_json(encode_json([{key: 1, "x": ['"1":']}])) == [{str(key): 1, "x": ['"1":']}]
 
 
 @given(st.recursive(st.none() | st.text(), lambda inner: st.dictionaries(odd_keys, inner) | st.lists(inner)))
-def test_what_is_encoded_has_the_keys_that_it_had(value):
+def test_an_encoded_value_keeps_its_keys(value):
     try:
         assert decode_json(encode_json(value)) == value
     except MessageEncodeError:
         assert has_odd_keys(value)
 
 
-def test_what_a_values_own_code_raises_is_an_error_too():
+def test_an_exception_of_a_values_own_code_is_an_error_too():
     with pytest.raises(MessageEncodeError, match="not bound to a Session"):
         encode_json(Lazy(a=1))
 
@@ -122,7 +122,7 @@ class Mute(dict):
         raise SilentError
 
 
-def test_an_error_that_cannot_be_shown_is_told_by_its_class():
+def test_an_error_that_cannot_be_shown_is_reported_by_its_class():
     with pytest.raises(MessageEncodeError, match="SilentError"):
         encode_json(Mute(a=1))
 
@@ -151,7 +151,7 @@ def test_any_value_can_be_shown_in_an_error(value, shown):
     assert len(show_value(value)) <= 60
 
 
-def test_a_value_without_end_can_be_shown():
+def test_an_endless_value_can_be_shown():
     value: list = []
     for _ in range(100_000):
         value = [value]
@@ -178,7 +178,7 @@ def test_a_circular_value_is_an_error():
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_bytes_that_are_no_json_are_an_error(body, reason):
+def test_bytes_that_are_not_json_are_an_error(body, reason):
     with pytest.raises(MessageDecodeError, match=reason):
         decode_json(body)
 
@@ -200,7 +200,7 @@ def test_the_depth_that_the_decoder_takes_is_bounded(blanks):
         decode_json(nest(MAX_DEPTH // 2 + 1, '{"]":[', "]}").replace(b"[]", b"[1]"))
 
 
-def test_the_caller_cannot_send_what_the_decoder_does_not_take():
+def test_the_caller_cannot_send_values_that_the_decoder_refuses():
     value: object = None
     for depth in range(MAX_DEPTH + 1):
         if depth:
@@ -250,7 +250,7 @@ def test_no_body_takes_the_decoder_long(body):
         (b'{"endpoint": "x", "headers": null}', "'headers' is null, not an object"),
     ],
 )
-def test_json_that_is_no_task_is_an_error(body, reason):
+def test_json_that_is_not_a_task_is_an_error(body, reason):
     with pytest.raises(MessageDecodeError, match=reason):
         decode(body)
 

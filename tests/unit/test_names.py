@@ -9,14 +9,14 @@ from flask_backend.names import check_queue_name
 
 
 @pytest.mark.parametrize("name", ["com.example/default", "a", "a-b", "$x;(1)+_.", "q" * 200])
-def test_names_that_beanstalkd_takes(name):
+def test_names_that_beanstalkd_accepts(name):
     assert check_queue_name(name) == name
 
 
 @pytest.mark.parametrize(
     "name", ["", "-a", "a b", "a\n", "a\r\nput 0 0 1 1", "a:b", "ä", "q" * 201, "a\0", 7, None, b"a"]
 )  # fmt: skip
-def test_names_that_it_does_not_take_are_errors_that_say_what_is_right(name):
+def test_names_that_it_refuses_are_errors_that_show_what_is_expected(name):
     with pytest.raises(QueueNameError, match=r"'com\.example/default'|must be a string"):
         check_queue_name(name)
 

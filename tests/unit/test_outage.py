@@ -1,4 +1,4 @@
-"""A worker whose broker is away, by a clock that the test moves: no socket, no wait."""
+"""A worker whose broker is unreachable, with a clock that the test moves: no socket, no wait."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOUR_S = 3600.0
 
 
 class Clock:
-    """Moves when something waits; ``on_move`` looks at each moment before that."""
+    """Advance when something waits; ``on_move`` looks at each moment before that."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -34,7 +34,7 @@ class Clock:
 
 
 class Row(Foreground):
-    """What the supervisor sees of a worker that has no job."""
+    """The supervisor's view of a worker that has no job."""
 
     activity = kill_at = left_at = None
 
@@ -92,12 +92,12 @@ def refused(*_args, **_options):
     raise BrokerConnectionError("cannot connect to Beanstalkd: Connection refused")
 
 
-def test_a_worker_that_waits_for_its_broker_for_a_day_is_not_taken_for_a_stuck_one(reasons):
+def test_a_worker_that_waits_for_its_broker_for_a_day_does_not_count_as_stuck(reasons):
     assert reasons(refused, hours=24) == []
 
 
 @pytest.mark.parametrize("longest_s", [SILENT_S + 1, HOUR_S])
-def test_a_try_to_connect_may_take_as_long_as_the_resolver_and_the_network_have_it_take(reasons, clock, longest_s):
+def test_a_connection_attempt_may_take_as_long_as_the_resolver_and_the_network_take(reasons, clock, longest_s):
     rng = random.Random(1)
 
     def hang(*_args, **_options):
@@ -139,17 +139,17 @@ class Frozen:
 
 
 @pytest.mark.parametrize("timeout_s", [5.0, SILENT_S, HOUR_S])
-def test_a_frozen_broker_costs_no_worker_however_long_the_app_has_it_wait_for_an_answer(
+def test_a_frozen_broker_costs_no_worker_however_long_the_app_lets_it_wait_for_an_answer(
     reasons, monkeypatch, timeout_s
 ):
     monkeypatch.setattr(worker.StopSignals, "poll_with", lambda *_args: None)
     assert reasons(Frozen, hours=24, timeout_s=timeout_s) == []
 
 
-def test_a_worker_that_hangs_between_two_tries_is_still_found(reasons, clock, monkeypatch):
+def test_a_worker_that_hangs_between_two_attempts_is_still_detected(reasons, clock, monkeypatch):
     def hang(*_args):
         clock.move(SILENT_S + 1)
         return RECONNECT_MAX_S
 
     monkeypatch.setattr(worker.Backoff, "next", hang)
-    assert "has given no sign of life for 121 s" in reasons(refused, hours=0.01)[0]
+    assert "has sent no heartbeat for 121 s" in reasons(refused, hours=0.01)[0]

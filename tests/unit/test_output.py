@@ -30,7 +30,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.sampled_from(["utf-8", "ascii", "latin-1"]))
-def test_json_is_valid_and_shows_no_control_characters_whatever_is_in_it(value, encoding):
+def test_any_json_is_valid_and_shows_no_control_characters(value, encoding):
     stdout = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
@@ -42,7 +42,7 @@ def test_json_is_valid_and_shows_no_control_characters_whatever_is_in_it(value, 
 
 
 def with_names(value):
-    """Return a value with the names of the numbers that JSON does not have."""
+    """Return a value with names in place of the numbers that JSON does not have."""
     if isinstance(value, dict):
         return {name: with_names(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -53,7 +53,7 @@ def with_names(value):
 NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def test_no_cell_of_a_table_reaches_the_terminal_as_it_is(capsys):
+def test_no_cell_of_a_table_reaches_the_terminal_unescaped(capsys):
     echo_table([Column("a\tb"), Column("c")], [["x\n\x1b[2J", "\u202ey"]])
     assert capsys.readouterr().out.splitlines()[1:] == [r"x\n\x1b[2J  \u202ey"]
 
@@ -78,13 +78,13 @@ def test_no_line_of_a_table_is_wider_than_the_terminal_and_no_column_is_left_out
         assert [place.width for place in lines[0]] == list(widths)
 
 
-def test_a_text_that_may_be_cut_has_what_the_others_leave():
+def test_a_text_that_may_be_cut_gets_the_remaining_width():
     columns = [Column("id", is_number=True), Column("message", least=10), Column("state")]
     [line] = _lay_out(columns, [5, 100, 8], 40)
     assert [place.width for place in line] == [5, 23, 8]
 
 
-def test_texts_in_front_have_a_line_of_their_own_where_the_terminal_is_narrow():
+def test_leading_texts_have_their_own_line_in_a_narrow_terminal():
     columns = [Column("queue"), Column("paused"), *(Column("n", is_number=True) for _ in range(4))]
     assert [[place.column for place in line] for line in _lay_out(columns, [20, 10, 9, 9, 9, 9], 50)] == [
         [0, 1],
@@ -103,14 +103,14 @@ def test_without_a_terminal_a_row_is_one_plain_line(capsys):
 
 
 @given(st.text(st.characters(codec="utf-8")), st.integers(1, 50))
-def test_a_text_is_cut_to_the_columns_there_are(text, columns):
+def test_a_text_is_cut_to_the_available_columns(text, columns):
     shown = cut_to_width(text, columns)
     assert width_of(shown) <= columns
     assert shown == text or (shown.endswith("…") and text.startswith(shown[:-1]))
     assert shown == text or width_of(text) > columns
 
 
-def test_color_is_only_where_it_is_wanted(monkeypatch):
+def test_color_is_used_only_where_it_is_wanted(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert styled("x", fg="red") == "\x1b[31mx\x1b[0m"
     assert styled("x") == "x"
@@ -118,7 +118,7 @@ def test_color_is_only_where_it_is_wanted(monkeypatch):
     assert styled("x", fg="red") == "x"
 
 
-def test_json_may_have_what_no_text_can(capsys):
+def test_json_may_contain_characters_that_text_cannot(capsys):
     echo_json({"half a pair": "\ud800", "whole": "ä😀"})
     out = capsys.readouterr().out
     assert json.loads(out) == {"half a pair": "\ud800", "whole": "ä😀"}

@@ -1,4 +1,4 @@
-"""Tasks as callables of other libraries: in pools of processes, in copies, in mocks."""
+"""Tasks as callables of other libraries: in process pools, copies and mocks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_task_with_options_can_be_pickled():
     assert repr(call) == repr(greet.options(delay=60))
 
 
-def test_a_task_that_its_module_does_not_name_is_not_pickled():
+def test_a_task_without_a_name_in_its_module_is_not_pickled():
     local = backend.task("q", "local")(lambda: None)
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(local)
@@ -92,7 +92,7 @@ def pool():
         yield pool
 
 
-def test_a_pool_of_processes_gives_the_job_that_it_has_scheduled(pool):
+def test_a_process_pool_returns_the_job_it_has_scheduled(pool):
     (job,) = pool.map(schedule_there, ["Ada"])
     assert (job.queue, type(job.id), len(job.uid)) == ("q", int, 32)
     with pytest.raises(TypeError, match="was not scheduled by this process"):
@@ -107,14 +107,14 @@ def test_a_pool_of_processes_gives_the_job_that_it_has_scheduled(pool):
         ("later", RetryLater, {"reason": "why", "delay_s": 7}),
     ],
 )
-def test_a_pool_of_processes_gives_the_decision_that_its_function_raised(pool, how, error, fields):
+def test_a_process_pool_returns_the_decision_that_its_function_raised(pool, how, error, fields):
     with pytest.raises(error) as raised:
         list(pool.map(fail_there, [how]))
     assert vars(raised.value).items() >= fields.items()
     assert str(raised.value) == "why"
 
 
-def test_a_pool_of_processes_gives_what_it_knows_of_many_jobs(pool):
+def test_a_process_pool_returns_the_result_of_scheduling_many_jobs(pool):
     with pytest.raises(BulkError, match="index 1") as raised:
         list(pool.map(fail_there, ["bulk"]))
     assert list(raised.value.jobs) == [0, 2]

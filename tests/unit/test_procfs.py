@@ -32,7 +32,7 @@ def proc(tmp_path):
     return tmp_path
 
 
-def test_stat_is_read_behind_whatever_name_a_process_has(proc):
+def test_stat_is_read_with_any_process_name(proc):
     stat = read_stat(7, proc)
     assert (stat.parent, stat.started, stat.rss_bytes, stat.faults) == (3, 12, 25 * PAGE_BYTES, 4711)
 
@@ -44,15 +44,15 @@ def test_private_memory_is_clean_and_dirty_and_the_rest_is_shared(proc):
     assert memory.pss_bytes == 50000 << 10
 
 
-def test_of_a_process_that_is_gone_there_is_nothing_to_read(proc):
+def test_a_process_that_is_gone_has_no_data(proc):
     assert read_stat(8, proc) is None
     assert read_memory(8, proc) is None
 
 
-def test_titles_are_those_of_the_processes_that_have_one(proc):
+def test_processes_without_a_title_are_left_out(proc):
     (proc / "8").mkdir()
-    (proc / "8" / "cmdline").write_bytes(b"")  # of the kernel
-    (proc / "9").mkdir()  # gone meanwhile
+    (proc / "8" / "cmdline").write_bytes(b"")  # a kernel thread
+    (proc / "9").mkdir()  # ended in between
     (proc / "10").mkdir()
     (proc / "10" / "cmdline").write_bytes(b"python\0-m\0flask_backend\0")
     assert dict(titles(proc)) == {7: "flask-backend: worker q [idle]", 10: "python -m flask_backend"}
@@ -63,7 +63,7 @@ def test_uptime_is_in_seconds(proc):
 
 
 @pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
-def test_the_real_ones_agree_with_each_other():
+def test_the_real_readings_agree_with_each_other():
     stat, memory = read_stat(os.getpid()), read_memory(os.getpid())
     assert stat.parent == os.getppid()
     assert 0 < memory.private_bytes < memory.rss_bytes
@@ -73,7 +73,7 @@ def test_the_real_ones_agree_with_each_other():
 
 
 @pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
-def test_a_process_that_is_dead_but_not_reaped_has_no_memory():
+def test_a_dead_but_unreaped_process_has_no_memory():
     read_end, write_end = os.pipe()
     pid = os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_CLOSE, read_end)])
     os.close(write_end)

@@ -1,4 +1,4 @@
-"""What can be a task, a receiver or a hook, and what is refused where it stands."""
+"""Callables that can be a task, a receiver or a hook, and those refused at their definition."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def backend(example):
 
 
 def with_session(function):
-    """Give a function an argument that its caller does not."""
+    """Give a function an argument that its caller does not pass."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -62,7 +62,7 @@ def with_user(function):
 
 
 def strictly(function):
-    """Have a signature of its own, whatever the function's is."""
+    """Have a signature independent of the function's."""
 
     @functools.wraps(function)
     def wrapper(number):
@@ -72,7 +72,7 @@ def strictly(function):
 
 
 class TestDecoratedFunctions:
-    """The signature that counts is the one of what is called."""
+    """The signature of the decorated callable is the one that counts."""
 
     def test_a_decorator_may_give_arguments(self, example, backend):
         @backend.task(QUEUE)
@@ -107,7 +107,7 @@ class TestDecoratedFunctions:
             report("session", 1)
         assert str(inspect.signature(report)) == "(number)"
 
-    def test_commands_check_against_it_too(self):
+    def test_commands_check_against_the_decorators_signature_too(self):
         tasks = Handlers("q", tasks={"report": Handler("report", strictly(lambda session, number: None))})
         assert check_compatibility(tasks, b'{"endpoint": "report", "args": [1]}') is None
         assert check_compatibility(tasks, b'{"endpoint": "report", "args": ["s", 1]}').fault is Fault.BAD_ARGUMENTS
@@ -121,7 +121,7 @@ class TestDecoratedFunctions:
         with pytest.raises(TaskArgumentsError, match=r"cached\(number\)"):
             cached()
 
-    def test_what_has_no_signature_takes_all(self):
+    def test_a_callable_without_a_signature_takes_all_arguments(self):
         assert str(signature_of(max)) == "(*args, **kwargs)"
 
 
@@ -145,7 +145,7 @@ class Mailer:
 
 class TestCallables:
     @pytest.mark.parametrize("function", [functools.partial(print, 1), Mailer(), functools.partial(Mailer())])
-    def test_without_a_name_the_endpoint_is_asked_for(self, backend, function):
+    def test_without_a_name_an_endpoint_is_required(self, backend, function):
         with pytest.raises(RegistrationError, match=rf'has no name .* backend.task\(\'{QUEUE}\', endpoint="..."\)'):
             backend.task(QUEUE)(function)
         assert backend.queues == {}
@@ -174,20 +174,20 @@ class TestCallables:
         assert backend.task(QUEUE)(function).endpoint == function.__name__
 
     @pytest.mark.parametrize("function", [None, 5, "hello", object()])
-    def test_what_cannot_be_called_is_refused(self, backend, function):
+    def test_a_value_that_cannot_be_called_is_refused(self, backend, function):
         for register in (backend.task, backend.receiver, backend.before_first_task):
-            with pytest.raises(RegistrationError, match=r"@backend\.\w+\('.*'\) expects a function, and got "):
+            with pytest.raises(RegistrationError, match=r"@backend\.\w+\('.*'\) expects a function, got "):
                 register(QUEUE)(function)
         assert backend.queues == {}
 
     def test_a_class_is_refused(self, backend):
         for register in (backend.task, backend.receiver, backend.before_first_task):
-            with pytest.raises(RegistrationError, match="Mailer is a class, and a worker would only make an object"):
+            with pytest.raises(RegistrationError, match="Mailer is a class, and a worker would only create an"):
                 register(QUEUE)(Mailer)
 
-    def test_a_task_is_no_function_of_another_task(self, backend):
+    def test_a_task_cannot_be_the_function_of_another_task(self, backend):
         hello = backend.task(QUEUE, "hello")(lambda: None)
-        with pytest.raises(RegistrationError, match=r"<Task hello .*> is a task already, .*\.function\)"):
+        with pytest.raises(RegistrationError, match=r"<Task hello .*> is already a task, .*\.function\)"):
             backend.task("another")(hello)
         backend.task("another")(hello.function)
 
@@ -198,7 +198,7 @@ class TestCallables:
 
 
 class TestMethods:
-    """``obj.method(x)`` has no way to bring its object to a worker."""
+    """``obj.method(x)`` cannot take its object to a worker."""
 
     def test_a_method_is_refused_in_its_class(self, backend):
         for register in (backend.task, backend.receiver, backend.before_first_task):
@@ -223,7 +223,7 @@ class TestMethods:
                     @ours
                     def send(self, to): ...
 
-    def test_a_method_is_refused_outside_of_its_class(self, backend):
+    def test_a_method_is_refused_outside_its_class(self, backend):
         with pytest.raises(RegistrationError, match=r"Mailer\.send is a method"):
             Mailer.send = backend.task(QUEUE)(Mailer.send)
 
@@ -285,7 +285,7 @@ class TestMethods:
 
 
 class TestParentheses:
-    """A decorator that would register nothing is refused where it stands."""
+    """A decorator that would register nothing is refused at its definition."""
 
     @pytest.mark.parametrize("name", ["task", "receiver", "before_first_task"])
     @pytest.mark.parametrize("function", [lambda: None, print, Mailer, Mailer(), staticmethod(print)])
@@ -297,12 +297,14 @@ class TestParentheses:
 
     @pytest.mark.parametrize("name", ["task", "receiver", "before_first_task"])
     def test_without_a_queue_in_them(self, backend, name):
-        with pytest.raises(RegistrationError, match=rf'@backend.{name} names no queue: write @backend.{name}\("QUEUE"'):
+        with pytest.raises(
+            RegistrationError, match=rf'@backend.{name} does not name a queue: write @backend.{name}\("'
+        ):
             getattr(backend, name)()
 
     @pytest.mark.parametrize("name", ["task", "receiver", "before_first_task"])
     @pytest.mark.parametrize("queue", [5, "a b", classmethod(print)])
-    def test_with_another_thing_in_them(self, backend, name, queue):
+    def test_with_a_wrong_value_in_them(self, backend, name, queue):
         with pytest.raises(QueueNameError):
             getattr(backend, name)(queue)
 
@@ -330,7 +332,7 @@ class TestReceiversAndHooks:
         with pytest.raises(RegistrationError, match=r"workers call <lambda>\(message\), which .* does not take"):
             backend.receiver("inbox")(function)
 
-    def test_a_hook_takes_nothing(self, backend):
+    def test_a_hook_takes_no_argument(self, backend):
         with pytest.raises(RegistrationError, match=r"workers call connect\(\), which connect\(app\) does not take"):
 
             @backend.before_first_task(QUEUE)
@@ -338,7 +340,7 @@ class TestReceiversAndHooks:
 
 
 class TestTwice:
-    """The same lines that register a task again: the error names what has happened."""
+    """The same lines register a task again: the error names the cause."""
 
     def test_a_factory_that_is_called_twice(self, backend):
         def create_app():

@@ -68,7 +68,7 @@ def test_never_goes_before_on_and_both_take_subclasses(error, expected):
     assert _after(1, retry=retry, error=error) == expected
 
 
-def test_a_task_decides_itself_whatever_on_and_never_say():
+def test_a_task_decides_itself_regardless_of_on_and_never():
     retry = Retry(on=OSError, never=TaskDecision)
     assert _after(1, retry=retry, error=RetryLater(30)) == ReleaseJob(30)
     assert _after(10, retry=retry, error=RetryLater(30)) == BuryJob("failed 10 times")
@@ -76,20 +76,20 @@ def test_a_task_decides_itself_whatever_on_and_never_say():
     assert _after(99, retry=retry, error=Discard("too late")) == DiscardJob("too late")
 
 
-def test_a_delay_of_nothing_is_a_second():
+def test_a_zero_delay_is_a_second():
     assert RetryLater(0).delay_s == 1
     with pytest.raises(OptionError, match="delay is 'soon'; expected seconds, a timedelta or a datetime"):
         RetryLater("soon")
 
 
 @pytest.mark.parametrize("delay", [10**5000, float("nan"), float("inf"), -(10**400), "5", None, True, [1]], ids=type)
-def test_a_delay_that_is_none_is_an_error_with_its_value(delay):
+def test_an_invalid_delay_is_an_error_with_its_value(delay):
     with pytest.raises(OptionError, match="delay is "):
         RetryLater(delay)
 
 
 @pytest.mark.parametrize("delay_s", [0, -5, 2**32, 10**5000, 1.5, "soon", None, True, object()], ids=type)
-def test_a_delay_that_a_task_has_changed_to_none_is_that_of_the_policy(delay_s):
+def test_a_delay_made_invalid_by_a_task_is_replaced_by_the_policys(delay_s):
     later = RetryLater(30)
     later.delay_s = delay_s
     assert _after(1, error=later) == ReleaseJob(1)
@@ -97,15 +97,15 @@ def test_a_delay_that_a_task_has_changed_to_none_is_that_of_the_policy(delay_s):
 
 def test_an_exception_whose_class_cannot_be_tested_is_buried():
     for error in (MAKERS["__class__ raises"](), MAKERS["metaclass raises"]()):
-        told = BuryJob(f"{name_of(error).rpartition('.')[2]} fails the test of its policy")
+        told = BuryJob(f"{name_of(error).rpartition('.')[2]} cannot be checked against its policy")
         assert _after(1, retry=Retry(on=BaseError), error=error) == told
         assert _after(1, retry=Retry(never=BaseError), error=error) == told
         assert _after(1, error=error) == ReleaseJob(1)
-    assert _after(1, retry=Retry(on=KeyError), error=MAKERS["__class__ raises"]()).reason.endswith("of its policy")
+    assert _after(1, retry=Retry(on=KeyError), error=MAKERS["__class__ raises"]()).reason.endswith("against its policy")
 
 
 class BaseError(ValueError, metaclass=Meta):
-    """Whether an exception is one of these cannot be known."""
+    """``isinstance`` fails on this class."""
 
 
 def test_any_object_may_be_the_reason_of_a_decision():
@@ -116,7 +116,7 @@ def test_any_object_may_be_the_reason_of_a_decision():
     assert len(_after(1, error=Bury("x" * 10**7)).reason) == 1000
 
 
-def test_the_third_crash_buries_and_others_are_failures():
+def test_the_third_crash_buries_and_earlier_ones_are_failures():
     assert after_crash(Retry(), Attempts(0, 0), 1, lambda: 0.0) == ReleaseJob(1)
     assert after_crash(Retry(), Attempts(0, 0), 3, lambda: 0.0) == BuryJob("it has crashed its worker 3 times")
     assert after_crash(Retry(max_retries=0), Attempts(0, 0), 1, lambda: 0.0) == BuryJob("failed once")
@@ -128,7 +128,7 @@ def test_the_third_crash_buries_and_others_are_failures():
         ({"max_retries": -1}, "max_retries is -1; expected a whole number from 0, or None"),
         ({"max_retries": True}, "max_retries is True"),
         ({"min_backoff": 0}, "min_backoff is 0 and max_backoff is 600"),
-        ({"min_backoff": 10, "max_backoff": 5}, "with the first not over the second"),
+        ({"min_backoff": 10, "max_backoff": 5}, "with the first not above the second"),
         ({"max_backoff": float("nan")}, "max_backoff is nan"),
         ({"max_backoff": 2**32}, "max_backoff is 4294967296"),
         ({"jitter": 1.1}, "jitter is 1.1; expected a number from 0 to 1"),
@@ -136,7 +136,7 @@ def test_the_third_crash_buries_and_others_are_failures():
         ({"never": (ValueError, int)}, "never has <class 'int'>"),
     ],
 )
-def test_a_policy_that_cannot_work_is_an_error_that_says_what_can(arguments, text):
+def test_an_invalid_policy_is_an_error_that_shows_what_is_valid(arguments, text):
     with pytest.raises(ConfigError, match=text):
         Retry(**arguments)
 

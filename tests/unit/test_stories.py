@@ -15,18 +15,18 @@ def a_note(**told) -> Story:
     return Story(**{"job": 7, "queue": "q", "reason": "failed once", **here_and_now(), **told})
 
 
-def test_a_note_comes_back_as_it_was():
+def test_a_note_comes_back_unchanged():
     note = a_note(endpoint="hello", call='hello("ä")', attempts=10, allowed=10, death={"exit_signal": 9})
     assert Story.decode(note.encode()) == note
 
 
-def test_what_a_later_version_adds_is_left_out():
+def test_fields_added_by_a_later_version_are_left_out():
     fields = json.loads(a_note().encode()) | {"colour": "red"}
     assert Story.decode(json.dumps(fields).encode()).reason == "failed once"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"7", b'{"job": 1}', b"no JSON"])
-def test_what_is_no_note_is_an_error(body):
+def test_a_body_that_is_not_a_note_is_an_error(body):
     with pytest.raises(MessageDecodeError):
         Story.decode(body)
 
@@ -40,7 +40,7 @@ def test_what_is_no_note_is_an_error(body):
         *(("scheduled_at", "now"), ("ran_s", []), ("death", "yes")),
     ],
 )
-def test_a_note_of_a_stranger_with_odd_values_is_none(odd):
+def test_a_foreign_note_with_odd_values_is_refused(odd):
     told = json.loads(a_note().encode()) | dict([odd])
     with pytest.raises(MessageDecodeError, match="of a note"):
         Story.decode(json.dumps(told).encode())
@@ -54,14 +54,14 @@ def fail(error: BaseException) -> BaseException:
 
 
 @given(st.text(alphabet=st.characters(), min_size=1), st.integers(1, 100_000))
-def test_whatever_went_wrong_the_note_fits_the_smallest_usual_job(text, times):
+def test_a_note_of_any_failure_fits_the_smallest_usual_job(text, times):
     told = tell_exception(fail(ValueError(text * times)))
     note = a_note(call=f"hello({text * times})", **told)
     assert len(note.encode()) <= 65_535
     assert Story.decode(note.encode()).exception == "ValueError"
 
 
-def test_of_a_long_traceback_the_end_is_kept():
+def test_the_end_of_a_long_traceback_is_kept():
     def recurse(n: int) -> None:
         if n == 0:
             raise ValueError("x" * 3000 + " the end")
@@ -79,7 +79,7 @@ def test_of_a_long_traceback_the_end_is_kept():
     assert len(traceback) < 6100
 
 
-def test_an_exception_that_cannot_be_shown_is_told_nevertheless():
+def test_an_exception_that_cannot_be_shown_is_still_reported():
     class RudeError(Exception):
         def __str__(self) -> str:
             raise RuntimeError

@@ -1,4 +1,4 @@
-"""What users test with: a broker in memory, calls that run at once, and assertions."""
+"""The test kit for users: a broker in memory, calls that run at once, and assertions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ seen_in_context: ContextVar[str] = ContextVar("seen_in_context", default="nothin
 
 
 class Example:
-    """An app with some tasks that write down what they see."""
+    """An app whose tasks record what they see."""
 
     def __init__(self, uri: str, **config) -> None:  # noqa: C901  # as many tasks, each of a line or two
         self.app = Flask("example")
@@ -118,7 +118,7 @@ def sync():
     return Example("sync://")
 
 
-# -- what was scheduled --------------------------------------------------------------------------------------
+# -- recorded calls ------------------------------------------------------------------------------------------
 
 
 def test_a_call_is_recorded_with_its_options_and_not_run(example):
@@ -144,7 +144,7 @@ def test_a_message_is_recorded_for_a_receiver_and_for_another_system(example):
     assert [record.priority for record in records] == [65536, 1, 1]
 
 
-def test_what_was_run_stays_recorded_until_it_is_cleared(example):
+def test_executed_jobs_stay_recorded_until_they_are_cleared(example):
     job = example.hello("world")
     example.drain()
     [record] = example.memory.scheduled()
@@ -169,7 +169,7 @@ def test_jobs_tell_their_state_and_can_be_cancelled(example):
     assert example.ledger == ["hook", "hello a"]
 
 
-def test_many_are_put_and_those_at_fault_are_refused_as_by_a_server(example):
+def test_many_are_put_and_invalid_ones_are_refused_as_by_a_server(example):
     assert len(example.hello.map(f"n{number}" for number in range(1001))) == 1001
     with pytest.raises(BulkError, match="accepted: index 0, index 3; refused: 1 to 2, at index 1 because") as caught:
         example.hello.map(["good", object(), "x" * 70_000, "good too"])
@@ -178,7 +178,7 @@ def test_many_are_put_and_those_at_fault_are_refused_as_by_a_server(example):
     assert len(example.memory.scheduled()) == 1003
 
 
-def test_what_breaks_on_the_wire_breaks_in_the_test(example):
+def test_a_value_that_breaks_on_the_wire_breaks_in_the_test(example):
     with pytest.raises(MessageEncodeError, match="argument 'target' of hello"):
         example.hello(object())
     with pytest.raises(TaskArgumentsError):
@@ -213,7 +213,7 @@ def test_threads_may_schedule_at_once(example):
 # -- a drain -------------------------------------------------------------------------------------------------
 
 
-def test_a_drain_runs_what_is_due_and_what_that_schedules(example):
+def test_a_drain_runs_due_jobs_and_the_jobs_they_schedule(example):
     example.chain(2)
     example.hello.options(delay=1)("later")
     assert example.drain() == ["chain"] * 3
@@ -221,7 +221,7 @@ def test_a_drain_runs_what_is_due_and_what_that_schedules(example):
     assert example.drain() == []
 
 
-def test_a_drain_goes_by_due_time_then_by_priority(example):
+def test_a_drain_is_ordered_by_due_time_then_by_priority(example):
     example.hello.options(delay=20, priority=0)("last")
     example.hello.options(delay=10)("after")
     example.hello.options(priority=7)("third")
@@ -232,7 +232,7 @@ def test_a_drain_goes_by_due_time_then_by_priority(example):
     assert [line.removeprefix("hello ") for line in example.ledger[1:]] == ["first", "second", "third", "after", "last"]
 
 
-def test_each_task_has_a_fresh_context_and_nothing_of_the_callers(example):
+def test_each_task_has_a_fresh_context_independent_of_the_callers(example):
     example.look()
     example.look()
     token = seen_in_context.set("the caller's")
@@ -271,7 +271,7 @@ def test_a_hook_that_fails_is_raised_and_the_job_stays(example):
     assert example.ledger == ["hook", "hook"]
 
 
-def test_a_receiver_gets_messages_and_other_systems_theirs_stay(example):
+def test_a_receiver_gets_messages_and_those_of_other_systems_stay(example):
     example.backend.send(INBOX, {"any": "json"})
     job = example.backend.send(OUTSIDE, {"any": "json"})
     assert len(example.memory.drain()) == 1
@@ -284,7 +284,7 @@ def test_a_queue_called_default_is_drained_only_if_the_app_serves_it(example):
     assert example.memory.drain() == []
 
 
-def test_a_message_that_is_no_call_is_buried_and_raised(example):
+def test_a_message_that_is_not_a_call_is_buried_and_raised(example):
     job = example.backend.send(QUEUE, {"any": "json"})
     [record] = example.memory.scheduled()
     assert (record.endpoint, record.message) == (None, {"any": "json"})
@@ -308,7 +308,7 @@ def test_async_tasks_run(example):
 # -- failures and time ---------------------------------------------------------------------------------------
 
 
-def test_a_failure_is_raised_as_it_is_after_its_job_was_released(example, caplog):
+def test_a_failure_is_raised_unchanged_after_its_job_was_released(example, caplog):
     job = example.fail("no luck")
     example.hello("world")
     with pytest.raises(ValueError, match=r"^no luck$"):
@@ -318,7 +318,7 @@ def test_a_failure_is_raised_as_it_is_after_its_job_was_released(example, caplog
     assert example.drain() == ["hello"]
 
 
-def test_retries_come_when_time_is_moved_until_the_job_is_buried_with_its_story(example):
+def test_retries_run_as_time_moves_until_the_job_is_buried_with_its_story(example):
     job = example.fail()
     for seconds in (0, 10, timedelta(seconds=20), 600):
         testing.move_time(seconds, example.app)
@@ -331,12 +331,12 @@ def test_retries_come_when_time_is_moved_until_the_job_is_buried_with_its_story(
     first, second, *_ = buried.note.traceback.splitlines()
     assert first == "Traceback (most recent call last):"
     assert __file__ in second
-    assert len(example.memory.scheduled()) == 1  # the story is not among what was scheduled
+    assert len(example.memory.scheduled()) == 1  # the story is not among the scheduled jobs
     assert job.cancel()
     assert example.memory.buried() == []
 
 
-def test_a_drain_tells_each_attempt_and_what_it_raised(example):
+def test_a_drain_reports_each_attempt_and_its_exception(example):
     example.fail()
     example.hello("world")
     failed, went_well = testing.drain(example.backend, raise_errors=False)
@@ -350,7 +350,7 @@ def test_a_drain_tells_each_attempt_and_what_it_raised(example):
 @pytest.mark.parametrize(
     ("how", "state"), [("later", JobState.DELAYED), ("bury", JobState.BURIED), ("discard", JobState.DONE)]
 )
-def test_what_a_task_decides_itself_is_done_and_no_error(example, how, state):
+def test_a_decision_of_a_task_is_applied_and_not_an_error(example, how, state):
     job = example.decide(how)
     [ran] = example.memory.drain()
     assert type(ran.error) in (RetryLater, Bury, Discard)
@@ -371,7 +371,7 @@ def test_the_retry_policy_of_the_settings_counts():
     assert job.state() is JobState.BURIED
 
 
-def test_a_task_may_leave_and_ctrl_c_is_always_raised(example):
+def test_a_task_may_exit_and_ctrl_c_is_always_raised(example):
     left = example.leave("exit")
     [ran] = example.memory.drain(raise_errors=False)
     assert isinstance(ran.error, SystemExit)
@@ -382,7 +382,7 @@ def test_a_task_may_leave_and_ctrl_c_is_always_raised(example):
     assert stopped.state() is JobState.DELAYED
 
 
-def test_the_age_of_a_job_grows_with_the_time_and_it_is_held_while_time_moves(example):
+def test_the_age_of_a_job_grows_with_the_time_and_it_stays_held_as_time_moves(example):
     job = example.age.options(delay=50, ttr=1)(shift=3600)
     example.memory.move_time(100)
     assert example.drain() == ["age"]
@@ -390,9 +390,9 @@ def test_the_age_of_a_job_grows_with_the_time_and_it_is_held_while_time_moves(ex
     assert job.state() is JobState.DONE
 
 
-def test_time_is_moved_only_forward(example):
+def test_time_moves_only_forward(example):
     for wrong in (-1, float("inf"), float("nan"), timedelta(seconds=-1)):
-        with pytest.raises(OptionError, match="expected seconds or a timedelta, from 0 on"):
+        with pytest.raises(OptionError, match="expected seconds or a timedelta, 0 or more"):
             example.memory.move_time(wrong)
 
 
@@ -416,7 +416,7 @@ def test_a_call_is_found_however_its_arguments_were_passed(example):
     testing.assert_scheduled(example.hello, "world", delay=timedelta(minutes=1), priority=65536, ttr=120)
 
 
-def test_arguments_are_compared_as_they_travel(example):
+def test_arguments_are_compared_in_their_json_form(example):
     example.hello(("a", {"x": (2,)}))
     testing.assert_scheduled(example.hello, ("a", {"x": (2,)}))
     testing.assert_scheduled(example.hello, ["a", {"x": [2]}])
@@ -440,7 +440,7 @@ def test_an_option_with_the_name_of_a_parameter_is_the_parameter(example):
     testing.assert_not_scheduled(boil, delay=5)
 
 
-def test_a_failure_shows_how_the_nearest_call_differs_and_what_there_was(example):
+def test_a_failure_shows_how_the_nearest_call_differs_and_what_was_scheduled(example):
     example.look("elsewhere")
     example.hello.options(delay=5)("worlds")
     example.hello("x" * 500)
@@ -464,7 +464,7 @@ def test_a_failure_shows_how_the_nearest_call_differs_and_what_there_was(example
     ]
 
 
-def test_a_failure_where_nothing_or_much_else_was_scheduled_is_short(example):
+def test_a_failure_is_short_if_nothing_or_much_else_was_scheduled(example):
     with pytest.raises(AssertionError, match=r"^hello\(1\) on com.example/default was not scheduled; nothing was$"):
         testing.assert_scheduled(example.hello, 1)
     example.look.map(range(30))
@@ -473,7 +473,7 @@ def test_a_failure_where_nothing_or_much_else_was_scheduled_is_short(example):
     assert str(caught.value).splitlines()[-1] == "  and 20 more"
 
 
-def test_what_should_not_have_been_scheduled_is_shown(example):
+def test_unexpected_calls_are_shown(example):
     testing.assert_not_scheduled(example.hello)
     example.hello.options(delay=5)("world")
     testing.assert_not_scheduled(example.hello, "moon")
@@ -497,7 +497,7 @@ def test_a_message_is_asserted_by_its_queue(example):
         testing.assert_scheduled(INBOX, {"n": [1, 2]})
 
 
-def test_an_assertion_that_cannot_be_meant_is_refused(example):
+def test_an_impossible_assertion_is_refused(example):
     example.hello("world")
     with pytest.raises(TaskArgumentsError, match=r"hello\(target, \*, loud=False\) cannot be called"):
         testing.assert_scheduled(example.hello, "world", lod=True)
@@ -533,14 +533,14 @@ def test_each_app_has_its_own_jobs():
         testing.assert_scheduled(who)
 
 
-def test_it_is_said_when_it_is_open_which_app_is_meant(example):
+def test_an_ambiguous_app_is_an_error(example):
     with pytest.raises(RegistrationError, match=r"use testing\.memory\(app\), or `with app.app_context\(\):`"):
         testing.drain()
     with pytest.raises(RegistrationError, match="app 'bare' has no Backend"):
         testing.drain(Flask("bare"))
 
 
-def test_an_app_with_a_real_broker_is_told_what_to_do():
+def test_an_app_with_a_real_broker_gets_instructions():
     with pytest.raises(ConfigError, match=r"uses btq://127.0.0.1:1; expected memory://.*before init_app.*conftest"):
         Example("btq://127.0.0.1:1").memory.scheduled()
 
@@ -579,7 +579,7 @@ def test_tasks_that_schedule_tasks_nest(sync):
     assert sync.ledger == ["hook", "chain 2", "chain 1", "chain 0"]
 
 
-def test_what_a_task_raises_is_raised_in_the_caller(sync):
+def test_an_exception_of_a_task_is_raised_in_the_caller(sync):
     with pytest.raises(ValueError, match="no luck"):
         sync.fail()
     assert sync.ledger == ["hook", "fail 1 True"]
@@ -589,7 +589,7 @@ def test_what_a_task_raises_is_raised_in_the_caller(sync):
     assert sync.memory.drain() == []
 
 
-def test_many_run_at_once_and_those_at_fault_are_told(sync):
+def test_many_run_at_once_and_invalid_ones_are_reported(sync):
     jobs = sync.hello.map(["a", "b"])
     assert [job.state() for job in jobs] == [JobState.DONE] * 2
     sync.backend.send_many(INBOX, [1, {"b": 2}])
@@ -599,7 +599,7 @@ def test_many_run_at_once_and_those_at_fault_are_told(sync):
     assert sync.ledger == expected
 
 
-def test_what_is_for_other_systems_stays(sync):
+def test_messages_for_other_systems_stay(sync):
     assert sync.backend.send(OUTSIDE, 1).state() is JobState.READY
     sync.memory.assert_scheduled(OUTSIDE, 1)
 
@@ -621,12 +621,12 @@ def test_a_wrong_uri_raises_and_names_all_forms(uri):
 
 
 def test_nothing_connects_to_a_stand_in():
-    with pytest.raises(ConfigError, match="BACKEND_CONNECTION_URI is sync://, which is for tests"):
+    with pytest.raises(ConfigError, match="BACKEND_CONNECTION_URI is sync://, which is a stand-in for tests"):
         _ = Settings(StandIn.SYNC).address
 
 
 @pytest.mark.parametrize("uri", ["memory://", "sync://"])
-def test_an_app_lives_no_longer_for_its_stand_in(uri):
+def test_a_stand_in_does_not_keep_its_app_alive(uri):
     backend = Backend()
     app = Flask("app")
     app.config["BACKEND_CONNECTION_URI"] = uri
@@ -636,7 +636,7 @@ def test_an_app_lives_no_longer_for_its_stand_in(uri):
     assert not list(backend._producers)
 
 
-def test_production_imports_nothing_of_this():
+def test_production_imports_nothing_of_the_test_kit():
     code = (
         "import sys; from flask import Flask; from flask_backend import Backend; Backend(Flask('app'));"
         "print([name for name in sys.modules if name.startswith('flask_backend.') and"
@@ -665,7 +665,7 @@ def test_any_exception_is_buried_with_a_story(name):
 
     with app.app_context():
         fail()
-        with suppress(Evil):  # which is not an Exception, and so goes to the test
+        with suppress(Evil):  # not an Exception, so it goes to the test
             testing.drain(raise_errors=False)
         [buried] = testing.buried()
     assert buried.note.exception

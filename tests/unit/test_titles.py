@@ -13,7 +13,7 @@ def own_title():
     setproctitle(title)
 
 
-def test_what_a_title_tells_can_be_read_again():
+def test_a_title_can_be_read_back():
     show_worker("com.example/a(b)$", "send[1] 3s")
     assert read_worker(getproctitle()) == WorkerTitle("com.example/a(b)$", "send[1] 3s")
     assert not is_master(getproctitle())
@@ -21,13 +21,13 @@ def test_what_a_title_tells_can_be_read_again():
     assert read_worker(getproctitle()) == WorkerTitle("q", "idle")
 
 
-def test_a_supervisors_title_is_no_workers():
+def test_a_supervisors_title_is_not_a_workers():
     show_master(1, 4)
     assert is_master(getproctitle())
     assert read_worker(getproctitle()) is None
 
 
 @pytest.mark.parametrize("title", ["", "vi flask-backend: master [1 queue, 1 worker]", "python -m flask_backend"])
-def test_other_titles_tell_nothing(title):
+def test_other_titles_are_ignored(title):
     assert not is_master(title)
     assert read_worker(title) is None

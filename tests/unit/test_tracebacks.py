@@ -1,4 +1,4 @@
-"""Telling an exception, whatever it is."""
+"""Formatting any exception."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hostile(request) -> BaseException:
 
 @pytest.fixture
 def logged():
-    """A logger of tasks, and what two kinds of handlers write: ours, in both formats, and a plain one."""
+    """A logger of tasks, and the output of two kinds of handlers: ours, in both formats, and a plain one."""
     stream = io.StringIO()
     logger = logging.Logger("flask_backend.task")  # noqa: LOG001  # not in logging's tree, where pytest's handlers are
     for formatter in (TextFormatter(), JsonFormatter(), logging.Formatter()):
@@ -69,7 +69,7 @@ def test_any_exception_can_be_logged_by_any_formatter(hostile, logged, capsys):
     assert json.loads(line)["exception"]
 
 
-def test_an_ordinary_exception_is_told_as_python_tells_it():
+def test_an_ordinary_exception_is_formatted_as_by_python():
     def fail():
         try:
             {}["x"]
@@ -82,7 +82,7 @@ def test_an_ordinary_exception_is_told_as_python_tells_it():
     assert told == "".join(traceback.format_exception(caught.value)).rstrip()
 
 
-def test_a_shortened_story_has_the_last_frames_with_their_code_and_what_is_near():
+def test_a_shortened_story_has_the_last_frames_with_their_code_and_context():
     def deep(level):
         if level:
             deep(level - 1)
@@ -91,7 +91,7 @@ def test_a_shortened_story_has_the_last_frames_with_their_code_and_what_is_near(
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # its text cannot be compared
         deep(50)
     told = traceback_of(caught.value, caught.value.__traceback__).splitlines()
-    assert told[0] == "Traceback (most recent call last), in short:"
+    assert told[0] == "Traceback (most recent call last), abridged:"
     assert told[1] == f'  File "{__file__}", line {deep.__code__.co_firstlineno + 2}, in deep'
     assert told[2] == "    deep(level - 1)"
     assert told.count(told[2]) == 19
@@ -100,7 +100,7 @@ def test_a_shortened_story_has_the_last_frames_with_their_code_and_what_is_near(
 
 @pytest.mark.parametrize("broken", ["format_exception", "_in_full", "_is_of_usual_size", "_in_short", "_source"])
 @pytest.mark.parametrize("error", [MemoryError, RecursionError, Evil, SystemExit])
-def test_a_failure_at_any_point_of_telling_leaves_a_story(monkeypatch, broken, error):
+def test_a_failure_at_any_point_of_formatting_leaves_a_story(monkeypatch, broken, error):
     def fail(*_args, **_kwargs):
         raise error
 
@@ -110,7 +110,7 @@ def test_a_failure_at_any_point_of_telling_leaves_a_story(monkeypatch, broken, e
     assert "ValueError: no luck" in told["traceback"]
     monkeypatch.setattr(tracebacks, "_in_short", fail)
     monkeypatch.setattr(tracebacks, "_in_full", fail)
-    assert traceback_of(ValueError(), None) == "ValueError: (its traceback cannot be told)"
+    assert traceback_of(ValueError(), None) == "ValueError: (its traceback cannot be shown)"
 
 
 def test_source_that_cannot_be_read_is_left_out(monkeypatch):
@@ -120,7 +120,7 @@ def test_source_that_cannot_be_read_is_left_out(monkeypatch):
 
 
 class Failing(logging.Handler):
-    """A handler that raises what it is given: always, or only for records with a traceback."""
+    """A handler that raises the given exception: always, or only for records with a traceback."""
 
     def __init__(self, error: type[BaseException], *, always: bool) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def test_a_handler_that_raises_costs_the_traceback_or_the_line_and_nothing_else(
     assert handler.lines == ["task hello failed"]
 
 
-def test_the_exception_itself_is_in_the_record_for_those_who_collect_errors():
+def test_the_exception_itself_is_in_the_record_for_error_collectors():
     records: list[logging.LogRecord] = []
     logger = logging.Logger("flask_backend.task")  # noqa: LOG001
     logger.addHandler(handler := logging.Handler())
@@ -156,14 +156,14 @@ def test_the_exception_itself_is_in_the_record_for_those_who_collect_errors():
     assert records[0].task == "hello"
 
 
-def test_what_is_below_the_level_of_the_logger_is_not_told():
+def test_an_exception_below_the_level_of_the_logger_is_not_formatted():
     logger = logging.Logger("flask_backend.task", logging.ERROR)  # noqa: LOG001
     logger.addHandler(handler := Failing(Evil, always=False))
     log_failure(logger, logging.INFO, "later")
     assert handler.lines == []
 
 
-def test_names_are_as_people_know_them():
+def test_names_are_shown_as_people_know_them():
     assert name_of(KeyError()) == "KeyError"
     assert name_of(Bury("x")) == "Bury"
     assert name_of(with_class("Oops")) == "app.Oops"

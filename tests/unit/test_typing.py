@@ -20,7 +20,7 @@ def test_a_task_has_the_types_of_its_function_and_wrong_calls_are_refused(checke
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_public_names_are_the_ones_that_the_package_has():
+def test_the_public_names_match_those_of_the_package():
     import flask_backend
 
     for name in flask_backend.__all__:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flask_backend.visible import json_visible, listed, visible, visible_lines
 
-# Control characters, line separators, halves of surrogate pairs; and by their names, what changes the direction.
+# Control characters, line separators, surrogates; and by name, those that change the direction.
 UNSAFE = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Zl", "Zp", "Cs")]
 UNSAFE += "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
@@ -23,7 +23,7 @@ def test_each_control_character_is_shown_as_an_escape():
 
 
 @pytest.mark.parametrize("text", ["", "plain", "grüße 日本", "👨‍👩‍👧 is one", "10\u202f000\xa0€", "می‌خواهم", "C:\\x1b"])
-def test_all_else_stays(text):
+def test_all_other_characters_stay(text):
     assert visible(text) == visible_lines(text) == json_visible(text) == text
 
 

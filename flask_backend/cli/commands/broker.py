@@ -19,7 +19,7 @@ from flask_backend.cli.parameters import parse_size
     show_envvar=True,
     show_default=True,
     metavar="HOST",
-    help="The address to listen on. Whoever can connect can do everything: the protocol has no passwords.",
+    help="The address to listen on. Any client that can connect has full control: the protocol has no passwords.",
 )
 @click.option(
     "--port",
@@ -28,14 +28,14 @@ from flask_backend.cli.parameters import parse_size
     envvar="BACKEND_BROKER_PORT",
     show_envvar=True,
     show_default=True,
-    help="0 takes any that is free, and says which.",
+    help="The port; 0 picks a free one and prints it.",
 )
 @click.option(
     "--file",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="BACKEND_BROKER_FILE",
     show_envvar=True,
-    help="Keep the jobs in this SQLite database: they survive the broker. Default: in memory only.",
+    help="Keep the jobs in this SQLite database: they survive a restart. Default: in memory only.",
 )
 @click.option(
     "--max-job-size",
@@ -45,13 +45,13 @@ from flask_backend.cli.parameters import parse_size
     show_envvar=True,
     show_default=True,
     metavar="SIZE",
-    help="The largest job to take, in bytes, or as 1M.",
+    help="The largest job to accept, in bytes or with a unit, such as 1M.",
 )
 def broker(listen: str, port: int, file: Path | None, max_job_size: int) -> None:
-    """Run a broker of our own: for development, tests and small installs on one machine.
+    """Run the embedded broker: for development, tests and small installs on one machine.
 
-    It speaks the protocol of Beanstalkd, which is what runs in production. TERM and INT stop it; with --file nothing
-    that was acknowledged is lost, even if it is killed. USR1 has it take no more jobs.
+    It implements the protocol of Beanstalkd, the broker for production. TERM and INT stop it; with --file, it loses no
+    acknowledged change, even if it is killed. After USR1 it refuses new jobs.
     """
     import asyncio
 
@@ -73,11 +73,11 @@ def broker(listen: str, port: int, file: Path | None, max_job_size: int) -> None
     try:
         asyncio.run(serve(Listen(listen, port, max_job_size), journal, announce))
     except OSError as error:
-        # asyncio words the system's errors anew, at length; those of a look-up have negative numbers.
+        # asyncio rewrites the system's messages, at length; errors of a name lookup have negative numbers.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise click.ClickException(
             f"cannot listen on {listen}, port {port}: {reason}; "
-            "stop what listens there, or choose another --port or --listen"
+            "stop the program that listens there, or choose another --port or --listen"
         ) from error
     finally:
         if journal:

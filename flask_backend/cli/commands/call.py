@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flask_backend.extension import Backend
     from flask_backend.registry import Handler, Handlers
 
-_MAX_SHOWN = 1000  # characters of the call that is asked about
+_MAX_SHOWN = 1000  # characters of the call in the question
 _SHOWN_NAMES = 10
 
 
@@ -27,16 +27,16 @@ _SHOWN_NAMES = 10
 @click.argument("arguments", metavar="[ARGS]", required=False)
 @click.option("--queue", "-q", help="The queue, if several have the endpoint.")
 @click.option(
-    "--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Have it run so much later, rounded up to seconds."
+    "--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Run it this much later, rounded up to seconds."
 )
 @click.option(
-    "--priority", type=click.IntRange(0, 2**32 - 1), metavar="N", help="From 0, which comes first. Default: 65536."
+    "--priority", type=click.IntRange(0, 2**32 - 1), metavar="N", help="0 is the most urgent. Default: 65536."
 )
 @click.option(
     "--ttr",
     type=click.FloatRange(min=1),
     metavar="SECONDS",
-    help="How long its worker may be silent before another one gets the job. Default: BACKEND_TTR.",
+    help="How long its worker may be silent before another worker gets the job. Default: BACKEND_TTR.",
 )
 @yes_option
 @json_option
@@ -55,14 +55,14 @@ def call(  # noqa: PLR0913  # one parameter for each option
 ) -> None:
     """Schedule a call of the task ENDPOINT, and print the job's id.
 
-    ARGS is a JSON array, or an object for arguments by name:
+    ARGS is a JSON array, or a JSON object for keyword arguments:
 
     \b
       flask-backend call hello '["world"]'
       flask-backend call hello '{"target": "world"}' --delay 60
 
-    For a receiver, named as its function, ARGS is the message, any JSON.
-    """  # noqa: D301  # \b is click's mark of lines to be kept
+    For a receiver, ENDPOINT is the name of its function, and ARGS is the message: any JSON value.
+    """  # noqa: D301  # \b keeps click from rewrapping these lines
     from flask_backend.options import Options
     from flask_backend.task import Task
 
@@ -92,7 +92,7 @@ def call(  # noqa: PLR0913  # one parameter for each option
 
 
 def find_handler(backend: Backend, endpoint: str, queue: str | None) -> tuple[Handlers, Handler]:
-    """Return the task or the receiver of that name; it may be in several queues only if ``queue`` says which."""
+    """Return the task or receiver of that name; if several queues have it, ``queue`` must choose one."""
     wanted = [handlers for handlers in backend.queues.values() if queue in (None, handlers.queue)]
     found = [(each, handler) for each in wanted if (handler := _handler(each, endpoint)) is not None]
     match found:
@@ -102,7 +102,7 @@ def find_handler(backend: Backend, endpoint: str, queue: str | None) -> tuple[Ha
             raise click.BadParameter(_unknown(endpoint, wanted), param_hint="'ENDPOINT'")
         case _:
             named = " or ".join(f"--queue {handlers.queue}" for handlers, _ in found)
-            raise click.UsageError(f"several queues have {endpoint!r}: say {named}")
+            raise click.UsageError(f"several queues have {endpoint!r}: pass {named}")
 
 
 def _handler(handlers: Handlers, endpoint: str) -> Handler | None:
@@ -118,7 +118,7 @@ def _unknown(endpoint: str, wanted: list[Handlers]) -> str:
     close_first = difflib.get_close_matches(endpoint, names, n=len(names) or 1, cutoff=0)
     shown = "\n".join(f"  {name}" for name in close_first[:_SHOWN_NAMES]) or "  none"
     more = f"\n  and {len(names) - _SHOWN_NAMES} more: see `flask-backend check`" if len(names) > _SHOWN_NAMES else ""
-    return f"there is no task or receiver {endpoint!r}. There are, close ones first:\n{shown}{more}"
+    return f"no task or receiver {endpoint!r}. Known names, closest first:\n{shown}{more}"
 
 
 def _read_arguments(text: str | None) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -128,12 +128,12 @@ def _read_arguments(text: str | None) -> tuple[Sequence[Any], Mapping[str, Any]]
     if isinstance(value, dict):
         return [], cast("Mapping[str, Any]", value)
     shown = visible(cut(text or "", 60))
-    raise _bad_arguments(f"{shown} is no array and no object: write one argument as '[{shown}]'")
+    raise _bad_arguments(f"{shown} is neither a JSON array nor an object: pass a single argument as '[{shown}]'")
 
 
 def _read_message(text: str | None) -> Any:
     if text is None:
-        raise _bad_arguments("a receiver takes a message: say it as JSON")
+        raise _bad_arguments("a receiver needs a message: pass it as JSON")
     return _read_json(text)
 
 
@@ -142,13 +142,12 @@ def _read_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _bad_arguments(
-            f'{cut(text, 60)!r} is no JSON ({error}): write \'["world"]\' or \'{{"target": "world"}}\', in quotes of '
-            "the shell"
+            f'{cut(text, 60)!r} is not JSON ({error}): pass \'["world"]\' or \'{{"target": "world"}}\', in shell quotes'
         ) from error
 
 
 def _check_arguments(handler: Handler, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that do not fit before anything is asked."""
+    """Refuse arguments that do not fit, before asking for confirmation."""
     from flask_backend.functions import bind, signature_of
 
     try:

@@ -1,4 +1,4 @@
-"""Checking the app without running anything."""
+"""The command that checks the app without running it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ from .workers import warn_of_threads
 @click.option(
     "--waiting",
     is_flag=True,
-    help="Look at the jobs that wait in the app's queues, too, and say which of them this version could not run.",
+    help="Also check the jobs that wait in the app's queues, and list the ones that this version cannot run.",
 )
 @scan_option
 @json_option
 @click.pass_context
 def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> None:
-    """Load the app, run nothing, and say what was found.
+    """Load the app and show its queues and tasks, without running any.
 
-    That includes the file descriptors that `supervise` needs here for as many workers as its environment variables say.
+    Also show how many file descriptors `supervise` needs for the number of workers in its environment variables.
 
-    With --waiting the calls of all ready, delayed and buried jobs are held against the app's tasks; no job is reserved
-    for that.
+    With --waiting, compare the calls of all ready, delayed and buried jobs with the app's tasks, without reserving a
+    job.
 
-    Exit codes: 3 if the app cannot be loaded; with --waiting 1 if there is a job that it could not run, a buried one
-    too.
+    Exit codes: 3 if the app cannot be loaded; with --waiting, 1 if it cannot run one of the jobs, buried ones included.
     """
     if not waiting and ctx.get_parameter_source("bound") is not ParameterSource.DEFAULT:
-        raise click.UsageError("--scan is for --waiting: say both")
+        raise click.UsageError("--scan needs --waiting: pass both")
     loaded = load_app_of_workers(ctx)
     descriptors = _check_descriptors(ctx, loaded)
     if as_json and not waiting:
@@ -55,7 +54,7 @@ def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> No
 
 
 def _check_descriptors(ctx: click.Context, loaded: LoadedApp) -> str | None:
-    """Return what `supervise` would need; None if it would serve nothing, or if its own variables are wrong."""
+    """Return the needs of `supervise`, unless the app has no queues or the variables of `supervise` are wrong."""
     from flask_backend.supervisor import Descriptors
 
     from .workers import check_descriptors, plan_pools, supervise

@@ -33,14 +33,14 @@ from flask_backend.system.streams import streams
     envvar="FLASK_RUN_PORT",
     show_envvar=True,
     show_default=True,
-    help="The port of the web server; 0 takes any that is free, and says which.",
+    help="The port of the web server; 0 picks a free one and prints it.",
 )
 @click.option(
     "--web/--no-web",
     default=True,
     envvar="BACKEND_DEV_WEB",
     show_envvar=True,
-    help="Run Flask's development server, or none since the app's web server runs elsewhere.  [default: web]",
+    help="Run Flask's development server, or not, if the app's web server runs elsewhere.  [default: web]",
 )
 @click.option(
     "--workers",
@@ -50,14 +50,14 @@ from flask_backend.system.streams import streams
     envvar="BACKEND_WORKERS",
     show_envvar=True,
     show_default=True,
-    help="Workers for each queue; 0 for none, as beside `worker --no-fork` with a breakpoint.",
+    help="Workers for each queue; 0 if you run them yourself, e.g. `worker --no-fork` with a breakpoint.",
 )
 @click.option(
     "--file",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="BACKEND_BROKER_FILE",
     show_envvar=True,
-    help="Have the embedded broker, if it is needed, keep the jobs in this database. Default: in memory only.",
+    help="The database in which the embedded broker, if needed, keeps the jobs. Default: in memory only.",
 )
 @click.option(
     "--watch",
@@ -65,7 +65,7 @@ from flask_backend.system.streams import streams
     multiple=True,
     envvar="BACKEND_DEV_WATCH",
     show_envvar=True,
-    help="A further file, or a folder with all that is in it, whose change reloads the app. May be repeated.",
+    help="Another file or folder to watch: a change in it reloads the app. May be repeated.",
 )
 @drain_timeout_option
 @click.pass_context
@@ -80,14 +80,14 @@ def dev(  # noqa: PLR0913  # one parameter for each option
     *,
     web: bool,
 ) -> None:
-    """Run all that an app needs while it is developed, in one terminal.
+    """Run everything an app needs during development, in one terminal.
 
-    That is Flask's development server, a supervisor for every queue of the app, and a broker, if none answers where
-    the app expects one on this machine. All reload when a Python file changes that is below this folder, or that the
-    app imports; a change that does not load is shown, and the old code goes on. Ctrl-C stops all: running tasks may
-    finish. A second one kills.
+    This starts Flask's development server, a supervisor for all queues of the app, and a broker, if the app expects one
+    on this machine and it does not answer. All reload when a Python file changes that is below this folder or that the
+    app imports. If the new code does not load, its error is shown and the old code goes on. Ctrl-C stops everything and
+    lets running tasks finish; a second one kills them.
 
-    Further options of `supervise` are to be had by their environment variables.
+    Set other options of `supervise` through their environment variables.
     """
     from flask_backend.development import NAMES, Development, DevelopmentPlan, Transcript, asked
 
@@ -95,7 +95,7 @@ def dev(  # noqa: PLR0913  # one parameter for each option
         answer_about_app(ctx, fd)
         return
     check_folder()
-    os.environ.setdefault("FLASK_DEBUG", "1")  # for the workers too: they are to behave as the web server does
+    os.environ.setdefault("FLASK_DEBUG", "1")  # for the workers too: they should behave like the web server
     is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     with listen(host, port) if web else nullcontext() as listener:
         plan = DevelopmentPlan(
@@ -113,7 +113,7 @@ def dev(  # noqa: PLR0913  # one parameter for each option
 
 
 def name_app(ctx: click.Context) -> list[str]:
-    """Return the arguments by which another command finds the same app."""
+    """Return the arguments with which another command finds the same app."""
     info = ctx.obj  # Flask's, of `flask backend` and of Flask-Script
     if info and info.create_app:
         raise click.UsageError("dev starts programs that load the app by its name: use `flask-backend --app NAME dev`")
@@ -122,26 +122,26 @@ def name_app(ctx: click.Context) -> list[str]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the web server's place: it gets the socket, and another one after each change."""
+    """Open the socket of the web server: each one inherits it, also after a change."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        reason = str(error.strerror or error).partition(" (while")[0]  # the address follows, which we say ourselves
+        reason = str(error.strerror or error).partition(" (while")[0]  # without the address, which our message has
         raise click.ClickException(
             f"cannot listen on {host}, port {port}: {reason}; "
-            "stop what listens there, or choose another --port or --host, or --no-web"
+            "stop the program that listens there, or choose another --port or --host, or --no-web"
         ) from error
 
 
 def answer_about_app(ctx: click.Context, fd: int) -> None:
-    """Load the app and tell what it needs to the process that wants to know."""
+    """Load the app and report its needs to the process that asks for them."""
     from flask_backend.broker.connection import Connection
     from flask_backend.development import App, answer
     from flask_backend.errors import BrokerConnectionError
 
     try:
         loaded = load_app_of_workers(ctx)
-    except BaseException as error:  # whatever it is, it comes from the app; its files are to be watched
+    except BaseException as error:  # any error comes from the app, whose files are then watched
         answer(fd, None, error, is_refused=isinstance(error, PatchedError))
         raise
     settings = loaded.backend.settings_of(loaded.app)

@@ -1,4 +1,4 @@
-"""The command that says why a job has not run."""
+"""The command that explains why a job has not run."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 @broker_option
 @click.pass_context
 def explain(ctx: click.Context, job_id: int, broker_uri: str | None, *, as_json: bool) -> None:
-    """Say why a job has not run.
+    """Explain why a job has not run.
 
-    If there is an app, named or in app.py or wsgi.py, it is loaded to know whether it has the job's task, and how
-    often that is tried.
+    If an app is named, or found in app.py or wsgi.py, it is loaded to find out whether it has the job's task, and how
+    often that task is tried.
     """
     from flask_backend.cli.explanation import explain as explain_facts
     from flask_backend.cli.explanation import gone
@@ -59,7 +59,7 @@ def explain(ctx: click.Context, job_id: int, broker_uri: str | None, *, as_json:
 
 
 def _load_app_if_any(ctx: click.Context, broker_uri: str | None) -> LoadedApp | None:
-    """Load the app if there is one; without it less can be told, unless only the app knows where the broker is."""
+    """Load the app, if any. If that fails, go on with fewer facts, unless only the app knows the broker's address."""
     if not names_an_app(ctx):
         return None
     try:
@@ -67,7 +67,7 @@ def _load_app_if_any(ctx: click.Context, broker_uri: str | None) -> LoadedApp | 
     except AppLoadError as error:
         if broker_uri is None:
             raise AppLoadError(
-                f"{error.message}\n\nSay where Beanstalkd is with --broker to do without the app."
+                f"{error.message}\n\nTo go on without the app, pass the address of Beanstalkd with --broker."
             ) from error
         echo(f"Warning: going on without the app: {error.message}", err=True)
         return None
@@ -80,7 +80,7 @@ def _settings(ctx: click.Context, loaded: LoadedApp | None, broker_uri: str | No
 
 
 def _gather(console: Console, loaded: LoadedApp | None, job_id: int) -> Facts | None:
-    """Find out all that explains a job; None if it is gone."""
+    """Return the facts that explain a job, unless it is gone."""
     from flask_backend.cli.explanation import Facts
 
     record, body = console.job(job_id), console.body(job_id)
@@ -95,12 +95,12 @@ def _gather(console: Console, loaded: LoadedApp | None, job_id: int) -> Facts | 
 
 
 def _judge(facts: Facts, handlers: Handlers, body: bytes, default: Retry) -> Facts:
-    """Add what the app knows."""
+    """Add the facts that the app knows."""
     from flask_backend.operations.compatibility import check_compatibility
     from flask_backend.worker.execution import read_call
 
     try:
         retry = read_call(handlers, body).retry or default
-    except MessageDecodeError:  # it is never tried
+    except MessageDecodeError:  # the job is never tried
         retry = None
     return dataclasses.replace(facts, misfit=check_compatibility(handlers, body), retry=retry)

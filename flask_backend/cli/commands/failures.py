@@ -1,4 +1,4 @@
-"""The commands for failures: why jobs are buried, and running them again or deleting them."""
+"""The commands for failures: show why jobs are buried, and retry or delete them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from flask_backend.operations.failures import FailureGroup, Pattern
     from flask_backend.stories import Story
 
-_LABEL = 11  # columns before what is told of a job
-_LISTED_JOBS = _LISTED_QUEUES = 20  # before a question; more are only counted
+_LABEL = 11  # columns of a line's label
+_LISTED_JOBS = _LISTED_QUEUES = 20  # before a question; the rest is only counted
 
 
 # -- failures --------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ _LISTED_JOBS = _LISTED_QUEUES = 20  # before a question; more are only counted
 
 @click.command()
 @click.argument("queue", required=False)
-@click.option("--job", "job_id", type=parse_job_id, metavar="ID", help="Show the story of this job, and no other.")
+@click.option("--job", "job_id", type=parse_job_id, metavar="ID", help="Show only the story of this job.")
 @json_option
 @broker_option
 @click.pass_context
@@ -61,9 +61,8 @@ def failures(
 ) -> None:
     """Show why jobs are buried.
 
-    That is what failed how often, by queue, endpoint and exception, or what killed the worker; and the newest of all in
-    full. Without QUEUE those of all queues are shown. Jobs that another program has buried have no story: they are only
-    counted.
+    Failures are counted by queue, endpoint and exception, or by what killed the worker; the newest one is shown in
+    full. Without QUEUE, all queues are shown. Jobs that another program has buried have no story and are only counted.
     """
     if job_id is not None:
         if queue is not None:
@@ -106,7 +105,7 @@ def _show_failures(ctx: click.Context, address: str, found: Sequence[Failures]) 
 
 
 def _echo_more(queues: int) -> None:
-    """Print how many queues are not listed, if there are any."""
+    """Print how many queues are not listed, if any."""
     if queues > _LISTED_QUEUES:
         echo(f"and {queues - _LISTED_QUEUES:,} more queues", err=True)
 
@@ -187,7 +186,7 @@ def _echo_groups(groups: Sequence[FailureGroup], found: Sequence[Failures]) -> N
 
 
 def _echo_story(note: Story) -> None:
-    """Print all that a note tells."""
+    """Print all fields of a note."""
     echo(f"job {note.job} of {note.queue}", bold=True)
     room = max(_LABEL + _LABEL, terminal_width()) - _LABEL
     for name, value in _story_fields(note):
@@ -202,7 +201,7 @@ def _echo_story(note: Story) -> None:
 def _story_fields(note: Story) -> Iterator[tuple[str, str]]:
     yield "reason", note.reason
     if note.call or note.endpoint:
-        yield "call", note.call or f"{note.endpoint}(…)"  # of many stories only the first are kept whole
+        yield "call", note.call or f"{note.endpoint}(…)"  # among many stories, only the first are kept whole
     if note.exception:
         yield "exception", note.exception + (f": {note.message}" if note.message else "")
     elif note.message:
@@ -214,7 +213,7 @@ def _story_fields(note: Story) -> Iterator[tuple[str, str]]:
     yield "buried", _show_moment(note.buried_at)
     if note.ran_s is not None and 0 <= note.ran_s < END_OF_DATES:
         yield "ran", f"{note.ran_s:.3f} s" if note.ran_s < 1 else show_seconds(note.ran_s)
-    worker = note.death.get("worker_pid") if note.death else note.pid  # a death is told by another process
+    worker = note.death.get("worker_pid") if note.death else note.pid  # another process reports a death
     yield "worker", f"pid {worker} on {note.host}"
 
 
@@ -231,7 +230,7 @@ def _echo_next_steps(ctx: click.Context, address: str, job_id: int) -> None:
 
 
 def _command(ctx: click.Context, address: str, command: str) -> str:
-    """Return a command as it is to be typed here: with the broker, if the command line told which, or which app."""
+    """Return a command to type here, with --broker if the command line named the broker or the app."""
     sources = (ctx.get_parameter_source("broker_uri"), ctx.find_root().get_parameter_source("app"))
     told = ParameterSource.COMMANDLINE in sources
     prefix = ctx.parent.command_path if ctx.parent else "flask-backend"
@@ -243,7 +242,7 @@ def _command(ctx: click.Context, address: str, command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BulkAction:
-    """What is done with jobs, in words and in fact."""
+    """An action on jobs: its words and its functions."""
 
     verb: str
     past: str
@@ -267,7 +266,7 @@ _DELETE = BulkAction(
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The jobs that are meant, by their IDs or by what is known of them, and how to go about it."""
+    """The chosen jobs, by ID or by queue and pattern, and the options of the action."""
 
     ids: tuple[int, ...]
     is_all: bool
@@ -279,9 +278,9 @@ class Request:
 
     def check(self, verb: str) -> None:
         if bool(self.ids) == self.is_all:
-            raise click.UsageError(f"say which jobs to {verb}: either their IDs, or --all for all that are buried")
+            raise click.UsageError(f"choose the jobs to {verb}: pass their IDs, or --all for all buried jobs")
         if self.ids and (self.queue or self.pattern):
-            raise click.UsageError("--queue and --match choose among all jobs: they go with --all, not with IDs")
+            raise click.UsageError("--queue and --match filter all buried jobs: they go with --all, not with IDs")
 
 
 def read_pattern(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> Pattern | None:
@@ -295,17 +294,17 @@ def read_pattern(_ctx: click.Context, _parameter: click.Parameter, text: str | N
 
 
 def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Take what makes a :class:`Request`."""
+    """Add the parameters of a :class:`Request`."""
     ids = click.argument("ids", metavar="[ID]...", type=parse_job_id, nargs=-1)
     all_ = click.option("--all", "is_all", is_flag=True, help="All buried jobs.")
-    queue = click.option("--queue", "-q", help="Of all, only those of this queue.")
+    queue = click.option("--queue", "-q", help="With --all: only jobs of this queue.")
     match = click.option(
         "--match",
         "pattern",
         callback=read_pattern,
         metavar="PATTERN",
-        help="Of all, only those that failed so: ENDPOINT, ENDPOINT/EXCEPTION or /EXCEPTION, as hello/ValueError, with "
-        "wildcards as in the shell. Jobs that were buried without a story never match.",
+        help="With --all: only failures of ENDPOINT, ENDPOINT/EXCEPTION or /EXCEPTION, such as hello/ValueError, with "
+        "shell wildcards. Jobs that were buried without a story never match.",
     )
     return ids(all_(queue(match(yes_option(json_option(broker_option(function)))))))
 
@@ -314,10 +313,10 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @request_options
 @click.pass_context
 def retry(ctx: click.Context, /, **options: Any) -> None:
-    """Run buried or delayed jobs again, now, after a question.
+    """Run buried or delayed jobs again, now, after confirmation.
 
-    They are named by their IDs, or are --all that are buried. Each is kicked, as Beanstalkd calls it,
-    and ready at once; a buried one has as many attempts again. Exit code 1 if that could not be done to one of the IDs.
+    Choose them by ID, or all buried ones with --all. Each is kicked, as Beanstalkd calls it, and is ready at once; a
+    buried job gets its full number of attempts again. Exit code 1 if one of the IDs could not be retried.
     """
     _run_action(ctx, _RETRY, Request(**options))
 
@@ -326,10 +325,10 @@ def retry(ctx: click.Context, /, **options: Any) -> None:
 @request_options
 @click.pass_context
 def delete(ctx: click.Context, /, **options: Any) -> None:
-    """Delete jobs, after a question.
+    """Delete jobs, after confirmation.
 
-    They are named by their IDs, in any state but reserved, or are --all that are buried. Nothing brings them back. Exit
-    code 1 if that could not be done to one of the IDs.
+    Choose them by ID, in any state but reserved, or all buried ones with --all. This cannot be undone. Exit code 1 if
+    one of the IDs could not be deleted.
     """
     _run_action(ctx, _DELETE, Request(**options))
 
@@ -383,7 +382,7 @@ def _do_to_all(action: BulkAction, request: Request, console: Console) -> Action
     _confirm_all(action, found, matching, yes=request.yes)
     done = [job_id for each in found for job_id in action.to_failures(console, each)]
     if missing := sum(each.count for each in found) - len(done):
-        echo(f"{count_of(missing, 'job')} more: buried no longer", err=True)
+        echo(f"skipped {count_of(missing, 'job')}: no longer buried", err=True)
     return ActionResult(done, {})
 
 

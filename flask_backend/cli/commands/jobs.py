@@ -1,4 +1,4 @@
-"""The commands that look at jobs: at one, or at those of a queue. They know no app."""
+"""The commands that show jobs: one job, or the jobs of a queue. They do not use the app's tasks."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 STATES = ("ready", "reserved", "delayed", "buried")
 
-_MAX_CALL = 1000  # characters, where no terminal bounds them
+_MAX_CALL = 1000  # characters, if a terminal does not limit them
 _MIN_CALL = 20
-_LABEL = 11  # columns of what names a line
+_LABEL = 11  # columns of a line's label
 
 
 class JobGoneError(click.ClickException):
-    """The server has no such job."""
+    """The job does not exist on the server."""
 
     def __init__(self, job_id: int) -> None:
         from flask_backend.cli.explanation import GONE
@@ -57,14 +57,14 @@ class JobGoneError(click.ClickException):
 
 @click.command()
 @click.argument("job_id", metavar="ID", type=parse_job_id)
-@click.option("--raw", is_flag=True, help="Write the body's bytes, and nothing else.")
+@click.option("--raw", is_flag=True, help="Write only the bytes of the body.")
 @json_option
 @broker_option
 @click.pass_context
 def peek(ctx: click.Context, job_id: int, broker_uri: str | None, *, raw: bool, as_json: bool) -> None:
-    """Show all that is known of a job, with its call or message.
+    """Show everything known about a job, with its call or message.
 
-    Exit code 1 if it is not there.
+    Exit code 1 if the job does not exist.
     """
     if raw and as_json:
         raise click.UsageError("--raw and --json exclude each other")
@@ -86,7 +86,7 @@ def peek(ctx: click.Context, job_id: int, broker_uri: str | None, *, raw: bool, 
 
 
 def find_story(console: Console, record: JobRecord) -> Story | None:
-    """Return why a job is buried, if it is and that is told."""
+    """Return the story of a job, if it is buried and has one."""
     if record.state != "buried":
         return None
     stories = console.failures(record.queue).stories
@@ -94,7 +94,7 @@ def find_story(console: Console, record: JobRecord) -> Story | None:
 
 
 def attempts_made(record: JobRecord) -> int:
-    """Return how often a job was tried, the attempt that runs now included."""
+    """Return how often a job was tried, including a running attempt."""
     return record.attempts.number - (record.state != "reserved")
 
 
@@ -104,7 +104,7 @@ def as_dict(address: str, record: JobRecord) -> dict[str, Any]:
 
 
 def _content(body: bytes) -> dict[str, Any]:
-    """Return a body as what it is: JSON, text or bytes."""
+    """Return a body as JSON, text or bytes: the first that fits."""
     try:
         return {"body": decode_json(body)}
     except MessageDecodeError:
@@ -124,7 +124,7 @@ def _described(record: JobRecord, story: Story | None) -> Iterator[str]:
     yield _line("ttr", show_seconds(record.ttr_s))
     if record.state in ("reserved", "delayed"):
         left_s = record.time_left_s
-        yield _line("time left", show_seconds(left_s) if left_s >= 0 else f"none, over by {show_seconds(-left_s)}")
+        yield _line("time left", show_seconds(left_s) if left_s >= 0 else f"expired {show_seconds(-left_s)} ago")
     yield _line("attempts", attempts_made(record))
     counters = ("reserves", "timeouts", "releases", "buries", "kicks")
     yield _line("counters", ", ".join(f"{name} {getattr(record, name)}" for name in counters))
@@ -169,7 +169,7 @@ def _line(name: str, value: object) -> str:
     help="Only jobs in this state. May be repeated.",
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Show the newest N at most."
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Show at most the newest N."
 )
 @scan_option
 @json_option
@@ -187,8 +187,8 @@ def jobs(  # noqa: PLR0913  # one parameter for each option
 ) -> None:
     """List the jobs of QUEUE, newest first.
 
-    Beanstalkd has no list of jobs, so that this asks for each id, from the newest down, until as many are found as the
-    server counts. It reserves nothing.
+    Beanstalkd cannot list jobs: this asks for each id, from the newest down, until it has found as many as the server
+    counts. It reserves no job.
     """
     with open_console(ctx, broker_uri) as console:
         search = Search(console, [queue], states or STATES, bound)

@@ -1,4 +1,4 @@
-"""The commands for queues: how they stand, and holding them up."""
+"""The commands for queues: show, pause and resume them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TENFOLD = 10  # from here on a rate has no decimals
     "--check",
     "is_check",
     is_flag=True,
-    help="Only check, for monitoring: exit code 1 if jobs are ready in a queue that nobody watches.",
+    help="Only check, for monitoring: exit code 1 if a queue has ready jobs but no worker.",
 )
 @click.option(
     "--interval",
@@ -44,7 +44,7 @@ _TENFOLD = 10  # from here on a rate has no decimals
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to look, for the jobs put (in/s) and deleted (out/s) per second; 0 leaves them out.",
+    help="How long to measure the jobs put (in/s) and deleted (out/s) per second; 0 omits them.",
 )
 @json_option
 @broker_option
@@ -52,8 +52,8 @@ _TENFOLD = 10  # from here on a rate has no decimals
 def queues(ctx: click.Context, interval: float, broker_uri: str | None, *, is_check: bool, as_json: bool) -> None:
     """Show all queues, their jobs and workers.
 
-    Jobs are counted by state. "oldest" is the age of the job that comes next. Workers are the connections that watch a
-    queue; idle ones wait for a job of it. Red: jobs are ready and nobody watches it. Yellow: it is paused.
+    Jobs are counted by state. "oldest" is the age of the next job. Workers are the connections that watch a queue; idle
+    ones wait for a job of it. Red: jobs are ready, but no worker watches the queue. Yellow: the queue is paused.
     """
     with open_console(ctx, broker_uri) as console:
         found, rates = _look(console, 0 if is_check else interval)
@@ -63,10 +63,10 @@ def queues(ctx: click.Context, interval: float, broker_uri: str | None, *, is_ch
     elif not is_check and found:
         _echo_queues(found, ages, rates)
     elif not found:
-        echo(f"no queues at {console.address}: nobody watches one, and there are no jobs", err=True)
+        echo(f"no queues at {console.address}: it has no jobs and no workers", err=True)
     unwatched = [queue for queue in found if queue.is_unwatched]
     if unwatched:
-        echo(f"nobody watches {listed([f'{queue.name} ({queue.ready} ready)' for queue in unwatched])}", err=True)
+        echo(f"no worker watches {listed([f'{queue.name} ({queue.ready} ready)' for queue in unwatched])}", err=True)
     if is_check and unwatched:
         ctx.exit(ExitCode.FAILED)
 
@@ -149,10 +149,10 @@ def _style(queue: Queue) -> dict[str, Any]:
 def pause(  # noqa: PLR0913  # one parameter for each option
     ctx: click.Context, queue: str, seconds: int | None, broker_uri: str | None, *, yes: bool, as_json: bool
 ) -> None:
-    """Have no job of QUEUE taken.
+    """Stop workers from taking jobs of QUEUE.
 
-    Jobs can still be put, and those that run go on. The server forgets a pause when it restarts, and when the queue is
-    empty and nobody uses it any more.
+    Jobs can still be put, and running ones go on. The server forgets a pause when it restarts, and when the queue is
+    empty and no client uses it.
     """
     from flask_backend.broker.stats import UNTIL_RESUMED_S
 
@@ -197,7 +197,7 @@ def _find_queue(console: Console, name: str) -> Queue:
 
 
 def no_such_queue(console: Console, name: str) -> str:
-    return f"there is no queue {name} at {console.address}: nobody uses it, and it has no jobs"
+    return f"queue {name} does not exist at {console.address}: it has no jobs and no clients"
 
 
 def _set_pause(console: Console, queue: str, seconds: int) -> Queue:

@@ -1,4 +1,4 @@
-"""The command that shows the supervisors of this machine and their workers: as the system sees them."""
+"""The command that shows the supervisors of this machine and their workers, as the system sees them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Process:
     title: str
     up_s: float
     rss_bytes: int
-    memory: MemoryUse | None  # None if this user may not read it
+    memory: MemoryUse | None  # unset if this user may not read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class _Supervisor:
 
     @property
     def private_bytes(self) -> int | None:
-        """The sum of what each of its processes has alone; None if one of them cannot be read."""
+        """The sum of the private memory of its processes; None if one of them cannot be read."""
         memories = self._memories
         return sum(memory.private_bytes for memory in memories) if memories else None
 
@@ -61,14 +61,14 @@ class _Supervisor:
 @click.command()
 @json_option
 def status(*, as_json: bool) -> None:
-    """Show the supervisors here, their workers and memory.
+    """Show the supervisors on this machine, their workers and memory.
 
-    Those of all users on this machine; it needs neither the app nor the broker. What this user may not read is left
-    blank; root may read all. Private is what a process has alone
-    (USS); shared is what others use too, of a worker mostly what the app had in memory when it was forked. PSS is the
-    private memory and a share of the rest, so that the PSS of all is what they take together.
+    It shows the processes of all users, and needs neither the app nor the broker. Values that this user may not read
+    are blank; root may read all. Private is the memory of one process alone (USS). Shared is memory that other
+    processes use too: in a worker, mostly the app's memory at the time of the fork. PSS is the private memory and a
+    share of the rest; the PSS of all processes adds up to their total memory.
 
-    Exit code 1 if none runs.
+    Exit code 1 if no supervisor runs.
     """
     if not PROC_IS_THERE:
         raise click.ClickException("status reads /proc, which only Linux has")
@@ -89,7 +89,7 @@ def _find() -> list[_Supervisor]:
     processes = [_look_at(pid, title, now) for pid, title in all_titles.items() if title.startswith("flask-backend:")]
     found = {process.pid: process for process in processes if process}
     masters = {process.pid: process for process in found.values() if is_master(process.title)}
-    # A child that was forked a moment ago still has its parent's title.
+    # A newly forked child still has its parent's title.
     masters = {pid: master for pid, master in masters.items() if master.parent not in masters}
     parents = {process.parent for process in found.values() if read_worker(process.title)}
     for pid in parents - set(masters):
@@ -100,9 +100,9 @@ def _find() -> list[_Supervisor]:
 
 
 def _is_reloading(title: str) -> bool:
-    """Whether the parent of a worker is a supervisor without its title: one that has executed its command for a reload.
+    """Whether a worker's parent is a supervisor that has lost its title: one that has executed its command to reload.
 
-    At the moment of that a process has no command line at all.
+    During the exec, a process has no command line at all.
     """
     return not title or "supervise" in title.split()[1:]
 
@@ -114,7 +114,7 @@ def _workers_of(master: _Process, processes: Iterable[_Process]) -> list[_Worker
 
 
 def _look_at(pid: int, title: str, now: float) -> _Process | None:
-    """Return what can be known of a process; None if it has ended meanwhile."""
+    """Return the facts about a process, unless it has ended."""
     memory, stat = read_memory(pid), read_stat(pid)
     if stat is None:
         return None

@@ -1,4 +1,4 @@
-"""The commands that run workers, and what they make of the app and the options."""
+"""The commands that run workers, as the app and the options define them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from flask_backend.supervisor import ChildContext, Descriptors, Pool, Work
     from flask_backend.worker.worker import Limits
 
-# More gain nothing, and all of them wait if the first one takes long.
+# More jobs are not faster, and all of them wait if the first one takes long.
 MAX_PREFETCH = 100
 
 
@@ -56,7 +56,7 @@ MAX_PREFETCH = 100
     multiple=True,
     envvar="BACKEND_QUEUES",
     show_envvar=True,
-    help="A queue to serve, with its own number of workers or without. May be repeated. Default: all the app has.",
+    help="A queue to serve, with its own number of workers if given. May be repeated. Default: all queues of the app.",
 )
 @click.option(
     "--workers",
@@ -72,8 +72,8 @@ MAX_PREFETCH = 100
     metavar="SIZE|auto",
     envvar="BACKEND_MAX_MEMORY",
     show_envvar=True,
-    help="Recycle a worker, after its task, whose private memory is larger: 200M, 1.5G; auto for an even share "
-    "of nine tenths of what the control group, or the machine, has beyond the app itself.",
+    help="Recycle a worker after its task if its private memory is larger: 200M, 1.5G. auto takes nine tenths of the "
+    "memory of the control group or machine, less that of the app itself, and shares it evenly among the workers.",
 )
 @click.option(
     "--max-memory-hard",
@@ -81,14 +81,14 @@ MAX_PREFETCH = 100
     metavar="SIZE",
     envvar="BACKEND_MAX_MEMORY_HARD",
     show_envvar=True,
-    help="Kill a worker, whatever it does, whose private memory is larger.",
+    help="Kill a worker if its private memory is larger, even during a task.",
 )
 @click.option(
     "--max-tasks",
     type=click.IntRange(min=1),
     envvar="BACKEND_MAX_TASKS",
     show_envvar=True,
-    help="Recycle a worker after so many tasks.",
+    help="Recycle a worker after this many tasks.",
 )
 @click.option(
     "--prefetch",
@@ -98,8 +98,8 @@ MAX_PREFETCH = 100
     show_envvar=True,
     show_default=True,
     metavar="N",
-    help="Have a worker reserve up to N jobs at a time, which is faster for tiny tasks and less fair: a job that one "
-    "worker holds waits for those before it, though another worker be idle.",
+    help="Let a worker reserve up to N jobs at a time. This is faster for tiny tasks but less fair: a job that one "
+    "worker holds waits for the jobs before it, even if another worker is idle.",
 )
 @time_limit_options
 @click.option(
@@ -131,12 +131,12 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
 ) -> None:
     """Import the app once, fork workers for each queue, and keep them running.
 
-    TERM or INT drains: no new tasks, running ones get the drain timeout, then are given back. A second one, or QUIT,
-    gives back at once. HUP reloads the app, if its new code works; if the terminal of the start is gone, HUP drains.
-    TTIN and TTOU add and remove a worker for each queue; USR1 prints every Python stack.
+    TERM or INT drains: workers take no new tasks; tasks that still run after the drain timeout are given back. A second
+    signal, or QUIT, gives them back at once. HUP reloads the app if its new code works; if the terminal that started
+    this is gone, HUP drains. TTIN and TTOU add and remove a worker for each queue; USR1 prints every Python stack.
 
-    Exit codes: 0 stopped as asked; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
-    4 stopped as asked, but some tasks were given back unfinished; 5 gave up, for the workers kept dying.
+    Exit codes: 0 stopped on request; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
+    4 stopped on request, but some tasks were given back unfinished; 5 gave up because the workers kept dying.
     """
     from flask_backend.supervisor import Descriptors, Handover, Notifier, Supervisor, SupervisorOptions, Terminal
     from flask_backend.worker.worker import Limits
@@ -151,8 +151,8 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     signals = StopSignalsWhileLoading(may_exit=handover is None)
     notifier = Notifier(handover.notify_address if handover else None)
     terminal = Terminal.find(was_there=handover.had_terminal if handover else None)
-    # What is imported lives as long as the process: not to be looked at by any collector, whose marks would
-    # unshare the pages of every worker.
+    # Imported objects live as long as the process. The garbage collector must not visit them: its marks would unshare
+    # the pages of every worker.
     gc.disable()
     loaded = load_app_of_workers(ctx, log_format)
     signals.exit_if_one_came()
@@ -188,7 +188,7 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
 
 
 def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
-    """Tell the supervisor, which knows neither Flask nor Beanstalkd, what its children do."""
+    """Return the work of the children, for a supervisor that knows neither Flask nor Beanstalkd."""
     from flask_backend.outcome import Ending
     from flask_backend.supervisor import SETTLED, SETTLED_FOR_GOOD, Work
     from flask_backend.worker import postmortem
@@ -200,7 +200,7 @@ def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
         streams.wait_for_readers(WORKER_PATIENCE_S)
         own_limits = dataclasses.replace(limits, lifeline=context.lifeline)
         status = Worker(loaded.app, settings, loaded.backend.queues[context.pool], context, own_limits).run()
-        # The supervisor ends one that takes too long, unless it waits to hear why a worker cannot start.
+        # The supervisor ends a worker that exits too slowly, unless it waits for the reason why one cannot start.
         leave(status, None if status == ExitCode.OK else limits.drain_timeout_s)
 
     def settle(fd: int, death: Death, crashes: int) -> int:
@@ -216,7 +216,7 @@ def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
 
 
 def check_descriptors(descriptors: Descriptors, pools: list[Pool]) -> str:
-    """Return how many descriptors the workers need; raise :exc:`AppLoadError` if the system does not give so many."""
+    """Return how many descriptors the workers need; raise :exc:`AppLoadError` if the system allows fewer."""
     from flask_backend.supervisor import TooFewDescriptorsError
 
     workers = sum(pool.size for pool in pools)
@@ -228,7 +228,7 @@ def check_descriptors(descriptors: Descriptors, pools: list[Pool]) -> str:
 
 
 def is_only_to_check() -> bool:
-    """Say whether a running supervisor has started this process to try whether it could take over."""
+    """Whether a running supervisor has started this process to test whether it could take over."""
     from flask_backend.supervisor import HandoverError, is_check
 
     try:
@@ -247,7 +247,7 @@ def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
         with closing(EventLoop()) as event_loop:
             try:
                 Runner(loaded.app, loaded.backend.queues[pool.name], event_loop, base_url).run_hooks()
-            except BaseException as error:  # whatever it raises, SystemExit too: no worker could start
+            except BaseException as error:  # also SystemExit: no worker could start
                 raise AppLoadError(f"a hook of {pool.name} failed.\n\n{users_traceback(error)}") from error
             finally:
                 refuse_patch()
@@ -264,12 +264,12 @@ def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], wo
     for pool in pools:
         check_queue(loaded, pool.name)
     if len({pool.name for pool in pools}) < len(pools):
-        raise click.UsageError("a queue is named twice: say each once, as --queue NAME=WORKERS")
+        raise click.UsageError("a queue is named twice: pass each once, as --queue NAME=WORKERS")
     return pools
 
 
 def share_of_memory(pools: list[Pool]) -> int:
-    """Return the private memory that each worker may have, for all of them to fit beside what they share."""
+    """Return the private memory each worker may have, so that all of them fit beside their shared memory."""
     import psutil
 
     shared = psutil.Process().memory_info().rss
@@ -277,7 +277,7 @@ def share_of_memory(pools: list[Pool]) -> int:
 
 
 def warm_up(loaded: LoadedApp, pools: list[Pool]) -> None:
-    """Do once what imports modules when it is first done, in place of each worker: connecting, and failing."""
+    """Import, once for all workers, the modules that the first connection and the first failure import."""
     from flask_backend.worker.execution import prepare
 
     "localhost".encode("idna")  # as the socket module does with every host
@@ -293,8 +293,8 @@ def warn_of_threads() -> None:
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if others:
         logger.warning(
-            "importing the app has started threads (%s); they do not run in the workers, and what they hold locked "
-            "stays locked there. Start them in a before_first_task hook.",
+            "importing the app has started threads (%s); they do not run in the workers, and locks that they hold "
+            "stay locked there. Start them in a before_first_task hook.",
             ", ".join(others),
         )
     listeners = getattr(sys.modules.get("logging.handlers"), "QueueListener", ())  # only if the app has imported it
@@ -302,8 +302,9 @@ def warn_of_threads() -> None:
         listener: Any = getattr(getattr(thread, "_target", None), "__self__", None)
         if isinstance(listener, listeners):
             logger.warning(
-                "importing the app has started a %s (thread %s), which does not run in the workers: what they log to "
-                "its queue never reaches its handlers (%s). Start it in a before_first_task hook, with a new queue.",
+                "importing the app has started a %s (thread %s), which does not run in the workers: records that "
+                "they log to its queue never reach its handlers (%s). Start it in a before_first_task hook, with a new "
+                "queue.",
                 type(listener).__name__,
                 thread.name,
                 ", ".join(type(handler).__name__ for handler in listener.handlers),
@@ -316,7 +317,7 @@ def warn_of_threads() -> None:
     "--no-fork",
     is_flag=True,
     expose_value=False,
-    help="Work in this very process, so that breakpoint() has the terminal. This command always does.",
+    help="Run in this process, so that breakpoint() has the terminal. This command always does.",
 )
 @time_limit_options
 @drain_timeout_option
@@ -332,8 +333,8 @@ def worker(  # noqa: PLR0913  # one parameter for each option
 ) -> None:
     """Run one worker of QUEUE in the foreground, without a supervisor.
 
-    TERM or INT finishes the running task and exits; a second one, or QUIT, gives it back and exits at once. USR1 prints
-    the Python stacks. breakpoint() in a task stops in pdb; its job stays reserved meanwhile.
+    TERM or INT finishes the running task and exits; a second signal, or QUIT, gives it back and exits at once. USR1
+    prints the Python stacks. breakpoint() in a task stops in pdb, while its job stays reserved.
     """
     from flask_backend.cli import debugger
 

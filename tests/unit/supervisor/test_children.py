@@ -6,7 +6,7 @@ from flask_backend.supervisor.scoreboard import Scoreboard
 from flask_backend.supervisor.states import ChildState
 
 
-def test_those_are_counted_that_have_the_newest_code_and_are_ready():
+def test_ready_children_with_the_newest_code_are_counted():
     scoreboard, children = Scoreboard({"a": [], "b": []}, 10), Children()
     told = [
         ("a", ChildState.READY, False),

@@ -3,7 +3,7 @@ from __future__ import annotations
 from flask_backend.supervisor.crashes import FORGOTTEN_AFTER_S, MAX_REMEMBERED, CrashCounts
 
 
-def test_each_job_of_each_pool_is_counted_for_itself():
+def test_each_job_of_each_pool_is_counted_separately():
     counts = CrashCounts()
     assert [counts.note("a", 1, 0.0), counts.note("a", 1, 1.0), counts.note("b", 1, 2.0), counts.note("a", 2, 3.0)] == [
         1,
@@ -13,7 +13,7 @@ def test_each_job_of_each_pool_is_counted_for_itself():
     ]
 
 
-def test_a_job_that_is_buried_or_not_seen_for_long_starts_anew():
+def test_a_job_that_is_buried_or_not_seen_for_long_starts_from_zero():
     counts = CrashCounts()
     counts.note("a", 1, 0.0)
     counts.forget("a", 1)

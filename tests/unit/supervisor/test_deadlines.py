@@ -38,7 +38,7 @@ def test_a_child_whose_job_is_over_its_time_is_stuck(child):
     assert deadlines.reason_to_kill(child, NOW + 5) is None
 
 
-def test_a_draining_child_is_watched_too_and_a_killed_one_no_more(child):
+def test_a_draining_child_is_watched_too_and_a_killed_one_no_longer(child):
     child.apply(ChildEvent.REPORTED_READY)
     child.row.begin(7)
     child.row.run("task", NOW)
@@ -52,13 +52,13 @@ def test_an_idle_child_that_gives_no_sign_of_life_is_stuck(child):
     child.apply(ChildEvent.REPORTED_READY)
     deadlines = Deadlines(10.0, 25.0)
     reason = deadlines.reason_to_kill(child, time.monotonic() + SILENT_S + 1)
-    assert "has given no sign of life for 121 s" in reason
-    child.row.begin(7)  # a job may take as long as it likes, unless it has a limit
+    assert "has sent no heartbeat for 121 s" in reason
+    child.row.begin(7)  # a job may take as long as it needs, unless it has a limit
     assert deadlines.reason_to_kill(child, time.monotonic() + 10 * SILENT_S) is None
 
 
 @pytest.mark.parametrize("silent_ns", [10**9, UNBOUNDED_NS])
-def test_a_child_that_says_how_long_it_will_be_silent_has_that_time_too(child, silent_ns):
+def test_a_child_that_announces_its_silence_has_that_time_too(child, silent_ns):
     child.apply(ChildEvent.REPORTED_READY)
     child.row.live(silent_ns)
     last = child.row.alive_at
@@ -71,7 +71,7 @@ def test_a_child_that_says_how_long_it_will_be_silent_has_that_time_too(child, s
 
 @pytest.fixture
 def drained(child):
-    """A child that was told to drain at NOW."""
+    """A child that got its drain signal at NOW."""
     child.apply(ChildEvent.REPORTED_READY)
     child.row.begin(7)
     child.apply(ChildEvent.DRAIN)
@@ -81,18 +81,18 @@ def drained(child):
 
 
 def look(child, after_s):
-    """Return whether a child is told again, and why it is ended, so many seconds after it was told to drain."""
+    """Return whether the signal is repeated, and why the child is ended, ``after_s`` seconds after its drain signal."""
     deadlines, now = Deadlines(10.0, 25.0), child.drained_at + after_s
     deadlines.note_drain(child, now)
     return deadlines.is_to_be_told_again(child, now), deadlines.reason_to_end(child, now)
 
 
-def test_a_draining_child_may_finish_its_job_in_peace_however_long_that_takes(drained):
+def test_a_draining_child_may_finish_its_job_however_long_that_takes(drained):
     assert look(drained, 3600) == (False, None)
 
 
 @pytest.mark.parametrize("has_new_job", [False, True])
-def test_a_draining_child_that_idles_or_takes_new_jobs_is_told_again_and_ended_at_last(drained, has_new_job):
+def test_a_draining_child_that_idles_or_takes_new_jobs_is_signalled_again_and_finally_ended(drained, has_new_job):
     drained.row.end(None)
     if has_new_job:
         drained.row.begin(8)
@@ -102,17 +102,17 @@ def test_a_draining_child_that_idles_or_takes_new_jobs_is_told_again_and_ended_a
     assert look(drained, TELL_AGAIN_S + 0.1) == (False, None)
     is_told_again, reason = look(drained, TELL_AGAIN_S + 25)
     assert is_told_again
-    assert reason.endswith("takes new jobs" if has_new_job else "has no job, but does not end")
+    assert reason.endswith("takes new jobs" if has_new_job else "has no job, but does not exit")
 
 
-def test_a_job_that_began_as_the_child_was_told_to_drain_is_not_cut(drained):
+def test_a_job_that_began_at_the_drain_signal_is_not_cut(drained):
     drained.row.end(None)
     drained.row.begin(8)
     drained.row.heard_drain()
     assert look(drained, 10) == look(drained, 3600) == (False, None)
 
 
-def test_a_draining_child_that_has_heard_is_not_told_again_but_has_to_end(drained):
+def test_a_draining_child_that_noticed_is_not_signalled_again_but_has_to_end(drained):
     drained.row.heard_drain()
     drained.row.end(None)
     assert look(drained, 10) == (False, None)
@@ -127,7 +127,7 @@ def test_the_time_of_a_draining_child_counts_from_the_end_of_its_job(drained):
     assert look(drained, 3625)[1]
 
 
-def test_a_row_that_another_child_gets_knows_of_no_drain(drained):
+def test_a_row_reused_by_another_child_has_no_drain(drained):
     drained.row.heard_drain()
     drained.row.clear_activity()
     assert not drained.row.was_told_to_drain()
@@ -140,7 +140,7 @@ def test_a_child_that_has_left_and_does_not_end_is_stuck(child):
     child.apply(ChildEvent.LEFT)
     left_at = child.row.left_at
     assert deadlines.reason_to_kill(child, left_at + 24) is None
-    assert deadlines.reason_to_kill(child, left_at + 25) == "has not ended within 25 s after its last job"
+    assert deadlines.reason_to_kill(child, left_at + 25) == "did not exit within 25 s after its last job"
 
 
 def test_after_a_suspend_children_get_time_to_act_by_themselves(child):

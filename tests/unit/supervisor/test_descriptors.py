@@ -11,7 +11,7 @@ from flask_backend.supervisor.plan import MAX_CHILDREN
 
 @pytest.fixture
 def limits(monkeypatch):
-    """The system's soft and hard limit, as a test sets them."""
+    """The system's soft and hard limit, as set by a test."""
     limits = [1024, 1 << 20]
     monkeypatch.setattr(descriptors, "_get", lambda: tuple(limits))
     monkeypatch.setattr(descriptors, "_set_limit", lambda soft: limits.__setitem__(0, soft))
@@ -55,7 +55,7 @@ def test_a_plan_over_the_hard_limit_is_refused_with_both_numbers(limits):
         own.check(60)
 
 
-def test_what_the_app_has_open_counts_for_each_worker_too(limits):
+def test_files_opened_by_the_app_count_for_each_worker_too(limits):
     with pytest.raises(TooFewDescriptorsError, match="a worker needs 72 file descriptors, but the soft limit is 64"):
         Descriptors(soft=64, base=60).check(1)
 
@@ -63,12 +63,12 @@ def test_what_the_app_has_open_counts_for_each_worker_too(limits):
 def test_a_reload_needs_room_for_the_workers_of_earlier_code(limits):
     own = Descriptors(soft=64, base=3)
     limits[:] = [own.needed(60)] * 2
-    own.check_reload(60, inherited=62)  # a loan of each, the lifeline and the scoreboard
-    with pytest.raises(TooFewDescriptorsError, match="while workers of earlier code run"):
+    own.check_reload(60, inherited=62)  # a loan for each, the lifeline and the scoreboard
+    with pytest.raises(TooFewDescriptorsError, match="while workers of the old code run"):
         own.check_reload(60, inherited=100)
 
 
-def test_what_is_open_is_counted_without_our_own():
+def test_open_files_are_counted_without_our_own():
     before = Descriptors.count()
     with Path(os.devnull).open("rb"):
         assert Descriptors.count().base == before.base + 1

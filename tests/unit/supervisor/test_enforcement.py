@@ -47,7 +47,7 @@ def killed():
 
 @pytest.fixture
 def enforcement(children, killed):
-    """Build one with ceilings; whom it kills is in the list ``killed``."""
+    """Build an enforcement with ceilings; children that it kills are in the list ``killed``."""
 
     def kill(child):
         child.apply(ChildEvent.KILL)
@@ -71,7 +71,7 @@ def begin(child, kill_at):
     child.row.run("task", kill_at)
 
 
-def test_a_stuck_child_writes_its_stacks_and_is_killed_a_moment_later(enforcement, child, now, killed, dumped):
+def test_a_stuck_child_writes_its_stacks_and_is_killed_shortly_after(enforcement, child, now, killed, dumped):
     enforcement = enforcement()
     begin(child, now + 3)
     enforcement.enforce(now + 2)
@@ -86,7 +86,7 @@ def test_a_stuck_child_writes_its_stacks_and_is_killed_a_moment_later(enforcemen
     assert killed == [child]
 
 
-def test_a_child_that_does_not_drain_is_told_again_and_killed_as_planned(
+def test_a_child_that_does_not_drain_is_signalled_again_and_killed_as_planned(
     enforcement, child, now, killed, dumped, monkeypatch, caplog
 ):
     told = []
@@ -103,7 +103,7 @@ def test_a_child_that_does_not_drain_is_told_again_and_killed_as_planned(
     assert child.gave_back(signal.SIGKILL)
 
 
-def test_a_child_that_ends_its_job_after_all_is_not_killed(enforcement, child, now, killed, dumped):
+def test_a_child_that_finally_ends_its_job_is_not_killed(enforcement, child, now, killed, dumped):
     enforcement = enforcement()
     begin(child, now + 3)
     enforcement.enforce(now + 3)
@@ -115,7 +115,7 @@ def test_a_child_that_ends_its_job_after_all_is_not_killed(enforcement, child, n
     assert not killed
 
 
-def test_there_is_something_to_enforce_at_the_earliest_deadline(enforcement, child, now, killed, dumped):
+def test_the_next_check_is_at_the_earliest_deadline(enforcement, child, now, killed, dumped):
     enforcement = enforcement()
     enforcement.enforce(now + 2)
     assert enforcement.next_at(now + 2) == now + 2 + LOOK_S

@@ -33,7 +33,7 @@ def lend_from_child(loans: Loans, *sockets: socket.socket) -> int:
     return pid
 
 
-def test_what_a_child_lends_stays_open_when_the_child_is_gone(pair, loans):
+def test_a_loan_stays_open_when_its_child_is_gone(pair, loans):
     ours, theirs = pair
     pid = lend_from_child(loans, ours)
     loans.receive()
@@ -57,7 +57,7 @@ def test_only_the_last_loan_of_a_child_is_kept(pair, loans):
     loans.close(pid)
 
 
-def test_a_newborn_closes_what_the_others_have_lent_but_what_it_shall_keep(pair, loans):
+def test_a_new_child_closes_the_loans_of_the_others_except_the_one_it_keeps(pair, loans):
     ours, _ = pair
     pids = [lend_from_child(loans, ours), lend_from_child(loans, ours)]
     loans.receive()
@@ -68,7 +68,7 @@ def test_a_newborn_closes_what_the_others_have_lent_but_what_it_shall_keep(pair,
     loans.close(pids[1])
 
 
-def test_a_supervisor_that_does_not_listen_does_not_hold_a_child_up(pair, loans):
+def test_a_supervisor_that_does_not_listen_does_not_delay_a_child(pair, loans):
     ours, _ = pair
     lend_from_child(loans, *[ours] * 2000)
     loans.receive()

@@ -1,4 +1,4 @@
-"""The supervisor, told facts: no process is started, and none is signalled."""
+"""The supervisor's decisions on given events: no process is started or signalled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flask_backend.supervisor.states import ChildState
 
 
 class System:
-    """Gives each child a number and no process, or refuses to."""
+    """Give each child a number and no process, or fail to spawn."""
 
     def __init__(self) -> None:
         self.refuses = False
@@ -46,7 +46,7 @@ def supervisor(system):
 
 
 def turn(supervisor):
-    """Start the children that are missing, and have them report."""
+    """Start the missing children, and have them report."""
     supervisor._reconcile()
     for child in supervisor._children:
         if child.state is ChildState.STARTING:
@@ -62,7 +62,7 @@ def end(supervisor, child, *, status=None, number=None):
     supervisor._handle_exit(child, Exit(child.pid, status, number))
 
 
-def test_a_recycling_whose_slot_is_not_wanted_any_more_keeps_no_other_child_from_its_own(supervisor, system):
+def test_a_recycling_whose_slot_is_no_longer_wanted_does_not_block_others(supervisor, system):
     first, _, last = supervisor._children
     last.recycle_reason = "it is due"
     turn(supervisor)
@@ -72,13 +72,13 @@ def test_a_recycling_whose_slot_is_not_wanted_any_more_keeps_no_other_child_from
     turn(supervisor)
     first.recycle_reason = "it is due"
     turn(supervisor)
-    assert first.state is ChildState.READY  # its turn comes when the last one's successor is there, ...
+    assert first.state is ChildState.READY  # its turn comes when the last one's successor is ready, ...
     supervisor._handle_signal(signal.SIGTTOU)
     turn(supervisor)
-    assert first.state is ChildState.DRAINING  # ... or nobody waits for that any more
+    assert first.state is ChildState.DRAINING  # ... or is no longer waited for
 
 
-def test_children_too_many_that_die_as_they_drain_leave_nothing_to_do_and_are_no_reason_to_give_up(supervisor):
+def test_surplus_children_that_die_as_they_drain_leave_nothing_to_do_and_do_not_trip_the_breaker(supervisor):
     for _ in range(supervisor._pools["q"].breaker.limit):
         *_, last = supervisor._children
         supervisor._handle_signal(signal.SIGTTOU)
@@ -91,7 +91,7 @@ def test_children_too_many_that_die_as_they_drain_leave_nothing_to_do_and_are_no
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_draining_child_that_dies_of_the_signal_for_that_gave_its_job_back(supervisor, caplog, number):
+def test_a_draining_child_killed_by_its_drain_signal_gave_its_job_back(supervisor, caplog, number):
     *_, last = supervisor._children
     last.row.begin(7)
     supervisor._handle_signal(signal.SIGTTOU)
@@ -105,7 +105,7 @@ def test_a_draining_child_that_dies_of_the_signal_for_that_gave_its_job_back(sup
 
 
 def test_a_death_is_logged_before_its_job_is_settled(supervisor, monkeypatch, caplog):
-    """Whoever settles it is another process: it may be done, and say so, before this one goes on."""
+    """Another process settles it: it may finish, and log that, before this one continues."""
     logged = []
     monkeypatch.setattr(supervisor._settling, "start", lambda *_args: logged.extend(caplog.messages))
     child, *_ = supervisor._children
@@ -132,7 +132,7 @@ def test_the_successor_of_a_child_that_has_left_does_not_wait_for_its_end(superv
 
 
 @pytest.mark.parametrize("how", [{"number": signal.SIGKILL}, {"number": signal.SIGSEGV}, {"status": 1}])
-def test_a_child_that_has_left_ends_as_planned_however_it_ends(supervisor, how):
+def test_a_child_that_has_left_counts_as_planned_however_it_ends(supervisor, how):
     for _ in range(supervisor._pools["q"].breaker.limit):
         first = next(iter(supervisor._children))
         leave(supervisor, first)

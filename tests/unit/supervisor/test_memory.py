@@ -8,7 +8,7 @@ POLICY = MemoryPolicy(soft_bytes=100 * MB, hard_bytes=None)
 
 
 class Process:
-    """A process whose memory the test sets, and which counts the expensive readings."""
+    """A process whose memory the test sets, and that counts the expensive readings."""
 
     def __init__(self, rss: int, private: int) -> None:
         self.rss, self.private, self.readings = rss, private, 0
@@ -24,7 +24,7 @@ class Process:
         return policy.reason_to_recycle(self.last)
 
     def unshare(self, size: int) -> None:
-        """Write to so many bytes that were shared."""
+        """Write to shared pages of the given size."""
         self.private += size
         self.faults += size // PAGE_BYTES
 
@@ -44,14 +44,14 @@ def test_a_process_that_is_small_altogether_is_never_read_exactly():
     assert process.readings == 0
 
 
-def test_a_process_in_which_nothing_becomes_private_is_read_once():
+def test_a_process_without_new_private_pages_is_read_once():
     process = Process(rss=500 * MB, private=50 * MB)
     for second in range(1000):
         process.check(float(second))
     assert process.readings == 1
 
 
-def test_a_process_that_takes_the_same_pages_again_and_again_is_read_rarely():
+def test_a_process_that_repeatedly_takes_the_same_pages_is_read_rarely():
     process = Process(rss=500 * MB, private=50 * MB)
     for second in range(10 * int(READ_AGAIN_S)):
         process.check(float(second))
@@ -66,7 +66,7 @@ def test_growth_that_may_exceed_the_ceiling_is_read_at_once():
     assert process.check(1.0) is not None
 
 
-def test_pages_that_become_private_without_growth_are_found_at_the_next_look():
+def test_pages_that_become_private_without_growth_are_found_at_the_next_reading():
     process = Process(rss=500 * MB, private=50 * MB)
     process.check(0.0)
     process.check(2 * READ_AGAIN_S)
@@ -74,7 +74,7 @@ def test_pages_that_become_private_without_growth_are_found_at_the_next_look():
     assert process.check(2 * READ_AGAIN_S + 1) is not None
 
 
-def test_where_faults_are_not_told_a_process_is_read_every_few_seconds():
+def test_without_fault_counts_a_process_is_read_every_few_seconds():
     process = Process(rss=500 * MB, private=50 * MB)
     process.faults = None
     process.check(0.0)
@@ -83,7 +83,7 @@ def test_where_faults_are_not_told_a_process_is_read_every_few_seconds():
     assert process.check(READ_AGAIN_S) is not None
 
 
-def test_of_two_ceilings_the_lower_one_decides_what_is_read():
+def test_the_lower_of_two_ceilings_decides_when_to_read():
     policy = MemoryPolicy(soft_bytes=300 * MB, hard_bytes=200 * MB)
     assert policy.ceiling_bytes == 200 * MB
     process = Process(rss=250 * MB, private=250 * MB)
@@ -91,7 +91,7 @@ def test_of_two_ceilings_the_lower_one_decides_what_is_read():
     assert policy.reason_to_kill(process.last) == "its private memory is 250 MiB, over the hard ceiling of 200 MiB"
 
 
-def test_without_a_ceiling_nothing_is_too_much():
+def test_without_a_ceiling_no_memory_is_too_much():
     policy = MemoryPolicy(None, None)
     reading = Reading(0.0, 500 * MB, Usage(500 * MB, 0))
     assert policy.ceiling_bytes is None

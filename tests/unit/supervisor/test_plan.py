@@ -29,7 +29,7 @@ def test_no_plan_exceeds_the_maximum():
         Plan([Pool("a", MAX_CHILDREN), Pool("b", 1)])
 
 
-def test_a_plan_grows_to_what_the_system_allows_and_may_always_shrink():
+def test_a_plan_grows_to_the_systems_limit_and_may_always_shrink():
     plan = Plan([Pool("a", 1), Pool("b", 3)], most=5)
     assert not plan.resize(+1)
     assert plan.total == 4

@@ -19,10 +19,10 @@ def test_a_pool_whose_children_only_die_is_hopeless(pool):
         assert pool.check_give_up(FIRST, 2, None, float(now), progress=0) is None
     hopeless = pool.check_give_up(FIRST, 2, None, 9.0, progress=0)
     assert hopeless.code is ExitCode.GAVE_UP
-    assert hopeless.reason == "the workers of q have died 10 times within 60 s and done nothing in between"
+    assert hopeless.reason == "the workers of q have died 10 times within 60 s and finished no job in between"
 
 
-def test_a_pool_that_has_done_something_is_not_hopeless(pool):
+def test_a_pool_that_has_done_a_job_is_not_hopeless(pool):
     for now in range(30):
         assert pool.check_give_up(FIRST, 2, None, float(now), progress=now) is None
 
@@ -35,12 +35,12 @@ def test_a_pool_of_which_no_slot_can_start_is_hopeless(pool):
     assert hopeless.reason == "no worker of q can start, for the reason above"
 
 
-def test_a_pool_that_was_ever_ready_can_start(pool):
+def test_a_pool_that_was_once_ready_can_start(pool):
     pool.was_ever_ready = True
     assert pool.check_give_up(FIRST, 1, ExitCode.CONFIG, 0.0, progress=0) is None
 
 
-def test_only_the_slot_that_is_recycled_ends_it(pool):
+def test_only_the_recycled_slot_ends_its_recycling(pool):
     pool.recycling = FIRST
     pool.end_recycling(SECOND)
     assert pool.recycling == FIRST
@@ -48,7 +48,7 @@ def test_only_the_slot_that_is_recycled_ends_it(pool):
     assert pool.recycling is None
 
 
-def test_a_slot_that_nobody_wants_any_more_is_not_being_recycled(pool):
+def test_a_slot_that_is_no_longer_wanted_is_not_being_recycled(pool):
     plan = Plan([Pool("q", 2)])
     assert not pool.is_recycling(plan)
     pool.recycling = SECOND

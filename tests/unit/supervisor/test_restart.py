@@ -12,7 +12,7 @@ def _policy() -> RestartPolicy:
     return RestartPolicy(random=lambda: 1.0)
 
 
-def test_a_planned_exit_is_replaced_at_once_however_often():
+def test_a_planned_exit_is_replaced_at_once_every_time():
     policy = _policy()
     assert [policy.delay_s(ExitKind.PLANNED, 0.0, 0) for _ in range(1000)] == [0.0] * 1000
 
@@ -57,7 +57,7 @@ def test_jitter_takes_at_most_half():
     assert lazy.delay_s(ExitKind.CANNOT_WORK, 0.0, 0) == pytest.approx(0.05)
 
 
-def test_the_breaker_trips_at_the_tenth_exit_within_a_minute_with_nothing_done():
+def test_the_breaker_trips_at_the_tenth_exit_within_a_minute_without_a_finished_job():
     breaker = Breaker()
     assert [breaker.trips(second, progress=5) for second in range(10)] == [False] * 9 + [True]
 

@@ -38,7 +38,7 @@ def test_the_time_to_kill_is_there_only_while_the_job_is(board):
     assert row.kill_at is None
 
 
-def test_a_row_given_to_another_child_begins_idle_and_counts_on(board):
+def test_a_row_given_to_another_child_starts_idle_and_keeps_its_counts(board):
     row = board.take("q")
     for ending in Ending:
         row.begin(1)
@@ -84,7 +84,7 @@ def test_a_duration_is_in_the_bucket_of_its_power_of_two(board):
     assert sum(buckets[4:]) == 1  # 8 ms and more
 
 
-def test_what_a_child_wrote_survives_it(board):
+def test_the_counts_of_a_child_survive_it(board):
     row = board.take("q")
     pid = os.fork()
     if pid == 0:

@@ -37,7 +37,7 @@ def test_an_event_that_a_state_does_not_expect_is_an_error_that_names_both(table
                 next_state(table, state, event)
 
 
-def test_a_dead_child_has_no_future():
+def test_a_dead_child_has_no_further_transitions():
     assert not [state for state, _ in CHILD_TRANSITIONS if state is ChildState.EXITED]
 
 
