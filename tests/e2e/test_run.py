@@ -222,6 +222,15 @@ def test_run_test_fails_if_it_fails_on_one_of_the_brokers(machine, real, embedde
     assert machine.run("test").returncode == code
 
 
+@pytest.mark.parametrize("only", ["beanstalkd", "embedded"])
+def test_run_test_runs_on_the_broker_that_is_chosen_and_only_once(machine, only):
+    machine.has_python()
+    machine.has("beanstalkd", "echo beanstalkd 1.12")
+    machine.has("venv-python", 'case "$*" in *pip*) ;; *) echo "$TEST_BROKER, ${ONLY_BROKER-unset}" ;; esac')
+    result = machine.run("test", ONLY_BROKER=only)
+    assert (result.returncode, result.stdout) == (0, f"{only}, unset\n")
+
+
 def test_run_test_without_beanstalkd_names_its_broker_unless_beanstalkd_is_required(machine):
     machine.has_python()
     result = machine.run("test")
