@@ -376,7 +376,7 @@ class TestRetry:
         ("args", "message"),
         [
             ([], "choose the jobs to retry: pass their IDs, or --all for all buried jobs"),
-            (["1", "--all"], "either their IDs, or --all"),
+            (["1", "--all"], "pass their IDs, or --all"),
             (["1", "--match", "hello"], "they go with --all, not with IDs"),
             (["--all", "--match", "/"], "'/': expected ENDPOINT, ENDPOINT/EXCEPTION or /EXCEPTION"),
             (["0"], "Invalid value for '[ID]...'"),

@@ -404,7 +404,7 @@ class TestExplain:
         told = self.explain(run, broker.put(QUEUE, call("once")))
         assert (told["reason"], told["state"]) == ("paused", "ready")
         assert 590 <= told["pause_left_s"] <= 600
-        assert f"; `flask-backend resume {QUEUE}` ends that." in told["text"]
+        assert f"; `flask-backend resume {QUEUE}` ends the pause." in told["text"]
         assert "No worker" not in told["text"]
 
     def test_no_worker(self, broker, run):
@@ -551,4 +551,4 @@ class TestCheckWaiting:
 
     def test_a_bound_without_a_scan_is_exit_2(self, run):
         result = run("check", "--scan", 10)
-        assert (result.returncode, "--scan is for --waiting" in result.stderr) == (2, True)
+        assert (result.returncode, "--scan needs --waiting" in result.stderr) == (2, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 import time
@@ -327,6 +328,11 @@ def test_term_at_any_moment_of_the_start_leaves_nothing_behind(supervise, delay_
     assert not [pid for pid in workers if psutil.pid_exists(pid)]
 
 
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    [pending] = re.findall(r"^ShdPnd:\t(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(pending, 16) & 1 << number - 1)
+
+
 def test_ttin_and_ttou_change_the_number_of_workers(supervise):
     supervised = supervise(workers=1)
     supervised.wait_ready()
@@ -336,6 +342,8 @@ def test_ttin_and_ttou_change_the_number_of_workers(supervise):
     supervised.send(signal.SIGTTOU)
     supervised.wait_reserving(1)
     supervised.send(signal.SIGTTOU)  # never fewer than one
+    # Of two pending signals the kernel delivers that with the lower number first.
+    wait_until(lambda: not is_pending(supervised.pid, signal.SIGTTOU), "the signal is delivered")
     supervised.send(signal.SIGTTIN)
     supervised.wait_reserving(2)
     supervised.send(signal.SIGTERM)
