@@ -11,6 +11,8 @@ import pytest
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 INTERRUPTIBLE = ["sleep", "compute", "select"]
 STUCK = ["stubborn", "blocked", "hog"]
 

@@ -17,6 +17,8 @@ from support.supervised import title
 from support.waiting import wait_until
 from support.workload import QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 
 @pytest.fixture
 def deploy(tmp_path):

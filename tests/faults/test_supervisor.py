@@ -16,6 +16,8 @@ from support.supervised import title
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(pid, number)
