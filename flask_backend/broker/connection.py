@@ -244,7 +244,7 @@ class Connection:
         """Read the replies that have arrived. Call it when :meth:`fileno` is readable."""
         try:
             self.wire.receive()
-        except BaseException as error:
+        except BaseException as error:  # raised again, once the connection is closed if need be
             self.fail(error)
 
     def receive_all(self) -> None:
@@ -465,7 +465,7 @@ class Connection:
         """
         try:
             return action(*args, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # raised again, once the connection is closed if need be
             self.fail(error)
 
     def fail(self, error: BaseException) -> NoReturn:

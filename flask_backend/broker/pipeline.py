@@ -55,7 +55,7 @@ class Pipeline:
             else:
                 commands = b"delete %d\r\n%b" % (job.id, _reserves(wait_s, count))
                 self._wire.send(commands, self._deletions, *self._expect_jobs(count))
-        except BaseException as error:
+        except BaseException as error:  # raised again, once the connection is closed if need be
             self.connection.fail(error)
 
     def take_jobs(self) -> list[ReservedJob]:
