@@ -213,12 +213,12 @@ def _replace(old: Any, new: _Stream, errors: str) -> Any:
     with suppress(OSError):
         old.flush()
     return io.TextIOWrapper(
-        new if old.write_through else io.BufferedWriter(new),
+        io.BufferedWriter(new),
         old.encoding,
         errors if old.errors in ("strict", "surrogateescape") else old.errors,
         newline="\n",
-        line_buffering=old.line_buffering,
-        write_through=old.write_through,
+        # With PYTHONUNBUFFERED each argument of print() would be a write: the lines of several workers would mix.
+        line_buffering=old.line_buffering or old.write_through,
     )
 
 

@@ -6,7 +6,9 @@ import fcntl
 import os
 import re
 import signal
+import socket
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -120,6 +122,20 @@ def test_a_task_that_prints_to_an_unread_pipe_goes_on(supervise, tasks, pipe, bu
     tasks.print_and_fail("x" * 10_000)
     tasks.note("done")
     supervised.wait_for_line("note done")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_line_is_one_write_so_that_the_lines_of_workers_do_not_mix(buffering, stream):
+    program = (
+        "import sys; from flask_backend.system.streams import streams\n"
+        f"streams.install(); print('one', 2, 'three', file=sys.{stream}, flush=True)"
+    )
+    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # keeps each write apart
+    with ours, theirs:
+        subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | buffering, timeout=20, check=True, **{stream: theirs}
+        )
+        assert ours.recv(100) == b"one 2 three\n"
 
 
 def test_requested_stacks_do_not_stop_a_process_that_cannot_write_them(supervise, tasks, pipe):
