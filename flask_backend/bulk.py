@@ -79,7 +79,7 @@ class Ranges:
 
 
 @dataclass(slots=True)
-class Outcome:
+class BulkOutcome:
     """The outcome of each item, by its index.
 
     ``unknown`` items were sent, but the connection broke before the server's answer. ``unsent_from`` is the index of

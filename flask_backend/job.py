@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NoReturn, Protocol, overload
 
-from .bulk import Outcome
+from .bulk import BulkOutcome
 from .errors import BackendError, restore_error
 
 
@@ -96,7 +96,7 @@ class Batch:
     """The jobs of many items, each created on access."""
 
     queue: str
-    outcome: Outcome
+    outcome: BulkOutcome
     control: JobControl
     uid_prefix: str | None
 

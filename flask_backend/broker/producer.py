@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from flask_backend.bulk import Outcome
+from flask_backend.bulk import BulkOutcome
 from flask_backend.config import Settings
 from flask_backend.errors import (
     BackendError,
@@ -73,13 +73,15 @@ class Producer:
         """
         return self.connection().put(queue, body, options.resolve(self.settings.ttr_s))
 
-    def put_many(self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options) -> Outcome:
+    def put_many(
+        self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options
+    ) -> BulkOutcome:
         """Put a job for each item, in order and in large batches; return the outcome of each.
 
         ``encode`` makes the body from an item and its index. An invalid item is refused and the others are still sent;
         an error of the server ends the batch. An error of ``items`` itself is raised, with a note.
         """
-        outcome = Outcome()
+        outcome = BulkOutcome()
         source = enumerate(items)
         sent: _Sent | None = None
         try:
@@ -98,7 +100,7 @@ class Producer:
             raise
         return outcome
 
-    def _send(self, queue: str, chunk: Chunk, options: Options, outcome: Outcome) -> _Sent | None:
+    def _send(self, queue: str, chunk: Chunk, options: Options, outcome: BulkOutcome) -> _Sent | None:
         """Send the items of a chunk that could be encoded; record a failure if the server cannot be reached."""
         bodies = [body for body in chunk.values() if isinstance(body, bytes)]
         try:
@@ -114,7 +116,7 @@ class Producer:
                 sent.failure = error
         return sent
 
-    def _settle(self, sent: _Sent, outcome: Outcome) -> None:
+    def _settle(self, sent: _Sent, outcome: BulkOutcome) -> None:
         """Record the outcome of a chunk that was sent."""
         end = max(sent.chunk) + 1
         results: list[int | BrokerError] = []

@@ -12,7 +12,7 @@ from flask import Flask
 
 from flask_backend.broker.stats import JobCounters
 from flask_backend.broker.wire import ReservedJob
-from flask_backend.bulk import Outcome
+from flask_backend.bulk import BulkOutcome
 from flask_backend.config import Settings
 from flask_backend.current import CurrentJob, job_being_run
 from flask_backend.functions import may_be_async
@@ -121,7 +121,9 @@ class SyncProducer(MemoryProducer):
         self._run(queue, [job_id])
         return job_id
 
-    def put_many(self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options) -> Outcome:
+    def put_many(
+        self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options
+    ) -> BulkOutcome:
         outcome = super().put_many(queue, items, encode, options)
         accepted = outcome.accepted
         self._run(queue, [job_id for index in accepted if (job_id := accepted.find(index)) is not None])

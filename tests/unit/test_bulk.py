@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_backend.bulk import MAX_REASONS, IdRuns, Outcome, Ranges
+from flask_backend.bulk import MAX_REASONS, BulkOutcome, IdRuns, Ranges
 from flask_backend.errors import BrokerConnectionError, MessageEncodeError
 
 
@@ -43,7 +43,7 @@ def test_ranges_hold_the_added_numbers_and_do_not_touch(numbers):
 
 
 def test_the_reasons_are_bounded_and_the_indexes_are_not():
-    outcome = Outcome()
+    outcome = BulkOutcome()
     for index in range(MAX_REASONS * 3):
         outcome.refuse(index * 2, MessageEncodeError("no"))
     assert len(outcome.reasons) == MAX_REASONS
@@ -51,7 +51,7 @@ def test_the_reasons_are_bounded_and_the_indexes_are_not():
 
 
 def test_it_reports_the_result_of_each_item():
-    outcome = Outcome()
+    outcome = BulkOutcome()
     for index in (0, 1, 3):
         outcome.accepted.add(index, index + 10)
     outcome.refuse(2, MessageEncodeError("no JSON"))
