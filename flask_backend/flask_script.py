@@ -54,9 +54,9 @@ class BackendCommand(_Command):
 
     def __call__(self, app: Flask, args: Sequence[str] = (), **_options: Any) -> None:
         """Run without a web request: the inherited method would put a fake one around the workers."""
-        from .cli import MODULES, commands
+        from .cli import COMMANDS, commands
 
         arguments = list(args)
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in MODULES:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             arguments.insert(0, "worker")  # the old form: `backend com.example/default`
         commands(arguments, prog_name=f"{sys.argv[0]} backend", obj=ScriptInfo(create_app=lambda: app))

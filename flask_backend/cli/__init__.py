@@ -23,28 +23,29 @@ from flask_backend.visible import visible_lines
 # Before any .env is read, and before an app can change the folder or the environment.
 launched()
 
-# The module of each command.
-MODULES = {
-    "broker": "broker",
-    "call": "call",
-    "check": "check",
-    "delete": "failures",
-    "dev": "dev",
-    "explain": "explain",
-    "failures": "failures",
-    "jobs": "jobs",
-    "pause": "queues",
-    "peek": "jobs",
-    "queues": "queues",
-    "resume": "queues",
-    "retry": "failures",
-    "status": "status",
-    "supervise": "workers",
-    "worker": "workers",
-}
+# Each command has a module of its name.
+COMMANDS = [
+    "broker",
+    "call",
+    "check",
+    "delete",
+    "dev",
+    "explain",
+    "failures",
+    "jobs",
+    "pause",
+    "peek",
+    "queues",
+    "resume",
+    "retry",
+    "status",
+    "supervise",
+    "worker",
+]
 
-# Modules whose commands leave stdout to the app's output and the log.
-_WITHOUT_RESULTS = ("broker", "workers")
+# Commands that run workers, and all that leave stdout to the app's output and the log.
+_WORKERS = ("supervise", "worker")
+_WITHOUT_RESULTS = ("broker", *_WORKERS)
 
 
 # How long threads of the app may delay the end of a command that has finished.
@@ -69,26 +70,26 @@ class CommandGroup(click.Group):
         return super().make_context(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # not needed here
-        return list(MODULES)
+        return COMMANDS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # not needed here
-        if cmd_name not in MODULES:
+        if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"{__name__}.commands.{MODULES[cmd_name]}")
+        module = importlib.import_module(f"{__name__}.commands.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in MODULES and _is_queue(ctx, args[0]):
+        if args and args[0] not in COMMANDS and _is_queue(ctx, args[0]):
             args = ["worker", *args]  # `flask backend QUEUE`, as in the last versions of the original
-        if args and MODULES.get(args[0]) == "workers":
+        if args and args[0] in _WORKERS:
             # Until the command sets its own handler. A KeyboardInterrupt in a callback of the import system is lost,
             # and the process goes on.
             signal.signal(signal.SIGINT, _abort)
             delivery.protect()
-        if args and MODULES.get(args[0]) in _WITHOUT_RESULTS:
+        if args and args[0] in _WITHOUT_RESULTS:
             streams.expect_no_results()
         return super().resolve_command(ctx, args)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -168,3 +169,25 @@ class StopSignalsWhileLoading:
         self._came = True
         if self._may_exit:
             raise StopWhileLoading(ExitCode.OK)
+
+
+def warn_of_threads() -> None:
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if others:
+        logger.warning(
+            "importing the app has started threads (%s); they do not run in the workers, and locks that they hold "
+            "stay locked there. Start them in a before_first_task hook.",
+            ", ".join(others),
+        )
+    listeners = getattr(sys.modules.get("logging.handlers"), "QueueListener", ())  # only if the app has imported it
+    for thread in threading.enumerate():
+        listener: Any = getattr(getattr(thread, "_target", None), "__self__", None)
+        if isinstance(listener, listeners):
+            logger.warning(
+                "importing the app has started a %s (thread %s), which does not run in the workers: records that "
+                "they log to its queue never reach its handlers (%s). Start it in a before_first_task hook, with a new "
+                "queue.",
+                type(listener).__name__,
+                thread.name,
+                ", ".join(type(handler).__name__ for handler in listener.handlers),
+            )

@@ -17,6 +17,8 @@ import click
 
 from flask_backend.visible import json_visible, visible, visible_lines
 
+LISTED_QUEUES = 20  # the rest is only counted
+
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
@@ -185,3 +187,9 @@ def show_time(at: float) -> str:
 
 def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def echo_more(queues: int) -> None:
+    """Print how many queues are not listed, if any."""
+    if queues > LISTED_QUEUES:
+        echo(f"and {queues - LISTED_QUEUES:,} more queues", err=True)

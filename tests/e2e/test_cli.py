@@ -185,7 +185,7 @@ def test_a_command_imports_no_other_command():
         "import sys\nfrom flask_backend.cli import main\n"
         "try:\n    main(['supervise', '--help'])\nexcept SystemExit:\n    pass\n"
         "modules = {name.rpartition('.')[2] for name in sys.modules if name.startswith('flask_backend.cli.')}\n"
-        "assert modules == {'apps', 'commands', 'parameters', 'workers'}, modules"
+        "assert modules == {'apps', 'commands', 'composition', 'parameters', 'pools', 'supervise'}, modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
@@ -292,7 +292,7 @@ from flask_backend import cli
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "flask_backend.cli.commands.workers":
+        if name == "flask_backend.cli.commands.supervise":
             found = Finder()
             reference = weakref.ref(found, lambda _: os.kill(os.getpid(), signal.SIGINT))
             del found

@@ -20,7 +20,7 @@ import pytest
 from support.beanstalkd import free_port
 from support.waiting import wait_until
 
-from flask_backend.cli.commands.workers import supervise
+from flask_backend.cli.commands.supervise import supervise
 from flask_backend.config import URI_KEY
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

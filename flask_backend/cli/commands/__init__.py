@@ -1,1 +1,1 @@
-"""One module for each command, or for commands that share one subject."""
+"""One module for each command, under its name."""

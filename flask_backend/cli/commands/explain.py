@@ -11,11 +11,10 @@ import click
 from flask_backend.cli.apps import AppLoadError, LoadedApp, load_app
 from flask_backend.cli.bodies import wrapped
 from flask_backend.cli.brokers import broker_option, find_settings, names_an_app
+from flask_backend.cli.lookup import find_story
 from flask_backend.cli.output import echo, echo_json, json_option, terminal_width
 from flask_backend.cli.parameters import parse_job_id
 from flask_backend.errors import MessageDecodeError
-
-from .jobs import find_story
 
 if TYPE_CHECKING:
     from flask_backend.cli.explanation import Facts

@@ -1,26 +1,16 @@
-"""The commands for queues: show, pause and resume them."""
+"""The command that shows the queues."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flask_backend.cli.brokers import broker_option, open_console
-from flask_backend.cli.output import (
-    Column,
-    confirm,
-    count_of,
-    echo,
-    echo_json,
-    echo_table,
-    json_option,
-    show_seconds,
-    yes_option,
-)
+from flask_backend.cli.output import Column, echo, echo_json, echo_table, json_option, show_seconds
+from flask_backend.cli.records import queue_as_dict
 from flask_backend.system.exits import ExitCode
 from flask_backend.visible import listed
 
@@ -59,7 +49,9 @@ def queues(ctx: click.Context, interval: float, broker_uri: str | None, *, is_ch
         found, rates = _look(console, 0 if is_check else interval)
         ages = {name: job.age_s for name, job in console.next_ready_of(q.name for q in found if q.ready).items()}
     if as_json:
-        echo_json([as_dict(console.address, queue, ages.get(queue.name), rates.get(queue.name)) for queue in found])
+        echo_json(
+            [queue_as_dict(console.address, queue, ages.get(queue.name), rates.get(queue.name)) for queue in found]
+        )
     elif not is_check and found:
         _echo_queues(found, ages, rates)
     elif not found:
@@ -80,18 +72,6 @@ def _look(console: Console, interval_s: float) -> tuple[list[Queue], dict[str, R
     time.sleep(interval_s)
     after, ended = console.queues(), time.monotonic()
     return after, measure_rates(before, after, ended - began)
-
-
-def as_dict(address: str, queue: Queue, oldest_s: int | None = None, rates: Rates | None = None) -> dict[str, Any]:
-    told = asdict(queue)
-    return {
-        "broker": address,
-        "queue": told.pop("name"),
-        **told,
-        "oldest_s": oldest_s,
-        "put_per_s": round(rates.put, 3) if rates else None,
-        "deleted_per_s": round(rates.deleted, 3) if rates else None,
-    }
 
 
 def _echo_queues(found: Sequence[Queue], ages: Mapping[str, int], rates: Mapping[str, Rates]) -> None:
@@ -131,79 +111,3 @@ def _style(queue: Queue) -> dict[str, Any]:
     if queue.is_unwatched:
         return {"fg": "red"}
     return {"fg": "yellow"} if queue.is_paused else {}
-
-
-@click.command()
-@click.argument("queue")
-@click.option(
-    "--for",
-    "seconds",
-    type=click.IntRange(1, 2**32 - 1),
-    metavar="SECONDS",
-    help="How long.  [default: until it is resumed]",
-)
-@yes_option
-@json_option
-@broker_option
-@click.pass_context
-def pause(  # noqa: PLR0913  # one parameter for each option
-    ctx: click.Context, queue: str, seconds: int | None, broker_uri: str | None, *, yes: bool, as_json: bool
-) -> None:
-    """Stop workers from taking jobs of QUEUE.
-
-    Jobs can still be put, and running ones go on. The server forgets a pause when it restarts, and when the queue is
-    empty and no client uses it.
-    """
-    from flask_backend.broker.stats import UNTIL_RESUMED_S
-
-    with open_console(ctx, broker_uri) as console:
-        known = _find_queue(console, queue)
-        how_long = f" for {show_seconds(seconds)}" if seconds else ""
-        confirm(f"Pause {_describe(known)}{how_long}?", yes=yes)
-        paused = _set_pause(console, queue, seconds or UNTIL_RESUMED_S)
-        if as_json:
-            echo_json(as_dict(console.address, paused))
-        else:
-            echo(f"paused {queue}{how_long or ' until it is resumed'}")
-
-
-@click.command()
-@click.argument("queue")
-@yes_option
-@json_option
-@broker_option
-@click.pass_context
-def resume(ctx: click.Context, queue: str, broker_uri: str | None, *, yes: bool, as_json: bool) -> None:
-    """End the pause of QUEUE."""
-    with open_console(ctx, broker_uri) as console:
-        known = _find_queue(console, queue)
-        if known.is_paused:
-            confirm(f"Resume {_describe(known)}?", yes=yes)
-            known = _set_pause(console, queue, 0)
-            done = f"resumed {queue}"
-        else:
-            done = f"{queue} is not paused"
-        if as_json:
-            echo_json(as_dict(console.address, known))
-        else:
-            echo(done)
-
-
-def _find_queue(console: Console, name: str) -> Queue:
-    found = console.queue(name)
-    if found is None:
-        raise click.ClickException(no_such_queue(console, name))
-    return found
-
-
-def no_such_queue(console: Console, name: str) -> str:
-    return f"queue {name} does not exist at {console.address}: it has no jobs and no clients"
-
-
-def _set_pause(console: Console, queue: str, seconds: int) -> Queue:
-    console.pause(queue, seconds)
-    return _find_queue(console, queue)
-
-
-def _describe(queue: Queue) -> str:
-    return f"{queue.name} ({queue.ready:,} ready, {count_of(queue.watching, 'worker')})"

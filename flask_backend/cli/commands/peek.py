@@ -1,0 +1,124 @@
+"""The command that shows a job."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flask_backend.cli.bodies import call_in, show_arguments, show_at_length, show_body
+from flask_backend.cli.brokers import broker_option, open_console
+from flask_backend.cli.lookup import JobGoneError, find_story
+from flask_backend.cli.output import (
+    count_of,
+    cut_to_width,
+    echo,
+    echo_json,
+    json_option,
+    show_seconds,
+    show_time,
+    terminal_width,
+    width_of,
+)
+from flask_backend.cli.parameters import parse_job_id
+from flask_backend.cli.records import attempts_made, job_as_dict
+from flask_backend.errors import MessageDecodeError
+from flask_backend.message import decode_json, scheduled_at
+from flask_backend.visible import visible
+
+if TYPE_CHECKING:
+    from flask_backend.broker.stats import JobRecord
+    from flask_backend.stories import Story
+
+_MIN_CALL = 20
+_LABEL = 11  # columns of a line's label
+
+
+@click.command()
+@click.argument("job_id", metavar="ID", type=parse_job_id)
+@click.option("--raw", is_flag=True, help="Write only the bytes of the body.")
+@json_option
+@broker_option
+@click.pass_context
+def peek(ctx: click.Context, job_id: int, broker_uri: str | None, *, raw: bool, as_json: bool) -> None:
+    """Show everything known about a job, with its call or message.
+
+    Exit code 1 if the job does not exist.
+    """
+    if raw and as_json:
+        raise click.UsageError("--raw and --json exclude each other")
+    with open_console(ctx, broker_uri) as console:
+        record, body = console.job(job_id), console.body(job_id)
+        if record is None or body is None:
+            raise JobGoneError(job_id)
+        if raw:
+            click.echo(body, nl=False)
+            return
+        story = find_story(console, record)
+        address = console.address
+    if as_json:
+        told = dataclasses.asdict(story) if story else None
+        echo_json({**job_as_dict(address, record), "bytes": len(body), **_content(body), "story": told})
+        return
+    for line in (*_described(record, story), *_described_body(body)):
+        echo(line)
+
+
+def _content(body: bytes) -> dict[str, Any]:
+    """Return a body as JSON, text or bytes: the first that fits."""
+    try:
+        return {"body": decode_json(body)}
+    except MessageDecodeError:
+        pass
+    try:
+        return {"text": body.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(body).decode()}
+
+
+def _described(record: JobRecord, story: Story | None) -> Iterator[str]:
+    yield _line("job", record.id)
+    yield _line("queue", record.queue)
+    yield _line("state", record.state)
+    yield _line("priority", record.priority)
+    yield _line("age", show_seconds(record.age_s))
+    yield _line("ttr", show_seconds(record.ttr_s))
+    if record.state in ("reserved", "delayed"):
+        left_s = record.time_left_s
+        yield _line("time left", show_seconds(left_s) if left_s >= 0 else f"expired {show_seconds(-left_s)} ago")
+    yield _line("attempts", attempts_made(record))
+    counters = ("reserves", "timeouts", "releases", "buries", "kicks")
+    yield _line("counters", ", ".join(f"{name} {getattr(record, name)}" for name in counters))
+    if story is not None:
+        from flask_backend.cli.explanation import show_story
+
+        yield _line("story", cut_to_width(show_story(story), max(_MIN_CALL, terminal_width() - _LABEL)))
+        yield _line("", f"flask-backend failures --job {record.id}")
+
+
+def _described_body(body: bytes) -> Iterator[str]:
+    call = call_in(body)
+    if call is None:
+        yield _line("body", count_of(len(body), "byte"))
+        yield from (f"  {line}" for line in show_at_length(body))
+        return
+    if (at := scheduled_at(call.headers)) is not None:
+        yield _line("scheduled", show_time(at))
+    if call.headers:
+        yield _line("headers", visible(json.dumps(call.headers, ensure_ascii=False)))
+    line = _line("call", show_body(body))
+    if width_of(line) <= terminal_width():
+        yield line
+        return
+    yield _line("call", visible(f"{call.endpoint}("))
+    for argument in show_arguments(call.args, call.kwargs):
+        yield _line("", visible(f"  {argument},"))
+    yield _line("", ")")
+
+
+def _line(name: str, value: object) -> str:
+    return f"{f'{name}:' if name else '':<{_LABEL}}{value}"

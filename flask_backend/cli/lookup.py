@@ -1,0 +1,55 @@
+"""Find queues, jobs and failures at the broker, and say what is missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from flask_backend.broker.stats import JobRecord, Queue
+    from flask_backend.operations.console import Console, Failures
+    from flask_backend.stories import Story
+
+
+class JobGoneError(click.ClickException):
+    """The job does not exist on the server."""
+
+    def __init__(self, job_id: int) -> None:
+        from flask_backend.cli.explanation import GONE
+
+        super().__init__(f"job {job_id} {GONE}")
+
+
+def find_story(console: Console, record: JobRecord) -> Story | None:
+    """Return the story of a job, if it is buried and has one."""
+    if record.state != "buried":
+        return None
+    stories = console.failures(record.queue).stories
+    return next((stored.note for stored in stories if stored.note.job == record.id), None)
+
+
+def find_queue(console: Console, name: str) -> Queue:
+    found = console.queue(name)
+    if found is None:
+        raise click.ClickException(no_such_queue(console, name))
+    return found
+
+
+def no_such_queue(console: Console, name: str) -> str:
+    return f"queue {name} does not exist at {console.address}: it has no jobs and no clients"
+
+
+def find_failures(console: Console, queue: str | None) -> list[Failures]:
+    if queue is None:
+        return console.all_failures()
+    found = console.failures(queue)
+    return [found] if found.count else []
+
+
+def nothing_buried(console: Console, queue: str | None) -> str:
+    if queue is None:
+        return f"no buried jobs at {console.address}"
+    if console.queue(queue) is None:
+        return f"no buried jobs in {queue}: {no_such_queue(console, queue)}"
+    return f"no buried jobs in {queue}"

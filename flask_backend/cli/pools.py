@@ -1,0 +1,49 @@
+"""The workers to run for each queue, and their share of the machine's resources."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from flask_backend.system.machine import available_cpus, available_memory
+
+from .apps import AppLoadError, LoadedApp, check_queue
+
+if TYPE_CHECKING:
+    from flask_backend.supervisor import Descriptors, Pool
+
+
+def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int | None) -> list[Pool]:
+    from flask_backend.supervisor import Pool
+
+    wanted = queues or tuple((name, None) for name in loaded.backend.queues)
+    if not wanted:
+        raise AppLoadError(f"app {loaded.app.name!r} registers no task and no receiver")
+    of_each = workers or available_cpus()
+    pools = [Pool(name, count or of_each) for name, count in wanted]
+    for pool in pools:
+        check_queue(loaded, pool.name)
+    if len({pool.name for pool in pools}) < len(pools):
+        raise click.UsageError("a queue is named twice: pass each once, as --queue NAME=WORKERS")
+    return pools
+
+
+def check_descriptors(descriptors: Descriptors, pools: list[Pool]) -> str:
+    """Return how many descriptors the workers need; raise :exc:`AppLoadError` if the system allows fewer."""
+    from flask_backend.supervisor import TooFewDescriptorsError
+
+    workers = sum(pool.size for pool in pools)
+    try:
+        descriptors.check(workers)
+    except TooFewDescriptorsError as error:
+        raise AppLoadError(str(error)) from error
+    return descriptors.tell(workers)
+
+
+def share_of_memory(pools: list[Pool]) -> int:
+    """Return the private memory each worker may have, so that all of them fit beside their shared memory."""
+    import psutil
+
+    shared = psutil.Process().memory_info().rss
+    return max(1, int(available_memory() * 0.9) - shared) // sum(pool.size for pool in pools)
