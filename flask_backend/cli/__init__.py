@@ -23,25 +23,25 @@ from flask_backend.visible import visible_lines
 # Before any .env is read, and before an app can change the folder or the environment.
 launched()
 
-# Each command has a module of its name.
-COMMANDS = [
-    "broker",
-    "call",
-    "check",
-    "delete",
-    "dev",
-    "explain",
-    "failures",
-    "jobs",
-    "pause",
-    "peek",
-    "queues",
-    "resume",
-    "retry",
-    "status",
-    "supervise",
-    "worker",
-]
+# Each command, which has a module of its name, and its summary: `--help` imports none of the modules.
+COMMANDS = {
+    "broker": "Run the embedded broker: for development, tests and small installs on one machine.",
+    "call": "Schedule a call of the task ENDPOINT, and print the job's id.",
+    "check": "Load the app and show its queues and tasks, without running any.",
+    "delete": "Delete jobs, after confirmation.",
+    "dev": "Run everything an app needs during development, in one terminal.",
+    "explain": "Explain why a job has not run.",
+    "failures": "Show why jobs are buried.",
+    "jobs": "List the jobs of QUEUE, newest first.",
+    "pause": "Stop workers from taking jobs of QUEUE.",
+    "peek": "Show everything known about a job, with its call or message.",
+    "queues": "Show all queues, their jobs and workers.",
+    "resume": "End the pause of QUEUE.",
+    "retry": "Run buried or delayed jobs again, now, after confirmation.",
+    "status": "Show the supervisors on this machine, their workers and memory.",
+    "supervise": "Import the app once, fork workers for each queue, and keep them running.",
+    "worker": "Run one worker of QUEUE in the foreground, without a supervisor.",
+}
 
 # Commands that run workers, and all that leave stdout to the app's output and the log.
 _WORKERS = ("supervise", "worker")
@@ -70,7 +70,11 @@ class CommandGroup(click.Group):
         return super().make_context(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # not needed here
-        return COMMANDS
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # likewise
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # not needed here
         if cmd_name not in COMMANDS:

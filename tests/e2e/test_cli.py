@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from helpers import Program
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
+
+from flask_backend import cli
+from flask_backend.cli import COMMANDS, main
 
 BIN = Path(sys.executable).parent
 WORKLOAD = str(Path(__file__).parents[1] / "support" / "workload.py")
@@ -178,6 +183,28 @@ def test_help_and_version_need_no_flask():
         "assert 'flask' not in sys.modules and 'psutil' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    code = (
+        "import sys\nfrom flask_backend.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "modules = [name for name in sys.modules if name.startswith('flask_backend.cli.')]\n"
+        "assert modules == [], modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert re.findall(r"^  (\w+) ", shown.partition("\nCommands:\n")[2], re.MULTILINE) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_of_a_command_is_the_first_paragraph_of_its_help(name):
+    command = main.get_command(click.Context(main), name)
+    assert " ".join(command.help.partition("\n\n")[0].split()) == COMMANDS[name]
+
+
+def test_each_command_has_a_module_of_its_name():
+    folder = Path(cli.__file__).parent / "commands"
+    assert sorted(module.name for module in pkgutil.iter_modules([folder])) == list(COMMANDS)
 
 
 def test_a_command_imports_no_other_command():
