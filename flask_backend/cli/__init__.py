@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from flask_backend.errors import BackendError
 from flask_backend.system.exits import ExitCode, limit_end, lingering_threads
 from flask_backend.system.launch import launched
-from flask_backend.system.loggers import delivery
 from flask_backend.system.patched import find_patch
 from flask_backend.system.streams import streams
 from flask_backend.visible import visible_lines
+
+from .interrupts import abort_on_interrupt
 
 # Before any .env is read, and before an app can change the folder or the environment.
 launched()
@@ -42,11 +41,6 @@ COMMANDS = {
     "supervise": "Import the app once, fork workers for each queue, and keep them running.",
     "worker": "Run one worker of QUEUE in the foreground, without a supervisor.",
 }
-
-# Commands that run workers, and all that leave stdout to the app's output and the log.
-_WORKERS = ("supervise", "worker")
-_WITHOUT_RESULTS = ("broker", *_WORKERS)
-
 
 # How long threads of the app may delay the end of a command that has finished.
 END_S = 1.0
@@ -79,7 +73,8 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # not needed here
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"{__name__}.commands.{cmd_name}")
+        with abort_on_interrupt():
+            module = importlib.import_module(f"{__name__}.commands.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
         return command
 
@@ -88,13 +83,6 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and _is_queue(ctx, args[0]):
             args = ["worker", *args]  # `flask backend QUEUE`, as in the last versions of the original
-        if args and args[0] in _WORKERS:
-            # Until the command sets its own handler. A KeyboardInterrupt in a callback of the import system is lost,
-            # and the process goes on.
-            signal.signal(signal.SIGINT, _abort)
-            delivery.protect()
-        if args and args[0] in _WITHOUT_RESULTS:
-            streams.expect_no_results()
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -147,10 +135,6 @@ def _status_of(error: BaseException) -> int:
     return code if isinstance(code, int) else ExitCode.FAILED
 
 
-def _abort(_number: int, _frame: FrameType | None) -> NoReturn:
-    os._exit(ExitCode.FAILED)  # as click exits on Ctrl-C
-
-
 @click.group(cls=CommandGroup)
 def commands() -> None:
     """Run the workers of Flask-Backend, and inspect and manage their jobs."""
@@ -180,8 +164,9 @@ def load_dotenv_files() -> None:
     except OSError:  # the folder was deleted
         return
     if any((folder / name).is_file() for folder in (here, *here.parents) for name in (".env", ".flaskenv")):
-        from flask.cli import load_dotenv
-        from flask.helpers import get_load_dotenv
+        with abort_on_interrupt():
+            from flask.cli import load_dotenv
+            from flask.helpers import get_load_dotenv
 
         if get_load_dotenv():
             load_dotenv()

@@ -141,7 +141,7 @@ class Streams:
         return sys.stderr
 
     def expect_no_results(self) -> None:
-        """Treat stdout like stderr: the command does not print results there."""
+        """Treat stdout like stderr: the command leaves it to the app's output and the log."""
         if isinstance(raw := _raw_of(sys.stdout), _Results):
             raw.is_for_results = False
 

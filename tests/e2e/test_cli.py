@@ -189,7 +189,7 @@ def test_the_list_of_commands_imports_none_of_them():
     code = (
         "import sys\nfrom flask_backend.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "modules = [name for name in sys.modules if name.startswith('flask_backend.cli.')]\n"
+        "modules = [name for name in sys.modules if name.startswith('flask_backend.cli.commands')]\n"
         "assert modules == [], modules"
     )
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
@@ -212,7 +212,8 @@ def test_a_command_imports_no_other_command():
         "import sys\nfrom flask_backend.cli import main\n"
         "try:\n    main(['supervise', '--help'])\nexcept SystemExit:\n    pass\n"
         "modules = {name.rpartition('.')[2] for name in sys.modules if name.startswith('flask_backend.cli.')}\n"
-        "assert modules == {'apps', 'commands', 'composition', 'parameters', 'pools', 'supervise'}, modules"
+        "helpers = {'apps', 'composition', 'interrupts', 'parameters', 'pools'}\n"
+        "assert modules == {'commands', 'supervise', *helpers}, modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
@@ -319,20 +320,31 @@ from flask_backend import cli
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "flask_backend.cli.commands.supervise":
+        if name == sys.argv[1]:
             found = Finder()
             reference = weakref.ref(found, lambda _: os.kill(os.getpid(), signal.SIGINT))
             del found
 
 sys.meta_path.insert(0, Finder())
-cli.main(["supervise", "--help"])
+cli.main(sys.argv[2:])
 """
 
 
-def test_ctrl_c_is_not_lost_while_the_import_system_calls_back():
+@pytest.mark.parametrize(
+    ("module", "args"),
+    [
+        ("flask_backend.cli.commands.supervise", ["supervise", "--help"]),
+        ("flask_backend.cli.commands.queues", ["queues", "--help"]),
+        ("flask.cli", ["queues"]),  # to read .env
+        ("flask_backend.worker.worker", ["supervise"]),
+    ],
+)
+def test_ctrl_c_is_not_lost_while_the_import_system_calls_back(module, args, tmp_path):
     """As after the import of a module: an exception raised there is only reported."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout) == (1, "")
+    (tmp_path / ".env").touch()
+    program = [sys.executable, "-c", INTERRUPTED, module, *args]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "\nAborted!\n")
 
 
 class TestOriginalCommand:

@@ -9,6 +9,7 @@ import click
 
 from flask_backend.cli.output import echo
 from flask_backend.cli.parameters import parse_size
+from flask_backend.system.streams import streams
 
 
 @click.command()
@@ -53,6 +54,8 @@ def broker(listen: str, port: int, file: Path | None, max_job_size: int) -> None
     It implements the protocol of Beanstalkd, the broker for production. TERM and INT stop it; with --file, it loses no
     acknowledged change, even if it is killed. After USR1 it refuses new jobs.
     """
+    streams.expect_no_results()
+
     import asyncio
 
     from flask_backend.embedded import MAX_JOB_SIZE, Journal, Listen, serve

@@ -9,6 +9,7 @@ import click
 
 from flask_backend.cli.apps import AppLoadError, StopSignalsWhileLoading, load_app_of_workers, warn_of_threads
 from flask_backend.cli.composition import make_work, try_hooks, warm_up
+from flask_backend.cli.interrupts import abort_on_interrupt
 from flask_backend.cli.parameters import (
     drain_timeout_option,
     log_format_option,
@@ -20,6 +21,7 @@ from flask_backend.cli.parameters import (
 from flask_backend.cli.pools import check_descriptors, plan_pools, share_of_memory
 from flask_backend.system.exits import ExitCode, leave, leave_at_once
 from flask_backend.system.loggers import delivery, get_logger
+from flask_backend.system.streams import streams
 
 if TYPE_CHECKING:
     from flask_backend.logs import LogFormat
@@ -122,8 +124,11 @@ def supervise(  # noqa: PLR0913  # one parameter for each option
     Exit codes: 0 stopped on request; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped on request, but some tasks were given back unfinished; 5 gave up because the workers kept dying.
     """
-    from flask_backend.supervisor import Descriptors, Handover, Notifier, Supervisor, SupervisorOptions, Terminal
-    from flask_backend.worker.worker import Limits
+    delivery.protect()
+    streams.expect_no_results()
+    with abort_on_interrupt():
+        from flask_backend.supervisor import Descriptors, Handover, Notifier, Supervisor, SupervisorOptions, Terminal
+        from flask_backend.worker.worker import Limits
 
     if is_only_to_check():
         loaded = load_app_of_workers(ctx, log_format)

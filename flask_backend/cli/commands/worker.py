@@ -9,6 +9,7 @@ import click
 from flask_backend.cli.apps import StopSignalsWhileLoading, check_queue, load_app_of_workers
 from flask_backend.cli.parameters import drain_timeout_option, log_format_option, time_limit_options
 from flask_backend.system.exits import leave
+from flask_backend.system.loggers import delivery
 from flask_backend.system.streams import WORKER_PATIENCE_S, streams
 
 if TYPE_CHECKING:
@@ -40,9 +41,12 @@ def worker(  # noqa: PLR0913  # one parameter for each option
     TERM or INT finishes the running task and exits; a second signal, or QUIT, gives it back and exits at once. USR1
     prints the Python stacks. breakpoint() in a task stops in pdb, while its job stays reserved.
     """
+    delivery.protect()
+    streams.expect_no_results()
+    signals = StopSignalsWhileLoading()
+
     from flask_backend.cli import debugger
 
-    signals = StopSignalsWhileLoading()
     debugger.install()
     loaded = load_app_of_workers(ctx, log_format)
     signals.exit_if_one_came()
