@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -12,22 +11,20 @@ from click.core import ParameterSource
 from flask_backend.errors import ConfigError
 
 from .apps import AppLoadError, load_app
+from .parameters import env_option
 
 if TYPE_CHECKING:
     from flask_backend.config import Settings
     from flask_backend.operations.console import Console
 
-
-def broker_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--broker",
-        "broker_uri",
-        envvar="BACKEND_CONNECTION_URI",
-        show_envvar=True,
-        metavar="URI",
-        help="The address of Beanstalkd: btq://HOST[:PORT]. Default: the setting of the app, which is loaded for this, "
-        "or btq://127.0.0.1:11300 without an app.",
-    )(function)
+broker_option = env_option(
+    "BACKEND_CONNECTION_URI",
+    "--broker",
+    "broker_uri",
+    metavar="URI",
+    help="The address of Beanstalkd: btq://HOST[:PORT]. Default: the setting of the app, which is loaded for this, "
+    "or btq://127.0.0.1:11300 without an app.",
+)
 
 
 def open_console(ctx: click.Context, broker_uri: str | None) -> Console:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -19,13 +19,8 @@ from flask_backend.visible import json_visible, visible, visible_lines
 
 LISTED_QUEUES = 20  # the rest is only counted
 
-
-def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
-
-
-def yes_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--yes", "-y", is_flag=True, help="Do not ask.")(function)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 def echo(text: object = "", *, err: bool = False, **style: Any) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import click
 
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_SIZE = r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?"
 
 
 def parse_size(value: str) -> int:
     """Read a size in bytes, such as ``200M`` or ``1.5G``."""
-    match = SIZE.fullmatch(value.strip())
+    match = re.fullmatch(_SIZE, value.strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if size <= 0:
         raise click.BadParameter(f"{value!r} is not a size: expected a number with K, M, G or T, such as 200M or 1.5G")
@@ -39,48 +41,43 @@ def parse_queue(value: str) -> tuple[str, int | None]:
     return name, int(count) if equals else None
 
 
-def time_limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    limit = click.option(
-        "--time-limit",
-        type=click.FloatRange(min=0, min_open=True),
-        envvar="BACKEND_TIME_LIMIT",
-        show_envvar=True,
-        metavar="SECONDS",
-        help="The time limit of tasks without their own; TaskTimeout is raised inside a task that exceeds it.",
-    )
-    grace = click.option(
-        "--kill-grace",
-        type=click.FloatRange(min=0, min_open=True),
-        default=5.0,
-        envvar="BACKEND_KILL_GRACE",
-        show_envvar=True,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long after its time limit a task that still runs is killed, with its worker.",
-    )
-    return limit(grace(function))
+def env_option(variable: str, *names: str, **attributes: Any) -> Callable[[_F], _F]:
+    """Return an option that may also get its value from a variable of the environment.
+
+    Its help shows the variable and, unless ``show_default`` prevents it, the default. The other arguments are those of
+    :func:`click.option`.
+    """
+    attributes.setdefault("show_default", "default" in attributes)
+    return click.option(*names, envvar=variable, show_envvar=True, **attributes)
 
 
-def drain_timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--drain-timeout",
-        type=click.FloatRange(min=0),
-        default=25.0,
-        envvar="BACKEND_DRAIN_TIMEOUT",
-        show_envvar=True,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long running tasks may go on after TERM, before they are given back to the queue.",
-    )(function)
-
-
-def log_format_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--log-format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        envvar="BACKEND_LOG_FORMAT",
-        show_envvar=True,
-        show_default=True,
-        help="Log lines for people, or one JSON object a line. An app that configures logging itself keeps its own.",
-    )(function)
+time_limit_option = env_option(
+    "BACKEND_TIME_LIMIT",
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="The time limit of tasks without their own; TaskTimeout is raised inside a task that exceeds it.",
+)
+kill_grace_option = env_option(
+    "BACKEND_KILL_GRACE",
+    "--kill-grace",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    metavar="SECONDS",
+    help="How long after its time limit a task that still runs is killed, with its worker.",
+)
+drain_timeout_option = env_option(
+    "BACKEND_DRAIN_TIMEOUT",
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=25.0,
+    metavar="SECONDS",
+    help="How long running tasks may go on after TERM, before they are given back to the queue.",
+)
+log_format_option = env_option(
+    "BACKEND_LOG_FORMAT",
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="Log lines for people, or one JSON object a line. An app that configures logging itself keeps its own.",
+)

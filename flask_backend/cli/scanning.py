@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +21,15 @@ _BODIES_AT_ONCE = 50
 # A search that takes longer shows a progress bar.
 _MOMENT_S = 0.5
 
-
-def scan_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--scan",
-        "bound",
-        type=click.IntRange(min=1),
-        metavar="N",
-        default=1_000_000,
-        show_default=True,
-        help="Look at most at the newest N ids: Beanstalkd cannot list jobs, and 100,000 ids take a second.",
-    )(function)
+scan_option = click.option(
+    "--scan",
+    "bound",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1_000_000,
+    show_default=True,
+    help="Look at most at the newest N ids: Beanstalkd cannot list jobs, and 100,000 ids take a second.",
+)
 
 
 class Search:

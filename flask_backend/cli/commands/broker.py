@@ -8,43 +8,36 @@ from pathlib import Path
 import click
 
 from flask_backend.cli.output import echo
-from flask_backend.cli.parameters import parse_size
+from flask_backend.cli.parameters import env_option, parse_size
 from flask_backend.system.streams import streams
 
 
 @click.command()
-@click.option(
+@env_option(
+    "BACKEND_BROKER_LISTEN",
     "--listen",
     default="127.0.0.1",
-    envvar="BACKEND_BROKER_LISTEN",
-    show_envvar=True,
-    show_default=True,
     metavar="HOST",
     help="The address to listen on. Any client that can connect has full control: the protocol has no passwords.",
 )
-@click.option(
+@env_option(
+    "BACKEND_BROKER_PORT",
     "--port",
     type=click.IntRange(0, 65535),
     default=11300,
-    envvar="BACKEND_BROKER_PORT",
-    show_envvar=True,
-    show_default=True,
     help="The port; 0 picks a free one and prints it.",
 )
-@click.option(
+@env_option(
+    "BACKEND_BROKER_FILE",
     "--file",
     type=click.Path(dir_okay=False, path_type=Path),
-    envvar="BACKEND_BROKER_FILE",
-    show_envvar=True,
     help="Keep the jobs in this SQLite database: they survive a restart. Default: in memory only.",
 )
-@click.option(
+@env_option(
+    "BACKEND_BROKER_MAX_JOB_SIZE",
     "--max-job-size",
     type=parse_size,
     default="65535",
-    envvar="BACKEND_BROKER_MAX_JOB_SIZE",
-    show_envvar=True,
-    show_default=True,
     metavar="SIZE",
     help="The largest job to accept, in bytes or with a unit, such as 1M.",
 )

@@ -11,60 +11,46 @@ from pathlib import Path
 import click
 
 from flask_backend.cli.apps import PatchedError, check_folder, load_app_of_workers
-from flask_backend.cli.parameters import drain_timeout_option
+from flask_backend.cli.parameters import drain_timeout_option, env_option
 from flask_backend.system.streams import streams
 
 
 @click.command()
-@click.option(
-    "--host",
-    "-h",
-    default="127.0.0.1",
-    envvar="FLASK_RUN_HOST",
-    show_envvar=True,
-    show_default=True,
-    help="The address of the web server.",
-)
-@click.option(
+@env_option("FLASK_RUN_HOST", "--host", "-h", default="127.0.0.1", help="The address of the web server.")
+@env_option(
+    "FLASK_RUN_PORT",
     "--port",
     "-p",
     type=click.IntRange(0, 65535),
     default=5000,
-    envvar="FLASK_RUN_PORT",
-    show_envvar=True,
-    show_default=True,
     help="The port of the web server; 0 picks a free one and prints it.",
 )
-@click.option(
+@env_option(
+    "BACKEND_DEV_WEB",
     "--web/--no-web",
     default=True,
-    envvar="BACKEND_DEV_WEB",
-    show_envvar=True,
+    show_default=False,
     help="Run Flask's development server, or not, if the app's web server runs elsewhere.  [default: web]",
 )
-@click.option(
+@env_option(
+    "BACKEND_WORKERS",
     "--workers",
     "-w",
     type=click.IntRange(min=0),
     default=1,
-    envvar="BACKEND_WORKERS",
-    show_envvar=True,
-    show_default=True,
     help="Workers for each queue; 0 if you run them yourself, e.g. `worker --no-fork` with a breakpoint.",
 )
-@click.option(
+@env_option(
+    "BACKEND_BROKER_FILE",
     "--file",
     type=click.Path(dir_okay=False, path_type=Path),
-    envvar="BACKEND_BROKER_FILE",
-    show_envvar=True,
     help="The database in which the embedded broker, if needed, keeps the jobs. Default: in memory only.",
 )
-@click.option(
+@env_option(
+    "BACKEND_DEV_WATCH",
     "--watch",
     type=click.Path(exists=True),
     multiple=True,
-    envvar="BACKEND_DEV_WATCH",
-    show_envvar=True,
     help="Another file or folder to watch: a change in it reloads the app. May be repeated.",
 )
 @drain_timeout_option

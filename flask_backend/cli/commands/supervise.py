@@ -12,11 +12,13 @@ from flask_backend.cli.composition import make_work, try_hooks, warm_up
 from flask_backend.cli.interrupts import abort_on_interrupt
 from flask_backend.cli.parameters import (
     drain_timeout_option,
+    env_option,
+    kill_grace_option,
     log_format_option,
     parse_queue,
     parse_size,
     parse_size_or_auto,
-    time_limit_options,
+    time_limit_option,
 )
 from flask_backend.cli.pools import check_descriptors, plan_pools, share_of_memory
 from flask_backend.system.exits import ExitCode, leave, leave_at_once
@@ -33,68 +35,57 @@ MAX_PREFETCH = 100
 
 
 @click.command()
-@click.option(
+@env_option(
+    "BACKEND_QUEUES",
     "--queue",
     "-q",
     "queues",
     type=parse_queue,
     metavar="NAME[=WORKERS]",
     multiple=True,
-    envvar="BACKEND_QUEUES",
-    show_envvar=True,
     help="A queue to serve, with its own number of workers if given. May be repeated. Default: all queues of the app.",
 )
-@click.option(
+@env_option(
+    "BACKEND_WORKERS",
     "--workers",
     "-w",
     type=click.IntRange(min=1),
-    envvar="BACKEND_WORKERS",
-    show_envvar=True,
     help="Workers for each queue.  [default: the CPUs this process may use]",
 )
-@click.option(
+@env_option(
+    "BACKEND_MAX_MEMORY",
     "--max-memory",
     type=parse_size_or_auto,
     metavar="SIZE|auto",
-    envvar="BACKEND_MAX_MEMORY",
-    show_envvar=True,
     help="Recycle a worker after its task if its private memory is larger: 200M, 1.5G. auto takes nine tenths of the "
     "memory of the control group or machine, less that of the app itself, and shares it evenly among the workers.",
 )
-@click.option(
+@env_option(
+    "BACKEND_MAX_MEMORY_HARD",
     "--max-memory-hard",
     type=parse_size,
     metavar="SIZE",
-    envvar="BACKEND_MAX_MEMORY_HARD",
-    show_envvar=True,
     help="Kill a worker if its private memory is larger, even during a task.",
 )
-@click.option(
-    "--max-tasks",
-    type=click.IntRange(min=1),
-    envvar="BACKEND_MAX_TASKS",
-    show_envvar=True,
-    help="Recycle a worker after this many tasks.",
+@env_option(
+    "BACKEND_MAX_TASKS", "--max-tasks", type=click.IntRange(min=1), help="Recycle a worker after this many tasks."
 )
-@click.option(
+@env_option(
+    "BACKEND_PREFETCH",
     "--prefetch",
     type=click.IntRange(min=1, max=MAX_PREFETCH),
     default=1,
-    envvar="BACKEND_PREFETCH",
-    show_envvar=True,
-    show_default=True,
     metavar="N",
     help="Let a worker reserve up to N jobs at a time. This is faster for tiny tasks but less fair: a job that one "
     "worker holds waits for the jobs before it, even if another worker is idle.",
 )
-@time_limit_options
-@click.option(
+@time_limit_option
+@kill_grace_option
+@env_option(
+    "BACKEND_BOOT_TIMEOUT",
     "--boot-timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
-    envvar="BACKEND_BOOT_TIMEOUT",
-    show_envvar=True,
-    show_default=True,
     metavar="SECONDS",
     help="Kill a worker whose before_first_task hooks take longer.",
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flask_backend.cli.apps import StopSignalsWhileLoading, check_queue, load_app_of_workers
-from flask_backend.cli.parameters import drain_timeout_option, log_format_option, time_limit_options
+from flask_backend.cli.parameters import drain_timeout_option, kill_grace_option, log_format_option, time_limit_option
 from flask_backend.system.exits import leave
 from flask_backend.system.loggers import delivery
 from flask_backend.system.streams import WORKER_PATIENCE_S, streams
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     expose_value=False,
     help="Run in this process, so that breakpoint() has the terminal. This command always does.",
 )
-@time_limit_options
+@time_limit_option
+@kill_grace_option
 @drain_timeout_option
 @log_format_option
 @click.pass_context
