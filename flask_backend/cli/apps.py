@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -20,7 +19,6 @@ from flask_backend.system.patched import find_patch
 from flask_backend.system.streams import hold_numbers, streams
 from flask_backend.tracebacks import raised_at, traceback_of
 from flask_backend.visible import visible_lines
-from flask_backend.worker.signal_guard import name_handlers
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -130,45 +128,6 @@ def _is_machinery(tb: TracebackType) -> bool:
 
 class StopWhileLoading(SystemExit):  # an exit, not an error
     """TERM or INT came while the app was being imported."""
-
-
-class StopSignalsWhileLoading:
-    """Exit with 0 on TERM and INT while the app is loaded; without handlers, process 1 would ignore them.
-
-    After a reload there are workers to drain: then the signals wait until the app is loaded.
-    """
-
-    def __init__(self, *, may_exit: bool = True) -> None:
-        self._came = False
-        self._may_exit = may_exit
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])  # a reload leaves all signals blocked
-
-    def exit_if_one_came(self) -> None:
-        """Exit if a signal came but the app, or a module it imports, swallowed the exit raised for it."""
-        if self._came and self._may_exit:
-            sys.exit(ExitCode.OK)
-
-    def warn_of_others(self) -> None:
-        """Warn of signal handlers that the import of the app has set: they will not be called."""
-        if others := name_handlers(ours=self._stop):
-            logger.warning(
-                "importing the app has set signal handlers: %s. They are not called: Flask-Backend uses these signals "
-                "itself; to run code at the end of a worker, use atexit",
-                others,
-            )
-
-    def pass_on(self) -> None:
-        """Pass a signal that came after a reload to the handlers that are set next."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-        if self._came:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        self._came = True
-        if self._may_exit:
-            raise StopWhileLoading(ExitCode.OK)
 
 
 def warn_of_threads() -> None:

@@ -1,30 +1,143 @@
-"""Compose the work of a supervisor's children, which it knows only as callables."""
+"""Compose a supervisor from the app and the options, with work that it knows only as callables.
+
+This imports Flask and all that workers need.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import traceback
 from contextlib import closing
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from flask_backend.system.exits import ExitCode, leave
+import click
+
+from flask_backend.outcome import Ending
+from flask_backend.supervisor import (
+    SETTLED,
+    SETTLED_FOR_GOOD,
+    ChildContext,
+    Descriptors,
+    Handover,
+    HandoverError,
+    Notifier,
+    Pool,
+    Supervisor,
+    SupervisorOptions,
+    Terminal,
+    Work,
+    is_check,
+)
+from flask_backend.system.exits import ExitCode, leave, leave_at_once
+from flask_backend.system.loggers import delivery, get_logger
 from flask_backend.system.streams import WORKER_PATIENCE_S, streams
+from flask_backend.worker import postmortem
+from flask_backend.worker.event_loop import EventLoop
+from flask_backend.worker.execution import Runner, prepare
+from flask_backend.worker.worker import Limits, Worker
 
-from .apps import AppLoadError, LoadedApp, refuse_patch, users_traceback
+from .apps import AppLoadError, LoadedApp, load_app_of_workers, refuse_patch, users_traceback, warn_of_threads
+from .pools import check_descriptors, plan_pools, share_of_memory
+from .stopping import StopSignalsWhileLoading
 
 if TYPE_CHECKING:
     from flask_backend.deaths import Death
-    from flask_backend.supervisor import ChildContext, Pool, Work
-    from flask_backend.worker.worker import Limits
+    from flask_backend.logs import LogFormat
+
+logger = get_logger("flask_backend.supervisor")
 
 
-def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The options of `supervise`, under their names. All times are in seconds."""
+
+    queues: tuple[tuple[str, int | None], ...]
+    workers: int | None
+    max_memory: int | Literal["auto"] | None
+    max_memory_hard: int | None
+    max_tasks: int | None
+    prefetch: int
+    time_limit: float | None
+    kill_grace: float
+    boot_timeout: float
+    drain_timeout: float
+    log_format: LogFormat
+
+
+def run_supervisor(ctx: click.Context, request: Request) -> NoReturn:
+    """Load the app, run its workers until a signal stops them, and end the process."""
+    handover = Handover.take()
+    signals = StopSignalsWhileLoading(may_exit=handover is None)
+    notifier = Notifier(handover.notify_address if handover else None)
+    terminal = Terminal.find(was_there=handover.had_terminal if handover else None)
+    # Imported objects live as long as the process. The garbage collector must not visit them: its marks would unshare
+    # the pages of every worker.
+    gc.disable()
+    loaded = load_app_of_workers(ctx, request.log_format)
+    signals.exit_if_one_came()
+    signals.warn_of_others()
+    pools = plan_pools(loaded, request.queues, request.workers)
+    warn_of_threads()
+    options = _make_options(request, pools, _count_descriptors(pools, handover), terminal)
+    limits = Limits(request.drain_timeout, request.time_limit, request.kill_grace, request.max_tasks, request.prefetch)
+    try:
+        supervisor = Supervisor(pools, _make_work(loaded, pools, limits), options, notifier, handover)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _warm_up(loaded, pools)
+    gc.freeze()
+    gc.enable()
+    signals.pass_on()
+    delivery.limit()
+    status = supervisor.run()
+    leave(status, supervisor.leave_within_s, supervisor.wait_for_stop)
+
+
+def is_only_to_check() -> bool:
+    """Whether a running supervisor has started this process to test whether it could take over."""
+    try:
+        return is_check()
+    except HandoverError as error:
+        raise AppLoadError(str(error)) from error
+
+
+def check_supervisor(ctx: click.Context, request: Request) -> NoReturn:
+    """Load the app and do all that could fail before its workers are ready; end the process."""
+    loaded = load_app_of_workers(ctx, request.log_format)
+    pools = plan_pools(loaded, request.queues, request.workers)
+    logger.info("%s", check_descriptors(Descriptors.count(), pools))
+    _try_hooks(loaded, pools)
+    leave_at_once(ExitCode.OK)
+
+
+def _count_descriptors(pools: list[Pool], handover: Handover | None) -> Descriptors:
+    """Count the open descriptors, check that the workers can have enough, and raise the limit."""
+    if handover:  # whose check has passed
+        descriptors = Descriptors.count(soft=handover.soft_limit, ours=len(handover.descriptors()))
+    else:
+        descriptors = Descriptors.count()
+        logger.info("%s", check_descriptors(descriptors, pools))
+    descriptors.raise_limit()
+    return descriptors
+
+
+def _make_options(
+    request: Request, pools: list[Pool], descriptors: Descriptors, terminal: Terminal
+) -> SupervisorOptions:
+    return SupervisorOptions(
+        drain_timeout_s=request.drain_timeout,
+        boot_timeout_s=request.boot_timeout,
+        max_memory_bytes=share_of_memory(pools) if request.max_memory == "auto" else request.max_memory,
+        max_memory_hard_bytes=request.max_memory_hard,
+        descriptors=descriptors,
+        terminal=terminal,
+    )
+
+
+def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
     """Return the work of the children, for a supervisor that knows neither Flask nor Beanstalkd."""
-    from flask_backend.outcome import Ending
-    from flask_backend.supervisor import SETTLED, SETTLED_FOR_GOOD, Work
-    from flask_backend.worker import postmortem
-    from flask_backend.worker.worker import Worker
-
     settings = loaded.backend.settings_of(loaded.app)
 
     def work(context: ChildContext) -> int:
@@ -46,11 +159,8 @@ def make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
     return Work(work, {pool.name: loaded.backend.queues[pool.name].names for pool in pools}, settle)
 
 
-def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
+def _try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
     """Run the hooks of all queues, as their workers would."""
-    from flask_backend.worker.event_loop import EventLoop
-    from flask_backend.worker.execution import Runner
-
     base_url = loaded.backend.settings_of(loaded.app).base_url
     for pool in pools:
         with closing(EventLoop()) as event_loop:
@@ -62,10 +172,8 @@ def try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:
                 refuse_patch()
 
 
-def warm_up(loaded: LoadedApp, pools: list[Pool]) -> None:
+def _warm_up(loaded: LoadedApp, pools: list[Pool]) -> None:
     """Import, once for all workers, the modules that the first connection and the first failure import."""
-    from flask_backend.worker.execution import prepare
-
     "localhost".encode("idna")  # as the socket module does with every host
     try:
         int("")

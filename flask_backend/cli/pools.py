@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
+from flask_backend.supervisor import Descriptors, Pool, TooFewDescriptorsError
 from flask_backend.system.machine import available_cpus, available_memory
 
 from .apps import AppLoadError, LoadedApp, check_queue
 
-if TYPE_CHECKING:
-    from flask_backend.supervisor import Descriptors, Pool
-
 
 def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int | None) -> list[Pool]:
-    from flask_backend.supervisor import Pool
-
     wanted = queues or tuple((name, None) for name in loaded.backend.queues)
     if not wanted:
         raise AppLoadError(f"app {loaded.app.name!r} registers no task and no receiver")
@@ -31,8 +25,6 @@ def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], wo
 
 def check_descriptors(descriptors: Descriptors, pools: list[Pool]) -> str:
     """Return how many descriptors the workers need; raise :exc:`AppLoadError` if the system allows fewer."""
-    from flask_backend.supervisor import TooFewDescriptorsError
-
     workers = sum(pool.size for pool in pools)
     try:
         descriptors.check(workers)
@@ -43,7 +35,7 @@ def check_descriptors(descriptors: Descriptors, pools: list[Pool]) -> str:
 
 def share_of_memory(pools: list[Pool]) -> int:
     """Return the private memory each worker may have, so that all of them fit beside their shared memory."""
-    import psutil
+    import psutil  # used by this alone, and slow to import
 
     shared = psutil.Process().memory_info().rss
     return max(1, int(available_memory() * 0.9) - shared) // sum(pool.size for pool in pools)

@@ -10,10 +10,11 @@ from click.core import ParameterSource
 from flask_backend.cli import ends_with_command
 from flask_backend.cli.apps import LoadedApp, load_app_of_workers, warn_of_threads
 from flask_backend.cli.output import echo, echo_json, json_option
-from flask_backend.cli.pools import check_descriptors, plan_pools
 from flask_backend.cli.scanning import scan_option
 from flask_backend.functions import shown_name
 from flask_backend.system.exits import ExitCode, leave_at_once
+
+from .supervise import supervise
 
 
 @click.command()
@@ -54,9 +55,8 @@ def check(ctx: click.Context, bound: int, *, waiting: bool, as_json: bool) -> No
 
 def _check_descriptors(ctx: click.Context, loaded: LoadedApp) -> str | None:
     """Return the needs of `supervise`, unless the app has no queues or the variables of `supervise` are wrong."""
+    from flask_backend.cli.pools import check_descriptors, plan_pools
     from flask_backend.supervisor import Descriptors
-
-    from .supervise import supervise
 
     try:
         options = supervise.make_context("supervise", [], parent=ctx).params

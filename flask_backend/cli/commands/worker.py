@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flask_backend.cli.apps import StopSignalsWhileLoading, check_queue, load_app_of_workers
+from flask_backend.cli.apps import check_queue, load_app_of_workers
 from flask_backend.cli.parameters import drain_timeout_option, kill_grace_option, log_format_option, time_limit_option
+from flask_backend.cli.stopping import StopSignalsWhileLoading
 from flask_backend.system.exits import leave
 from flask_backend.system.loggers import delivery
 from flask_backend.system.streams import WORKER_PATIENCE_S, streams
