@@ -7,13 +7,9 @@ import os
 import random
 import select
 import signal
-import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
 from flask import Flask
 
@@ -22,7 +18,7 @@ from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
 from flask_backend.current import CurrentJob, job_being_run
-from flask_backend.errors import BrokerConnectionError, BrokerError, JobNotFoundError, MessageDecodeError, TaskTimeout
+from flask_backend.errors import BrokerConnectionError, BrokerError, JobNotFoundError, MessageDecodeError
 from flask_backend.message import decode
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
@@ -37,8 +33,9 @@ from .execution import Call, Runner, read_call
 from .heartbeat import RECLAIM_EVERY_S, Heartbeat, WorkerLease
 from .host import UNBOUNDED_NS, Host
 from .settlement import Attempt, bury_undecodable, settle_failure
-from .signal_guard import INTERRUPT, SignalGuard
+from .signal_guard import SignalGuard
 from .stopping import StopSignals
+from .time_limit import TimeLimit
 
 logger = get_logger("flask_backend.worker")
 
@@ -84,16 +81,16 @@ class Worker:
         self._pid = os.getpid()
         self._stop = StopSignals(self._on_signal, self._leave, self._on_hangup)
         self._guard = SignalGuard()
+        self._event_loop = EventLoop()
+        self._time_limit = TimeLimit(self._event_loop)
         self._heartbeat = Heartbeat(
             host,
-            interrupt=self._interrupt,
+            interrupt=self._time_limit.interrupt,
             leave=self._leave,
             connect=self._connect,
             take_over=self._take_over,
             leaves_when_stuck=limits.lifeline is None,
         )
-        self._interruptible_from: float | None = None  # from when on the running task may be interrupted
-        self._event_loop = EventLoop()
         self._runner = Runner(app, self._handlers, self._event_loop, self._settings.base_url)
         # The timeout for sending a reserve to a broker that does not answer, and again for its reply.
         self._silent_ns = int(2 * self._settings.timeout_s * 1e9)
@@ -110,7 +107,7 @@ class Worker:
         self._stop.install()
         # Otherwise each process that a task forks would print the buffered output of earlier tasks again.
         os.register_at_fork(before=flush, after_in_child=disown)
-        signal.signal(INTERRUPT, self._on_interrupt)
+        self._time_limit.install()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self._host.accept_signals()
         self._guard.begin()
@@ -319,10 +316,7 @@ class Worker:
         token = job_being_run.set(current)
         self._host.run(lease.label, lease.kill_at)
         self._heartbeat.hold(lease)
-        try:
-            failure = self._run(call, lease.limit_at)
-        except TaskTimeout as error:  # raised while another error propagated
-            failure = error
+        failure = self._time_limit.run(self._runner.run, call, lease.limit_at)
         self._leave_if_forked(failure)
         self._heartbeat.let_go()
         try:
@@ -345,46 +339,6 @@ class Worker:
             lease.kill_at = lease.limit_at + self._limits.kill_grace_s
         if call.label in self._loggers:
             lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for its log lines
-
-    def _run(self, call: Call, limit_at: float | None) -> BaseException | None:
-        """Run the task; return the exception that it raised, if any."""
-        is_done = False
-        try:
-            self._interruptible_from = limit_at
-            self._runner.run(call)
-            is_done = True
-            self._interruptible_from = None
-        except BaseException as error:  # a task may raise anything, even SystemExit; its job is settled
-            self._interruptible_from = None
-            return None if is_done else error  # ignore a time limit reached just after the end
-        return None
-
-    def _interrupt(self) -> None:
-        """Raise the time limit inside the task. Runs in the heartbeat's thread."""
-        signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
-        self._event_loop.wake()
-
-    def _on_interrupt(self, _number: int, frame: FrameType | None) -> None:
-        if self._event_loop.is_running and not self._event_loop.runs_code_of_task(frame):
-            # Raised here, it would hit asyncio or a background task. A coroutine is cancelled where it awaits.
-            if (error := self._reached_limit()) is not None:
-                self._event_loop.cancel(error)
-        elif (logs := _caller_of_logging(frame)) is not None:
-            _call_back_in(logs, self._raise_timeout)
-        else:
-            self._raise_timeout()
-
-    def _raise_timeout(self) -> None:
-        if (error := self._reached_limit()) is not None:
-            self._event_loop.expect(error)
-            raise error
-
-    def _reached_limit(self) -> TaskTimeout | None:
-        """Return the error of the task's time limit, once; None if that task has already ended."""
-        if self._interruptible_from is None or time.monotonic() < self._interruptible_from:
-            return None
-        self._interruptible_from = None
-        return TaskTimeout("the task has reached its time limit")
 
     # -- settling --------------------------------------------------------------------------------------------
 
@@ -464,29 +418,6 @@ def _has_own_id(job: ReservedJob) -> bool:
         return bool(decode(job.body).headers.get("id"))
     except MessageDecodeError:
         return False
-
-
-def _caller_of_logging(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that is logging a line, if any: log handlers swallow exceptions raised inside them."""
-    caller: FrameType | None = None
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "logging":
-            caller = frame.f_back
-        frame = frame.f_back
-    return caller
-
-
-def _call_back_in(frame: FrameType, callback: Callable[[], None]) -> None:
-    """Call ``callback`` in ``frame`` as soon as its current call returns, so that its exception is raised there."""
-    previous = sys.gettrace()
-
-    def trace(where: FrameType, _event: str, _argument: object) -> None:
-        if where is frame:
-            sys.settrace(previous)
-            callback()
-
-    frame.f_trace = trace
-    sys.settrace(trace)
 
 
 class Backoff:
