@@ -23,7 +23,8 @@ from support.beanstalkd import RealBeanstalkd
 from flask_backend import Backend
 from flask_backend.supervisor.scoreboard import Scoreboard
 from flask_backend.worker.host import Foreground
-from flask_backend.worker.worker import Limits, Worker
+from flask_backend.worker.limits import Limits
+from flask_backend.worker.worker import Worker
 
 QUEUE = "q"
 

@@ -12,7 +12,7 @@ from werkzeug.local import LocalProxy
 from .broker.stats import JobCounters
 from .errors import BrokerError
 from .message import scheduled_at
-from .retry import Retry
+from .retry import Attempts, Retry
 
 
 class JobLease(Protocol):
@@ -78,6 +78,15 @@ class CurrentJob:
         :exc:`BrokerConnectionError`.
         """
         self._lease.touch()
+
+    def learn(self, counters: JobCounters) -> None:
+        """Take the job's counters, so that its attempt stays known when the job is no longer held."""
+        self._counters = counters
+
+    @property
+    def known_attempts(self) -> Attempts | None:
+        """The earlier attempts, if the broker was asked for them."""
+        return self._counters.attempts if self._counters else None
 
     def attempt_for_logs(self) -> int | None:
         """Return the attempt, if the broker answers soon: a log line must neither wait nor fail."""

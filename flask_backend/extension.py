@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -23,6 +23,7 @@ from .names import check_queue_name, check_worked_queue_name
 from .options import Options
 from .registry import Handler, Handlers, check_endpoint, check_retry, check_time_limit
 from .retry import Retry
+from .signals import send, task_scheduled
 from .system.launch import launched
 from .task import Task
 
@@ -249,15 +250,30 @@ class Backend:
 
     # -- for tasks and jobs ----------------------------------------------------------------------------------
 
-    def put(self, queue: str, body: bytes, options: Options, uid: str | None) -> Job:
+    def put(self, queue: str, body: bytes, options: Options, uid: str | None, endpoint: str | None = None) -> Job:
         producer = self._producer()
-        return Job(queue, producer.put(queue, body, options), uid, producer)
+        job = Job(queue, producer.put(queue, body, options), uid, producer)
+        if endpoint is not None and task_scheduled.receivers:
+            self._announce(endpoint, [job])
+        return job
 
-    def put_many(self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options) -> Jobs:
+    def put_many(
+        self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options, endpoint: str
+    ) -> Jobs:
         prefix = new_uid(12)
-        return self._put_batch(
-            queue, items, lambda index, item: encode(item, batch_uid(prefix, index)), options, prefix
-        )
+        try:
+            jobs = self._put_batch(
+                queue, items, lambda index, item: encode(item, batch_uid(prefix, index)), options, prefix
+            )
+        except BulkError as error:
+            self._announce(endpoint, error.jobs.values())
+            raise
+        self._announce(endpoint, jobs)
+        return jobs
+
+    def _announce(self, endpoint: str, jobs: Collection[Job]) -> None:
+        if jobs and task_scheduled.receivers:
+            send(task_scheduled, self.app_in_use(), endpoint=endpoint, jobs=jobs)
 
     def _put_batch(
         self,

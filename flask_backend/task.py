@@ -53,8 +53,10 @@ def _arities(signature: inspect.Signature) -> range:
 class Scheduler(Protocol):
     """The part of the extension that a task uses."""
 
-    def put(self, queue: str, body: bytes, options: Options, uid: str | None) -> Job: ...
-    def put_many(self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options) -> Jobs: ...
+    def put(self, queue: str, body: bytes, options: Options, uid: str | None, endpoint: str) -> Job: ...
+    def put_many(
+        self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options, endpoint: str
+    ) -> Jobs: ...
 
 
 class BoundTask(Generic[P]):
@@ -141,13 +143,15 @@ class Task(Generic[P, R_co]):
 
     def schedule(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Job:
         headers = new_headers()
-        return self._scheduler.put(self.queue, self.encode(args, kwargs, headers), options, headers["id"])
+        body = self.encode(args, kwargs, headers)
+        return self._scheduler.put(self.queue, body, options, headers["id"], self.endpoint)
 
     def schedule_many(self, iterables: tuple[Iterable[Any], ...], options: Options) -> Jobs:
         def encode_item(args: tuple[Any, ...], uid: str) -> bytes:
             return self.encode(args, {}, new_headers(uid))
 
-        return self._scheduler.put_many(self.queue, zip(*iterables, strict=False), encode_item, options)
+        items = zip(*iterables, strict=False)
+        return self._scheduler.put_many(self.queue, items, encode_item, options, self.endpoint)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], headers: dict[str, Any]) -> bytes:
         """Return the body of a call's job. Raises the errors of a call with invalid arguments."""

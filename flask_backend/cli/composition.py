@@ -36,7 +36,8 @@ from flask_backend.system.streams import WORKER_PATIENCE_S, streams
 from flask_backend.worker import postmortem
 from flask_backend.worker.event_loop import EventLoop
 from flask_backend.worker.execution import Runner, prepare
-from flask_backend.worker.worker import Limits, Worker
+from flask_backend.worker.limits import Limits
+from flask_backend.worker.worker import Worker
 
 from .apps import AppLoadError, LoadedApp, load_app_of_workers, refuse_patch, users_traceback, warn_of_threads
 from .pools import check_descriptors, plan_pools, share_of_memory
@@ -148,13 +149,11 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
         leave(status, None if status == ExitCode.OK else limits.drain_timeout_s)
 
     def settle(fd: int, death: Death, crashes: int) -> int:
-        match postmortem.settle(settings, loaded.backend.queues[death.pool], fd, death, crashes):
-            case Ending.RETRIED:
-                return SETTLED
-            case Ending.BURIED:
-                return SETTLED_FOR_GOOD
-            case _:
-                return ExitCode.OK
+        settled = postmortem.settle(settings, loaded.backend.queues[death.pool], fd, death, crashes)
+        if settled is None:
+            return ExitCode.OK
+        postmortem.announce_crash(loaded.app, settled, death)
+        return SETTLED_FOR_GOOD if settled.ending is Ending.BURIED else SETTLED
 
     return Work(work, {pool.name: loaded.backend.queues[pool.name].names for pool in pools}, settle)
 

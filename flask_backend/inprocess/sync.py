@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextvars import Context
@@ -10,11 +11,13 @@ from typing import TypeVar
 
 from flask import Flask
 
+from flask_backend import signals
 from flask_backend.broker.stats import JobCounters
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.bulk import BulkOutcome
 from flask_backend.config import Settings
 from flask_backend.current import CurrentJob, job_being_run
+from flask_backend.errors import MessageDecodeError
 from flask_backend.functions import may_be_async
 from flask_backend.message import scheduled_at
 from flask_backend.options import Options
@@ -22,6 +25,8 @@ from flask_backend.registry import Handlers
 from flask_backend.retry import Retry
 from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use
 from flask_backend.worker.execution import Call, Runner, read_call
+from flask_backend.worker.outcomes import Attempt, Outcome, announce, announce_failure
+from flask_backend.worker.settlement import bury_undecodable, settle_failure
 
 from .memory import MemoryBroker, MemoryProducer
 
@@ -64,26 +69,43 @@ class InProcessWorker:
             self._run(self.handlers.hooks, Runner.run_hooks)
             self.broker.begun.add(self.handlers.queue)
 
-    def try_call(self, job: ReservedJob, call: Call) -> BaseException | None:
-        """Run a call; return the exception that it raised, if any."""
+    def process(self, job: ReservedJob) -> BaseException | None:
+        """Run a job and settle it, as a worker does; return the exception that it raised, if any."""
+        connection = self.broker
         try:
-            self.run(job, call)
-        except BaseException as error:  # a task may raise anything, as in a worker
+            call = read_call(self.handlers, job.body)
+        except MessageDecodeError as error:
+            current = self._current(job, None)
+            announce_failure(self.app, current, bury_undecodable(connection, current, error), error, None)
             return error
+        started = time.monotonic()
+        current = self._current(job, call)
+        try:
+            self._call(current, call)
+        except BaseException as error:  # a task may raise anything, as in a worker
+            attempt = Attempt(current, call, self._retry_of(call), time.monotonic() - started)
+            announce_failure(self.app, current, settle_failure(connection, attempt, error), error, attempt.ran_s)
+            return error
+        current.learn(connection.counters(job.id))
+        connection.delete(job.id)
+        announce(self.app, signals.task_succeeded, job=current, ran_s=time.monotonic() - started)
         return None
 
-    def run(self, job: ReservedJob, call: Call) -> None:
-        headers = dict(call.headers)
-        if (at := scheduled_at(headers)) is not None:  # shift it by the time that the test has moved since then
-            headers["at"] = at - self.broker.counters(job.id).age_s
-        current = CurrentJob(
-            id=job.id,
-            queue=self.handlers.queue,
-            endpoint=call.label,
-            headers=headers,
-            retry=self.retry_of(call),
-            lease=InProcessLease(self.broker, job.id),
-        )
+    def run(self, job: ReservedJob) -> None:
+        """Run a job without settling it; raise its exception."""
+        call = read_call(self.handlers, job.body)
+        current = self._current(job, call)
+        started = time.monotonic()
+        try:
+            self._call(current, call)
+        except BaseException as error:
+            ran_s = time.monotonic() - started
+            announce_failure(self.app, current, Outcome(), error, ran_s)
+            raise
+        announce(self.app, signals.task_succeeded, job=current, ran_s=time.monotonic() - started)
+
+    def _call(self, current: CurrentJob, call: Call) -> None:
+        announce(self.app, signals.task_started, job=current)
 
         def run(runner: Runner) -> None:
             job_being_run.set(current)
@@ -91,8 +113,21 @@ class InProcessWorker:
 
         self._run([call.handler.function], run)
 
-    def retry_of(self, call: Call) -> Retry:
-        return call.retry or self.settings.retry
+    def _current(self, job: ReservedJob, call: Call | None) -> CurrentJob:
+        headers = dict(call.headers) if call else {}
+        if (at := scheduled_at(headers)) is not None:  # shift it by the time that the test has moved since then
+            headers["at"] = at - self.broker.counters(job.id).age_s
+        return CurrentJob(
+            id=job.id,
+            queue=self.handlers.queue,
+            endpoint=call.label if call else "",
+            headers=headers,
+            retry=self._retry_of(call),
+            lease=InProcessLease(self.broker, job.id),
+        )
+
+    def _retry_of(self, call: Call | None) -> Retry:
+        return (call.retry if call else None) or self.settings.retry
 
     def _run(self, functions: Iterable[Callable[..., object]], run: Callable[[Runner], None]) -> None:
         def run_as_worker() -> None:
@@ -138,6 +173,6 @@ class SyncProducer(MemoryProducer):
             job = broker.reserve_job(job_id)
             try:
                 worker.begin()
-                worker.run(job, read_call(handlers, job.body))
+                worker.run(job)
             finally:
                 broker.delete(job_id)

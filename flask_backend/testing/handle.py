@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -10,15 +9,13 @@ from flask import Flask
 
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.decisions import TaskDecision
-from flask_backend.errors import ConfigError, MessageDecodeError, OptionError
+from flask_backend.errors import ConfigError, OptionError
 from flask_backend.extension import Backend
 from flask_backend.inprocess.memory import MemoryBroker, MemoryProducer, Put
 from flask_backend.inprocess.sync import InProcessWorker
 from flask_backend.job import JobState
 from flask_backend.names import failures_tube, is_failures_tube
 from flask_backend.stories import Story
-from flask_backend.worker.execution import read_call
-from flask_backend.worker.settlement import Attempt, bury_undecodable, settle_failure
 
 from .expecting import Target, check_target, expect, expect_any, tell_missing, tell_unwanted
 from .records import Buried, Ran, Scheduled, tell
@@ -134,21 +131,4 @@ class Memory:
             broker.give_back()
             raise
         scheduled, attempt = self._tell(broker.puts[job.id]), broker.counters(job.id).attempts.number
-        return Ran(scheduled, attempt, self._run(worker, queue, job))
-
-    def _run(self, worker: InProcessWorker, queue: str, job: ReservedJob) -> BaseException | None:
-        """Run a job and settle it; return the exception that it raised, if any."""
-        connection = self._producer.connection()
-        try:
-            call = read_call(worker.handlers, job.body)
-        except MessageDecodeError as error:
-            bury_undecodable(connection, queue, job, error)
-            return error
-        started = time.monotonic()
-        failure = worker.try_call(job, call)
-        if failure is None:
-            connection.delete(job.id)
-        else:
-            ran_s = time.monotonic() - started
-            settle_failure(connection, Attempt(queue, job, call, worker.retry_of(call), ran_s), failure)
-        return failure
+        return Ran(scheduled, attempt, worker.process(job))

@@ -24,6 +24,7 @@ from flask_backend.errors import BrokerConnectionError, BrokerError, JobNotFound
 from flask_backend.system.loggers import get_logger
 from flask_backend.system.stacks import dump_stacks
 
+from . import wording
 from .host import Host
 from .signal_guard import STOPPING
 
@@ -235,11 +236,7 @@ class Heartbeat:
         lease.is_cut = True
         for waiting in list(lease.waiting):
             waiting.is_lost = True
-        logger.warning(
-            "lost the connection to Beanstalkd while job %d (%s) runs: trying to get the job back",
-            lease.job.id,
-            lease.label,
-        )
+        logger.warning(wording.CONNECTION_LOST, lease.job.id, lease.label)
         # In a thread of its own: connecting may take long, and the deadlines must not wait.
         threading.Thread(target=self._reclaim, args=[lease], name="flask-backend-reclaim", daemon=True).start()
 
@@ -266,7 +263,7 @@ class Heartbeat:
         if lease.is_lost:
             self._warn_lost(lease, "the job is gone, or another worker holds it")
         else:
-            logger.info("job %d (%s) is held again", lease.job.id, lease.label)
+            logger.info(wording.HELD_AGAIN, lease.job.id, lease.label)
 
     def _end(self, lease: WorkerLease, now: float) -> None:
         """Interrupt a task at its limit, and end the process if it does not stop in time.
@@ -275,7 +272,7 @@ class Heartbeat:
         worker may have the job.
         """
         if self._leaves_when_stuck and lease.kill_at is not None and now >= lease.kill_at:
-            logger.error("job %d (%s) did not end at its time limit: leaving", lease.job.id, lease.label)
+            logger.error(wording.STUCK, lease.job.id, lease.label)
             dump_stacks()
             self._leave()
         elif not lease.is_interrupted:
@@ -311,10 +308,5 @@ class Heartbeat:
         lease.touch_at = now + (lease.touch_every_s or 0.0)
 
     def _warn_lost(self, lease: WorkerLease, reason: str) -> None:
-        logger.warning(
-            "lost the reservation of job %d (%s)%s: %s",
-            lease.job.id,
-            lease.label or "prefetched",
-            ", whose task goes on and may run twice" if lease is self._lease else "",
-            reason,
-        )
+        goes_on = wording.RUNS_ON if lease is self._lease else ""
+        logger.warning(wording.LOST, lease.job.id, lease.label or "prefetched", goes_on, reason)

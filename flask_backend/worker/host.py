@@ -8,6 +8,8 @@ from flask_backend.outcome import Ending
 from flask_backend.system.loggers import get_logger
 from flask_backend.system.titles import show_worker
 
+from . import wording
+
 logger = get_logger("flask_backend.worker")
 
 # For a worker that may be silent as long as the network makes it wait: half the range of the scoreboard's words.
@@ -66,7 +68,7 @@ class Foreground:
 
     def ready(self) -> None:
         self.show("")
-        logger.info("ready: %s", self._queue)
+        logger.info(wording.READY, self._queue)
 
     def lend(self, fd: int) -> None:
         pass

@@ -8,30 +8,77 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
 
 from flask_backend.broker.connection import Connection, ReservedState
+from flask_backend.broker.stats import JobCounters
 from flask_backend.config import Settings
+from flask_backend.current import CurrentJob
 from flask_backend.deaths import Death
-from flask_backend.errors import BrokerConnectionError, BrokerError, MessageDecodeError
+from flask_backend.errors import (
+    BrokerConnectionError,
+    BrokerError,
+    JobNotFoundError,
+    MessageDecodeError,
+    WorkerDiedError,
+)
 from flask_backend.message import scheduled_at
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
-from flask_backend.retry import MAX_CRASHES, BuryJob, ReleaseJob, after_crash
+from flask_backend.retry import MAX_CRASHES, BuryJob, ReleaseJob, Retry, after_crash
 from flask_backend.stories import Story, here_and_now
 from flask_backend.system.loggers import get_logger
 from flask_backend.tracebacks import log_failure, told
 
+from . import wording
 from .execution import Call, read_call
+from .outcomes import Outcome, announce_failure
 from .settlement import bury, task_logger
 
 logger = get_logger("flask_backend.worker")
 
+# How long the receivers of signals may take: in a thread, so that one that hangs does not undo the settlement.
+RECEIVERS_S = 5.0
 # The delay if the retry policy fails to give one, in seconds.
 PLAIN_DELAY_S = 60
 
 
-def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Ending | None:
-    """Release or bury the job that a dead worker held; return how, if it had to be settled.
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A job that was settled after its worker died."""
+
+    job: CurrentJob
+    outcome: Outcome
+
+    @property
+    def ending(self) -> Ending | None:
+        return self.outcome.ending
+
+
+@dataclass(frozen=True, slots=True)
+class _FormerLease:
+    """What is known of a job that is no longer held."""
+
+    job_id: int
+    known: JobCounters
+
+    def counters(self) -> JobCounters:
+        return self.known
+
+    def counters_within(self, wait_s: float) -> JobCounters:  # noqa: ARG002  # they are known
+        return self.known
+
+    def touch(self) -> None:
+        raise JobNotFoundError(f"job {self.job_id} is no longer held: its worker died")
+
+
+def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Settled | None:
+    """Release or bury the job that a dead worker held, if it has to be settled; close the connection in any case.
 
     ``crashes`` is how often the job has crashed a worker, including this time. If the state of the connection is in
     doubt, it is closed, which gives the job back unchanged.
@@ -42,69 +89,89 @@ def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashe
     connection: Connection | None = None
     try:
         connection = Connection.adopt(fd, settings.address, settings.timeout_s)
-        job = connection.recover_reserved(job_id)
-        if job is None:
-            logger.debug("job %d was settled before its worker died", job_id)
+        reserved = connection.recover_reserved(job_id)
+        if reserved is None:
+            logger.debug(wording.WAS_SETTLED, job_id)
             return None
         try:
-            return _settle(connection, settings, handlers, job, death, crashes)
+            return _settle(connection, settings, handlers, reserved, death, crashes)
         except BrokerError:
             raise
         except Exception as error:  # raised by the task's own policy, or out of memory
-            log_failure(logger, logging.ERROR, "settling job %d without its retry policy", job_id, error=error)
-            return _settle_plainly(connection, job, crashes)
+            log_failure(logger, logging.ERROR, wording.WITHOUT_POLICY, job_id, error=error)
+            job = _job_of(handlers, reserved, death.activity.label, {}, settings.retry)
+            return Settled(job, _settle_plainly(connection, reserved, crashes))
     except BrokerConnectionError as error:
-        logger.debug("job %d goes back as it was: %s", job_id, error)
+        logger.debug(wording.GOES_BACK, job_id, error)
     except BrokerError as error:
-        logger.warning("job %d could not be settled after its worker died: %s", job_id, error)
+        logger.warning(wording.NOT_SETTLED, job_id, error)
     finally:
         if connection is not None:
             connection.close()
     return None
 
 
+def announce_crash(app: Flask, settled: Settled, death: Death) -> None:
+    """Send the signals about a settled job whose worker died."""
+    error = WorkerDiedError(str(death))
+    ran_s = death.activity.running_s if death.activity else None
+
+    def send() -> None:
+        announce_failure(app, settled.job, settled.outcome, error, ran_s)
+
+    receiving = threading.Thread(target=send, name="flask-backend-signals", daemon=True)
+    receiving.start()
+    receiving.join(RECEIVERS_S)
+    if receiving.is_alive():
+        logger.warning(wording.RECEIVERS_HANG, settled.job.id, RECEIVERS_S)
+
+
 def _settle(  # noqa: PLR0913
-    connection: Connection, settings: Settings, handlers: Handlers, job: ReservedState, death: Death, crashes: int
-) -> Ending:
-    call = _read(handlers, connection.peek([job.id]).get(job.id, b""))
-    label = call.label if call else None
+    connection: Connection, settings: Settings, handlers: Handlers, reserved: ReservedState, death: Death, crashes: int
+) -> Settled:
+    call = _read(handlers, connection.peek([reserved.id]).get(reserved.id, b""))
     retry = (call.retry if call else None) or settings.retry
-    attempts = job.counters.attempts
-    facts = {"job_id": job.id, "queue": handlers.queue, "attempt": attempts.number, "task": label}
-    match after_crash(retry, attempts, crashes, random.random):
+    job = _job_of(handlers, reserved, call.label if call else "", call.headers if call else {}, retry)
+    attempts, priority = reserved.counters.attempts, reserved.counters.priority
+    facts = {"job_id": job.id, "queue": job.queue, "attempt": attempts.number, "task": job.endpoint or None}
+    match action := after_crash(retry, attempts, crashes, random.random):
         case ReleaseJob(delay_s):
-            connection.release(job.id, job.counters.priority, delay_s)
-            message = "job %d has crashed its worker (%s), next try in %d s"
-            log_failure(task_logger, logging.WARNING, message, job.id, death, delay_s, extra=facts)
-            return Ending.RETRIED
+            connection.release(job.id, priority, delay_s)
+            log_failure(task_logger, logging.WARNING, wording.CRASHED, job.id, death, delay_s, extra=facts)
         case BuryJob(reason):
             note = Story(
                 job=job.id,
-                queue=handlers.queue,
+                queue=job.queue,
                 reason=reason,
-                endpoint=label,
-                call=told(lambda: str(call), f"{label}(…)") if call else None,
+                endpoint=job.endpoint or None,
+                call=told(lambda: str(call), f"{job.endpoint}(…)") if call else None,
                 message=str(death),
                 attempts=attempts.number,
                 allowed=retry.allowed(attempts),
-                scheduled_at=scheduled_at(call.headers) if call else None,
+                scheduled_at=scheduled_at(job.headers),
                 ran_s=death.activity.running_s if death.activity else None,
                 death=death.as_dict(),
                 **here_and_now(),
             )
-            bury(connection, note, job.counters.priority)
-            message = "job %d is buried: %s (%s)"
-            log_failure(task_logger, logging.ERROR, message, job.id, reason, death, extra=facts)
-            return Ending.BURIED
+            bury(connection, note, priority)
+            log_failure(task_logger, logging.ERROR, wording.CRASHED_OFTEN, job.id, reason, death, extra=facts)
+    return Settled(job, Outcome(action))
 
 
-def _settle_plainly(connection: Connection, job: ReservedState, crashes: int) -> Ending:
+def _settle_plainly(connection: Connection, reserved: ReservedState, crashes: int) -> Outcome:
     """Release or bury a job without code that can fail: its crash must count before the next worker gets it."""
     if crashes >= MAX_CRASHES:
-        connection.bury(job.id, job.counters.priority)
-        return Ending.BURIED
-    connection.release(job.id, job.counters.priority, PLAIN_DELAY_S)
-    return Ending.RETRIED
+        connection.bury(reserved.id, reserved.counters.priority)
+        return Outcome(BuryJob(f"it has crashed its worker {crashes} times"))
+    connection.release(reserved.id, reserved.counters.priority, PLAIN_DELAY_S)
+    return Outcome(ReleaseJob(PLAIN_DELAY_S))
+
+
+def _job_of(
+    handlers: Handlers, reserved: ReservedState, endpoint: str, headers: Mapping[str, Any], retry: Retry
+) -> CurrentJob:
+    lease = _FormerLease(reserved.id, reserved.counters)
+    return CurrentJob(reserved.id, handlers.queue, endpoint, headers, retry, lease)
 
 
 def _read(handlers: Handlers, body: bytes) -> Call | None:

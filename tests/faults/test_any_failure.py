@@ -153,9 +153,9 @@ def test_odd_policies_and_decisions_end_no_worker(start, broker):
 
 
 CRASHES = {
-    "telling": "import flask_backend.worker.worker as w; w.settle_failure = fails",
-    "decoding": "import flask_backend.worker.worker as w; w.read_call = fails",
-    "burying": "import flask_backend.worker.worker as w; w.bury_undecodable = fails",
+    "telling": "import flask_backend.worker.processing as p; p.settle_failure = fails",
+    "decoding": "import flask_backend.worker.processing as p; p.read_call = fails",
+    "burying": "import flask_backend.worker.processing as p; p.bury_undecodable = fails",
     "a command": "import flask_backend.broker.connection as b; b.Connection.counters = lambda c, _: c.guard(fails)",
     "letting go": "from flask_backend.worker.heartbeat import Heartbeat; Heartbeat.let_go = fails",
     "the end": "from flask_backend.broker.pipeline import Pipeline as P; P.delete_and_reserve = fails",

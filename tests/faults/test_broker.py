@@ -329,12 +329,12 @@ import os
 import socket
 import time
 
-from flask_backend.worker import worker
+from flask_backend.worker import link, processing, worker
 from flask_backend.supervisor import deadlines
 from support.workload import app
 
-worker.RESERVE_S = 1
-worker.RECONNECT_MAX_S = 1.0
+link.RESERVE_S = processing.RESERVE_S = worker.RESERVE_S = 1
+link.RECONNECT_MAX_S = worker.RECONNECT_MAX_S = 1.0
 deadlines.SILENT_S = 3.0
 resolve = socket.getaddrinfo
 

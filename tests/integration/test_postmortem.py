@@ -75,13 +75,13 @@ def heir(broker, settings):
 def test_the_job_is_found_behind_replies_that_the_dead_worker_did_not_read(heir, settings, broker, last_words):
     fd, job_id = heir(last_words)
     assert broker.job(job_id)["state"] == "reserved"
-    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is Ending.RETRIED
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1).ending is Ending.RETRIED
     assert broker.job(job_id)["state"] == "delayed"
 
 
 def test_a_job_that_crashed_three_workers_is_buried_with_the_story_of_the_last(heir, settings, broker):
     fd, job_id = heir(b"use q.other\r\n")
-    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3).ending is Ending.BURIED
     assert broker.job(job_id)["state"] == "buried"
     note = Story.decode(broker.take("q.failures"))
     assert (note.job, note.queue, note.reason) == (job_id, "q", "it has crashed its worker 3 times")
@@ -93,7 +93,7 @@ def test_a_job_that_crashed_three_workers_is_buried_with_the_story_of_the_last(h
 
 def test_a_death_counts_as_a_failure_for_the_tasks_own_policy(settings, broker, heir):
     fd, job_id = heir(b"", b'{"endpoint": "proud"}')
-    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1) is Ending.BURIED
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=1).ending is Ending.BURIED
     assert Story.decode(broker.take("q.failures")).reason == "failed once"
 
 
@@ -107,21 +107,21 @@ def test_a_policy_that_fails_does_not_prevent_the_settlement_of_a_job(heir, sett
     handlers = Handlers("q", {"hello": Handler("hello", print, retry=UnsoundRetry())})
     fd, job_id = heir(b"")
     expected = Ending.BURIED if crashes == MAX_CRASHES else Ending.RETRIED
-    assert settle(settings, handlers, fd, death_at(job_id), crashes=crashes) is expected
+    assert settle(settings, handlers, fd, death_at(job_id), crashes=crashes).ending is expected
     assert broker.job(job_id)["state"] == state
 
 
 @pytest.mark.parametrize("depth", [256, 257, 970, 30_000])
 def test_any_depth_of_a_body_lets_its_job_be_settled(heir, settings, broker, depth):
     fd, job_id = heir(b"", b'{"endpoint": "hello", "args": [%b%b]}' % (b"[" * (depth - 2), b"]" * (depth - 2)))
-    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3).ending is Ending.BURIED
     note = Story.decode(broker.take("q.failures"))
     assert (note.job, note.endpoint) == (job_id, "hello" if depth == MAX_DEPTH else None)
 
 
 def test_the_endpoint_of_a_missing_task_is_safe_to_show(heir, settings, broker):
     fd, job_id = heir(b"", json.dumps({"endpoint": "\x1b[2J\n" + "x" * 50_000}).encode())
-    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3) is Ending.BURIED
+    assert settle(settings, HANDLERS, fd, death_at(job_id), crashes=3).ending is Ending.BURIED
     note = Story.decode(broker.take("q.failures"))
     assert note.endpoint.startswith(r"\x1b[2J\nxxx")
     assert (len(note.endpoint), len(note.call) <= 1000) == (200, True)

@@ -13,9 +13,11 @@ from flask_backend.supervisor.children import Child
 from flask_backend.supervisor.deadlines import SILENT_S, Deadlines
 from flask_backend.supervisor.plan import Slot
 from flask_backend.supervisor.states import ChildEvent
-from flask_backend.worker import worker
+from flask_backend.worker import link, worker
 from flask_backend.worker.host import Foreground
-from flask_backend.worker.worker import RECONNECT_MAX_S, RESERVE_S, Limits, Worker
+from flask_backend.worker.limits import Limits
+from flask_backend.worker.link import RECONNECT_MAX_S, RESERVE_S
+from flask_backend.worker.worker import Worker
 
 QUEUE = "q"
 HOUR_S = 3600.0
@@ -79,8 +81,8 @@ def reasons(clock, monkeypatch):
 
         clock.on_move = look
         monkeypatch.setattr(waiting._stop, "wait", stop_wait)
-        monkeypatch.setattr(worker, "Connection", attempt)
-        monkeypatch.setattr(worker, "Pipeline", lambda connection: connection)
+        monkeypatch.setattr(link, "Connection", attempt)
+        monkeypatch.setattr(link, "Pipeline", lambda connection: connection)
         waiting._serve()
         assert clock.now >= until
         return reasons
@@ -151,5 +153,5 @@ def test_a_worker_that_hangs_between_two_attempts_is_still_detected(reasons, clo
         clock.move(SILENT_S + 1)
         return RECONNECT_MAX_S
 
-    monkeypatch.setattr(worker.Backoff, "next", hang)
+    monkeypatch.setattr(link.Backoff, "next", hang)
     assert "has sent no heartbeat for 121 s" in reasons(refused, hours=0.01)[0]

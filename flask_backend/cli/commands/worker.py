@@ -57,7 +57,8 @@ def worker(  # noqa: PLR0913  # one parameter for each option
 
     from flask_backend.system.stacks import dump_on_signal
     from flask_backend.worker.host import Foreground
-    from flask_backend.worker.worker import Limits, Worker
+    from flask_backend.worker.limits import Limits
+    from flask_backend.worker.worker import Worker
 
     streams.wait_for_readers(WORKER_PATIENCE_S)
     dump_on_signal()

@@ -1,0 +1,96 @@
+"""Signals of Blinker, for code that watches tasks, workers and the supervisor.
+
+The sender is the app, the object itself and not ``current_app``. A receiver takes the sender and keyword arguments;
+take ``**extra`` too, since later versions may add some::
+
+    from flask_backend.signals import task_failed
+
+    @task_failed.connect
+    def count_failure(app, job, error, **extra):
+        ...
+
+A receiver that raises an exception is logged, and changes nothing else. Receivers run in the process and the thread
+that the signal is about, so they must be quick, and cannot be ``async``.
+
+``job`` is a :class:`~flask_backend.current.CurrentJob`. Its ``attempt`` is known after a failure; its endpoint is empty
+if its body could not be decoded.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from inspect import iscoroutine
+from typing import Any
+
+from blinker import NamedSignal, Namespace
+from flask import Flask
+
+from .functions import shown_name
+from .system.loggers import get_logger
+from .tracebacks import log_failure, told
+
+logger = get_logger("flask_backend.signals")
+
+_signals = Namespace()
+
+task_scheduled = _signals.signal(
+    "task-scheduled",
+    """Calls of a task are on the broker: ``endpoint``, and ``jobs``, a collection of :class:`~flask_backend.Job`.
+
+    Sent in the caller, once for each call and once for each ``map``, also if it accepted only some of its items.""",
+)
+task_started = _signals.signal(
+    "task-started",
+    "A worker is about to run ``job``. Its time limit begins after this.",
+)
+task_succeeded = _signals.signal(
+    "task-succeeded",
+    "The task of ``job`` has returned, after ``ran_s`` seconds.",
+)
+task_failed = _signals.signal(
+    "task-failed",
+    """The task of ``job`` has failed with ``error``, after ``ran_s`` seconds. :data:`task_retried` or
+    :data:`task_buried` follows, unless the broker is away or has given the job to another worker.
+
+    If the job crashed its worker, ``error`` is a :exc:`~flask_backend.errors.WorkerDiedError`, and a short-lived
+    process sends this. Not sent for the decisions of a task: ``RetryLater``, ``Bury`` and ``Discard``.""",
+)
+task_retried = _signals.signal(
+    "task-retried",
+    "``job`` was released, to run again in ``delay_s`` seconds, because of ``error`` or the decision in ``error``.",
+)
+task_buried = _signals.signal(
+    "task-buried",
+    "``job`` was buried, for ``reason``, because of ``error`` or the decision in ``error``.",
+)
+task_discarded = _signals.signal(
+    "task-discarded",
+    "``job`` was deleted because its task raised ``Discard``: ``reason`` and ``error``.",
+)
+worker_started = _signals.signal(
+    "worker-started",
+    "A worker of ``queue`` has run its hooks and begins to reserve jobs. Sent in the worker.",
+)
+worker_stopping = _signals.signal(
+    "worker-stopping",
+    "A worker of ``queue`` has settled its last job and is about to end. Sent in the worker, unless it is killed.",
+)
+
+
+def send(signal: NamedSignal, app: Flask, /, *, catching: type[BaseException] = Exception, **facts: Any) -> None:
+    """Call the receivers of a signal; log their exceptions. For Flask-Backend itself.
+
+    Blinker's own ``send`` would skip the receivers after one that raises.
+    """
+    if signal.is_muted:
+        return
+    for receiver in signal.receivers_for(app):
+        try:
+            result = receiver(app, **facts)
+            if iscoroutine(result):
+                result.close()
+                raise TypeError("a receiver cannot be async: connect a function")
+        except catching as error:
+            name = told(functools.partial(shown_name, receiver), "?")
+            log_failure(logger, logging.ERROR, "receiver %s of the signal %s failed", name, signal.name, error=error)

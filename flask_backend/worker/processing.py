@@ -1,0 +1,149 @@
+"""One job of a worker: decode it, run its task, settle it, and inform the host and the signals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flask import Flask
+
+from flask_backend import signals
+from flask_backend.config import Settings
+from flask_backend.current import CurrentJob, job_being_run
+from flask_backend.errors import BrokerError, MessageDecodeError
+from flask_backend.outcome import Ending
+from flask_backend.registry import Handlers
+
+from .execution import Call, Runner, read_call
+from .heartbeat import Heartbeat, WorkerLease
+from .host import Host
+from .limits import Limits
+from .link import RESERVE_S
+from .outcomes import Attempt, Outcome, announce, announce_failure
+from .settlement import bury_undecodable, settle_failure
+from .time_limit import TimeLimit
+
+
+class Processor:
+    """Processes the jobs of one queue, one at a time. ``is_holding`` is true while it has one.
+
+    ``leave_if_forked`` ends a process that a task has forked; it takes the exception that the task raised there.
+    """
+
+    def __init__(  # noqa: PLR0913  # the parts of its worker
+        self,
+        app: Flask,
+        settings: Settings,
+        handlers: Handlers,
+        host: Host,
+        limits: Limits,
+        heartbeat: Heartbeat,
+        runner: Runner,
+        time_limit: TimeLimit,
+        leave_if_forked: Callable[[BaseException | None], None],
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._handlers = handlers
+        self._host = host
+        self._limits = limits
+        self._heartbeat = heartbeat
+        self._runner = runner
+        self._time_limit = time_limit
+        self._leave_if_forked = leave_if_forked
+        self._loggers: set[str] = set()  # the tasks that logged a line in their last run
+        self.is_holding = False
+
+    def process(self, lease: WorkerLease, count_next: Callable[[], int]) -> None:
+        """Run a job and settle it; with its deletion reserve ``count_next()`` jobs. Raises :exc:`BrokerError`."""
+        self.is_holding = True
+        self._host.begin(lease.job.id)
+        try:
+            try:
+                call = read_call(self._handlers, lease.job.body)
+            except MessageDecodeError as error:
+                self._bury(lease, error)
+            else:
+                self._run_and_settle(lease, call, count_next)
+        except BrokerError:  # the job goes back to the broker; any other exception is a death at this job
+            if self.is_holding:
+                self._end(None)
+            raise
+
+    def _end(self, ending: Ending | None) -> None:
+        self.is_holding = False
+        self._host.end(ending)
+
+    def _bury(self, lease: WorkerLease, error: MessageDecodeError) -> None:
+        job = CurrentJob(lease.job.id, self._handlers.queue, "", {}, self._settings.retry, lease)
+        outcome = bury_undecodable(lease.connection, job, error)
+        self._end(outcome.ending)
+        announce_failure(self._app, job, outcome, error, None)
+
+    def _run_and_settle(self, lease: WorkerLease, call: Call, count_next: Callable[[], int]) -> None:
+        retry = call.handler.retry or self._settings.retry
+        job = CurrentJob(lease.job.id, self._handlers.queue, call.label, call.headers, retry, lease)
+        token = job_being_run.set(job)
+        try:
+            error = self._run(lease, call, job)
+            if error is None:
+                self._settle_success(lease, job, count_next)
+            else:
+                attempt = Attempt(job, call, retry, time.monotonic() - lease.started)
+                self._settle_failure(lease, attempt, error)
+        finally:
+            error = None  # as in _run
+            job_being_run.reset(token)
+            if job.has_logged is not (call.label in self._loggers):
+                self._loggers ^= {call.label}
+
+    def _run(self, lease: WorkerLease, call: Call, job: CurrentJob) -> BaseException | None:
+        """Run the task; return the exception that it raised, if any."""
+        lease.label = call.label
+        lease.started = time.monotonic()
+        if call.label in self._loggers:
+            lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for its log lines
+        if signals.task_started.receivers:
+            self._announce_start(lease, job)
+        time_limit_s = call.handler.time_limit_s or self._limits.time_limit_s
+        if time_limit_s is not None:
+            lease.limit_at = lease.started + time_limit_s
+            lease.kill_at = lease.limit_at + self._limits.kill_grace_s
+        self._host.run(lease.label, lease.kill_at)
+        self._heartbeat.hold(lease)
+        error = self._time_limit.run(self._runner.run, call, lease.limit_at)
+        try:
+            self._leave_if_forked(error)
+            if signals.task_succeeded.receivers:
+                job.attempt_for_logs()  # it cannot be asked for when the job is deleted
+            self._heartbeat.let_go()
+            return error
+        finally:
+            del error  # its traceback refers to this frame: a cycle would keep the objects of the task
+
+    def _announce_start(self, lease: WorkerLease, job: CurrentJob) -> None:
+        self._host.run(lease.label, None)
+        self._heartbeat.hold(lease)
+        announce(self._app, signals.task_started, job=job)
+        self._heartbeat.let_go()
+        lease.started = time.monotonic()
+
+    def _settle_success(self, lease: WorkerLease, job: CurrentJob, count_next: Callable[[], int]) -> None:
+        """Send the job's deletion and the next reserves; their replies are read when the next jobs are needed."""
+        ran_s = time.monotonic() - lease.started if signals.task_succeeded.receivers else 0.0
+        try:
+            lease.pipeline.delete_and_reserve(lease.job, RESERVE_S, count_next())
+        except BrokerError:
+            self._end(Ending.DONE)  # its deletion is retried on the next connection
+            announce(self._app, signals.task_succeeded, job=job, ran_s=ran_s)
+            raise
+        self._end(Ending.DONE)
+        announce(self._app, signals.task_succeeded, job=job, ran_s=ran_s)
+
+    def _settle_failure(self, lease: WorkerLease, attempt: Attempt, error: BaseException) -> None:
+        outcome = Outcome()
+        try:
+            outcome = settle_failure(lease.connection, attempt, error)
+            self._end(outcome.ending)
+        finally:  # the task has failed, even if the broker is gone
+            announce_failure(self._app, attempt.job, outcome, error, attempt.ran_s)

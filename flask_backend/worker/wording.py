@@ -1,0 +1,82 @@
+"""The log lines of a worker. Pure."""
+
+from __future__ import annotations
+
+import logging
+
+from flask_backend.decisions import Bury, RetryLater, TaskDecision
+from flask_backend.retry import Attempts, BuryJob, DiscardJob, ReleaseJob, Retry, reason_of
+from flask_backend.tracebacks import name_of
+
+from .outcomes import Attempt, Outcome
+
+# -- the worker --------------------------------------------------------------------------------------------------
+
+READY = "ready: %s"
+HOOK_FAILED = "a before_first_task hook of %s failed"
+HOOK_PATCHED = "a before_first_task hook of %s: %s"
+HOOK_WAITS = "%s: a before_first_task hook needs the broker: %s; trying again"
+ORPHANED = "the supervisor is gone: draining"
+
+# -- the connection ----------------------------------------------------------------------------------------------
+
+BROKER_AWAY = "%s: %s; trying again"
+BROKER_BACK = "%s: back at Beanstalkd at %s"
+CONNECTION_LOST = "lost the connection to Beanstalkd while job %d (%s) runs: trying to get the job back"
+HELD_AGAIN = "job %d (%s) is held again"
+LOST = "lost the reservation of job %d (%s)%s: %s"
+RUNS_ON = ", whose task goes on and may run twice"
+OUTLIVED = "job %d (%s) outlived its reservation and may run twice"
+FINISHED_ELSEWHERE = "job %d finished while the connection was lost, and may run twice: %s"
+NOT_DELETED = "job %d has finished but cannot be deleted, and will run twice: %s"
+
+# -- jobs --------------------------------------------------------------------------------------------------------
+
+STUCK = "job %d (%s) did not end at its time limit: leaving"
+UNDECODABLE = "job %d of %s can never run; buried unchanged: %s"
+NO_STORY = "cannot store the story of the buried job %d of %s: %s"
+CRASHED = "job %d has crashed its worker (%s), next try in %d s"
+CRASHED_OFTEN = "job %d is buried: %s (%s)"
+WITHOUT_POLICY = "settling job %d without its retry policy"
+NOT_SETTLED = "job %d could not be settled after its worker died: %s"
+GOES_BACK = "job %d goes back as it was: %s"
+WAS_SETTLED = "job %d was settled before its worker died"
+RECEIVERS_HANG = "receivers of the signals about job %d, which crashed its worker, take longer than %g s"
+
+# The task, its queue, what happened, the job, the number of the attempt, what follows.
+FAILED = "task %s of %s %s (job %d, %s), %s"
+
+
+def describe_failure(attempt: Attempt, outcome: Outcome, error: BaseException) -> tuple[int, tuple[object, ...]]:
+    """Return the level of the line about an attempt that did not succeed, and the arguments of ``FAILED``."""
+    job, kind = attempt.job, type(error)  # not isinstance, which also consults the exception
+    what = _describe_decision(error) if issubclass(kind, TaskDecision) else "failed"
+    number = _number(job.known_attempts, attempt.retry)
+    level, then = logging.ERROR, "the broker gives it to another worker"
+    match outcome.action:
+        case ReleaseJob(delay_s):
+            level = logging.INFO if issubclass(kind, RetryLater) else logging.ERROR
+            then = f"next try in {delay_s} s"
+        case BuryJob(reason):
+            is_wish = issubclass(kind, Bury)
+            level, then = (logging.WARNING, "buried") if is_wish else (logging.ERROR, f"buried: {reason}")
+        case DiscardJob():
+            level, then = logging.WARNING, "deleted"
+        case None if outcome.is_lost:
+            then = "its reservation was lost"
+        case None:
+            pass
+    return level, (job.endpoint, job.queue, what, job.id, number, then)
+
+
+def _number(attempts: Attempts | None, retry: Retry) -> str:
+    if attempts is None:
+        return "attempt unknown"
+    allowed = retry.allowed(attempts)
+    return f"attempt {attempts.number}" + (f" of {allowed}" if allowed else "")
+
+
+def _describe_decision(decision: BaseException) -> str:
+    is_later = issubclass(type(decision), RetryLater)
+    asked = "asks to be retried later" if is_later else f"decided {name_of(decision).rpartition('.')[2]}"
+    return f"{asked}: {reason}" if (reason := reason_of(decision)) else asked
