@@ -16,12 +16,14 @@ if TYPE_CHECKING:
         JobNotFoundError,
         JobTooBigError,
         MessageEncodeError,
+        MiddlewareError,
         OptionError,
         QueueNameError,
         RegistrationError,
         TaskArgumentsError,
         TaskResultError,
         TaskTimeout,
+        WorkerDiedError,
     )
     from .extension import Backend
     from .flask_script import BackendCommand
@@ -48,6 +50,7 @@ __all__ = [
     "JobTooBigError",
     "Jobs",
     "MessageEncodeError",
+    "MiddlewareError",
     "OptionError",
     "QueueNameError",
     "RegistrationError",
@@ -58,6 +61,7 @@ __all__ = [
     "TaskDecision",
     "TaskResultError",
     "TaskTimeout",
+    "WorkerDiedError",
     "current_job",
 ]
 

@@ -56,6 +56,10 @@ class TaskResultError(BackendError, TypeError):
     """A task returned something that has not run: a generator, or an awaitable that was not awaited."""
 
 
+class MiddlewareError(BackendError, RuntimeError):
+    """A middleware did not call ``proceed`` exactly once."""
+
+
 class WorkerDiedError(BackendError):
     """A worker died while it ran a job. Never raised: it is the ``error`` of signals about that job."""
 

@@ -14,14 +14,15 @@ from flask.globals import app_ctx
 
 from .broker.producer import Producer
 from .config import KEYS, Settings, StandIn
+from .current import CurrentJob
 from .durations import Delay
 from .errors import ConfigError, MessageEncodeError, RegistrationError
-from .functions import check_fits, check_function, name_of, shown_name
+from .functions import check_fits, check_function, may_be_async, name_of, shown_name
 from .job import Batch, BulkError, Job, Jobs, batch_uid
 from .message import encode_json, new_uid, show_value
 from .names import check_queue_name, check_worked_queue_name
 from .options import Options
-from .registry import Handler, Handlers, check_endpoint, check_retry, check_time_limit
+from .registry import Handler, Handlers, Middleware, check_endpoint, check_retry, check_time_limit
 from .retry import Retry
 from .signals import send, task_scheduled
 from .system.launch import launched
@@ -34,6 +35,7 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 Hook = TypeVar("Hook", bound=Callable[[], Any])
+Around = TypeVar("Around", bound=Callable[[CurrentJob, Callable[[], Any]], Any])
 Receiver = TypeVar("Receiver", bound=Callable[[Any], Any])
 
 EXTENSION_KEY = "backend"
@@ -68,6 +70,7 @@ class Backend:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._handlers: dict[str, Handlers] = {}
+        self._middleware: list[Middleware] = []
         self._producers: weakref.WeakKeyDictionary[Flask, Producer] = weakref.WeakKeyDictionary()
         # Each app's settings as ``init_app`` read them; the first use compares and removes them.
         self._read: weakref.WeakKeyDictionary[Flask, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -180,6 +183,25 @@ class Backend:
 
         return decorate
 
+    def middleware(self, function: Around) -> Around:
+        """Register a function around each run of each task and receiver: ``function(job, proceed)``.
+
+        ``job`` is the :class:`CurrentJob`; ``proceed()`` runs the rest, and returns the result or raises the exception
+        of the task, :exc:`TaskTimeout` and the task's decisions too. It runs inside the app context and the time limit
+        of the task; what it raises is the outcome. If it returns without a call of ``proceed``, or calls it twice, the
+        job fails with :exc:`MiddlewareError`. The one that was registered first is the outermost. Raises
+        :exc:`RegistrationError` for an ``async`` function, and for one that cannot be called with two arguments.
+        """
+        called = check_function("@backend.middleware", function)
+        check_fits("@backend.middleware", called, "job", "proceed")
+        if may_be_async(called):
+            raise RegistrationError(
+                f"{shown_name(called)} is async, and @backend.middleware calls it as a plain function: write `def`; "
+                "proceed() also runs async tasks to their end"
+            )
+        self._middleware.append(called)
+        return function
+
     def send(
         self,
         queue: str,
@@ -291,7 +313,7 @@ class Backend:
         return Jobs(batch)
 
     def _handlers_of(self, queue: str) -> Handlers:
-        return self._handlers.setdefault(check_worked_queue_name(queue), Handlers(queue))
+        return self._handlers.setdefault(check_worked_queue_name(queue), Handlers(queue, middleware=self._middleware))
 
     def _producer(self) -> Producer:
         return self.producer_of(self.app_in_use())

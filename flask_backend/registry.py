@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +26,19 @@ class Handler:
     defaults: Options = DEFAULTS
 
 
+# Called with the running job, a CurrentJob, and the function that runs the rest.
+Middleware = Callable[[Any, Callable[[], Any]], Any]
+
+
 @dataclass(slots=True)
 class Handlers:
-    """The handlers of one queue: tasks by endpoint or one receiver, and the hooks of its workers."""
+    """The handlers of one queue: tasks by endpoint or one receiver, the hooks of its workers, and the middleware."""
 
     queue: str
     tasks: dict[str, Handler] = field(default_factory=dict[str, Handler])
     receiver: Handler | None = None
     hooks: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
+    middleware: Sequence[Middleware] = ()
 
     @property
     def names(self) -> list[str]:

@@ -18,6 +18,7 @@ from flask_backend.retry import Retry
 from flask_backend.visible import MAX_NAME, listed, visible
 
 from .event_loop import EventLoop
+from .middleware import compose
 from .results import finish
 
 
@@ -85,18 +86,24 @@ class Runner:
         has_own_loop = _is_overridden(app.async_to_sync, Flask.async_to_sync)
         self._ensure_sync = app.ensure_sync if has_own_way or has_own_loop else None
         self._wait_for = app.async_to_sync(_wait_for) if has_own_loop else event_loop.run
+        self._call_with_middleware = compose(handlers.middleware, self._call)
 
     def run(self, call: Call) -> None:
+        self._run(call, self._call_with_middleware)
+
+    def _call(self, call: Call) -> Any:
         function = call.handler.function
+        sync = function if self._ensure_sync is None else self._ensure_sync(function)
+        result = sync(*call.args, **call.kwargs)
+        return result if result is None else finish(call.label, function, result, self._wait_for)
+
+    def _run(self, call: Call, run: Callable[[Call], Any]) -> None:
         context = self._app.app_context()
         if self._url_adapter is not None:
             context.url_adapter = self._url_adapter
         with context:
             try:
-                sync = function if self._ensure_sync is None else self._ensure_sync(function)
-                result = sync(*call.args, **call.kwargs)
-                if result is not None:
-                    finish(call.label, function, result, self._wait_for)
+                run(call)
             except RuntimeError as error:
                 if type(error) is RuntimeError and "without 'SERVER_NAME'" in str(error):
                     error.add_note(f"In tasks, receivers and hooks, url_for needs the setting {BASE_URL_KEY}.")
@@ -107,7 +114,7 @@ class Runner:
             self.run_hook(hook)
 
     def run_hook(self, hook: Callable[[], object]) -> None:
-        self.run(Call(Handler(getattr(hook, "__name__", repr(hook)), hook)))
+        self._run(Call(Handler(getattr(hook, "__name__", repr(hook)), hook)), self._call)
 
 
 async def _wait_for(awaitable: Awaitable[Any]) -> Any:

@@ -88,6 +88,38 @@ class WorkerLease:
             connection.touch(self.job.id)
 
 
+class WakeGate:
+    """Decides how long the thread sleeps, and wakes it.
+
+    It wakes up within a tick for a while after each job, since waking it for every short task would cost more.
+    """
+
+    def __init__(self) -> None:
+        self.is_asleep = False  # until :meth:`wake`
+        self.holds = self._holds_seen = 0  # how often a job was held
+        self._awake_until = float("-inf")
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_w, False)
+        os.set_blocking(self._wake_r, False)
+
+    def fileno(self) -> int:
+        return self._wake_r
+
+    def wake(self) -> None:
+        with suppress(BlockingIOError):  # full of wake-ups already
+            os.write(self._wake_w, b"\0")
+
+    def clear(self) -> None:
+        os.read(self._wake_r, 4096)
+
+    def stays_awake(self, now: float, *, holds: bool) -> bool:
+        """Whether to look again within a tick: a job is held, or was held lately."""
+        if holds or self.holds != self._holds_seen:
+            self._holds_seen = self.holds
+            self._awake_until = now + STAY_AWAKE_S
+        return now < self._awake_until
+
+
 class Heartbeat:
     """The heartbeat thread: start it after the fork, then call :meth:`hold` and :meth:`let_go` for each job."""
 
@@ -117,14 +149,9 @@ class Heartbeat:
         self._lease: WorkerLease | None = None
         # Taken for each exchange on the connection while a job is held: a touch never mixes with the worker's commands.
         self._lock = threading.Lock()
-        self._is_asleep = False  # until :meth:`_wake`
-        self._holds = self._holds_seen = 0  # how often a job was held
-        self._awake_until = float("-inf")
+        self._gate = WakeGate()
         self._leave_at: float | None = None
         self._watched: dict[int, Callable[[], None]] = {}
-        self._wake_r, self._wake_w = os.pipe()
-        os.set_blocking(self._wake_w, False)
-        os.set_blocking(self._wake_r, False)
 
     def watch(self, fd: int, on_end: Callable[[], None]) -> None:
         """Call ``on_end``, once, when ``fd`` becomes readable. Call this before :meth:`start`."""
@@ -135,9 +162,9 @@ class Heartbeat:
 
     def hold(self, lease: WorkerLease) -> None:
         self._lease = lease
-        self._holds += 1
-        if self._is_asleep or (lease.limit_at is not None and lease.limit_at - lease.started < TICK_S):
-            self._wake()
+        self._gate.holds += 1
+        if self._gate.is_asleep or (lease.limit_at is not None and lease.limit_at - lease.started < TICK_S):
+            self._gate.wake()
 
     def let_go(self) -> None:
         """Stop touching the job. After this returns, no touch is in flight and no other follows."""
@@ -170,25 +197,21 @@ class Heartbeat:
     def leave_by(self, deadline: float) -> None:
         """End the process at ``deadline`` on the monotonic clock, unless it ends by itself before."""
         self._leave_at = deadline
-        self._wake()
-
-    def _wake(self) -> None:
-        with suppress(BlockingIOError):  # full of wake-ups already
-            os.write(self._wake_w, b"\0")
+        self._gate.wake()
 
     def _run(self) -> None:
         poll = select.poll()
-        for fd in (self._wake_r, *self._watched):
+        for fd in (self._gate.fileno(), *self._watched):
             poll.register(fd, select.POLLIN)
         shown = False
         while True:
             for fd, _ in poll.poll(self._timeout_ms(shown=shown)):
-                if fd == self._wake_r:
-                    os.read(fd, 4096)
+                if fd == self._gate.fileno():
+                    self._gate.clear()
                 else:
                     poll.unregister(fd)
                     self._watched[fd]()
-            self._is_asleep = False
+            self._gate.is_asleep = False
             if self._leave_at is not None and time.monotonic() >= self._leave_at:
                 self._leave()
             shown = self._tick(shown=shown)
@@ -196,15 +219,12 @@ class Heartbeat:
     def _timeout_ms(self, *, shown: bool) -> float | None:
         """Return how long to sleep: a tick while a task runs, until the deadline of a drain, or until woken."""
         # Set the flag before reading the lease. The worker does it in reverse order, so one of the two sees the other.
-        self._is_asleep = True
+        self._gate.is_asleep = True
         lease = self._lease
         now = time.monotonic()
-        if lease is not None or self._holds != self._holds_seen:
-            self._holds_seen = self._holds
-            self._awake_until = now + STAY_AWAKE_S
         timeouts: list[float] = []
-        if now < self._awake_until or shown:
-            self._is_asleep = False  # it looks again within a tick, which is soon enough
+        if self._gate.stays_awake(now, holds=lease is not None) or shown:
+            self._gate.is_asleep = False  # it looks again within a tick, which is soon enough
             timeouts.append(TICK_S)
         if lease is not None and lease.limit_at is not None and not lease.is_interrupted:
             timeouts.append(max(0.0, lease.limit_at - now))

@@ -28,7 +28,7 @@ ARROWS = {
     "inprocess": {"worker", "current", "broker", "embedded", "registry", "signals"},
     "job": set(),
     "task": {"job", "worker"},
-    "extension": {"task", "job", "inprocess", "broker", "registry", "signals", "system"},
+    "extension": {"task", "job", "current", "inprocess", "broker", "registry", "signals", "system"},
     "operations": {"broker", "registry"},
     "logs": {"current", "system"},
     "development": {"system"},

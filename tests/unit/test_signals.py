@@ -1,4 +1,4 @@
-"""The signals of tasks, in memory; a real worker and a real supervisor send theirs in tests/integration."""
+"""The signals of tasks, in memory; see integration/test_worker_signals.py for those of real workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from flask import Flask, g
 
 from flask_backend import Backend, BulkError, Bury, Discard, Retry, RetryLater, current_job, signals, testing
 from flask_backend.errors import MessageDecodeError
-from flask_backend.options import Options
 
 QUEUE = "q"
 NAMES = ["scheduled", "started", "succeeded", "failed", "retried", "buried", "discarded"]
@@ -132,7 +131,7 @@ def test_a_body_that_cannot_be_decoded(app, backend, sent):
     @backend.task(QUEUE)
     def hello(): ...
 
-    backend.producer_of(app).put(QUEUE, b"nonsense", Options())
+    backend.send(QUEUE, {"not": "a call"})
     testing.drain(app, raise_errors=False)
     assert names(sent) == ["failed", "buried"]
     assert isinstance(sent[0][1]["error"], MessageDecodeError)
