@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from flask_backend.functions import may_be_async
 from flask_backend.system.loggers import get_logger
 
+from . import wording
 from .results import finish
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class EventLoop:
         try:
             has_ended = self.run(_shut_down(loop, patience_s))
         except BaseException:  # a background task may raise SystemExit
-            logger.exception("shutting down the event loop failed")
+            logger.exception(wording.LOOP_FAILED)
             has_ended = False
         if has_ended:
             loop.close()
@@ -230,15 +231,15 @@ async def _shut_down(loop: asyncio.AbstractEventLoop, patience_s: float) -> bool
     deadline = loop.time() + patience_s
     stuck = set[asyncio.Task[Any]]()
     if pending := asyncio.all_tasks() - {asyncio.current_task()}:
-        logger.warning("cancelling background tasks that are still pending at the end: %s", _names(pending))
+        logger.warning(wording.LOOP_CANCELS, _names(pending))
         for task in pending:
             task.cancel()
         ended, stuck = await asyncio.wait(pending, timeout=patience_s)
         for task in ended:
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("background task %s failed while it was cancelled", _names([task]), exc_info=error)
+                logger.error(wording.LOOP_TASK_FAILED, _names([task]), exc_info=error)
     if stuck:
-        logger.error("background tasks have not ended %g s after they were cancelled: %s", patience_s, _names(stuck))
+        logger.error(wording.LOOP_TASKS_STUCK, patience_s, _names(stuck))
     for step in (loop.shutdown_asyncgens(), loop.shutdown_default_executor()):
         _, late = await asyncio.wait([loop.create_task(step)], timeout=max(0.0, deadline - loop.time()))
         stuck |= late

@@ -71,7 +71,7 @@ def _settle(connection: SettlingConnection, attempt: Attempt, error: BaseExcepti
 
 def _log(attempt: Attempt, outcome: Outcome, error: BaseException) -> None:
     job = attempt.job
-    level, arguments = wording.describe_failure(attempt, outcome, error)
+    level, arguments = wording.describe_failure(job, attempt.retry, error, outcome.action, is_lost=outcome.is_lost)
     log_failure(
         task_logger,
         level,

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 
 from flask_backend.system.loggers import get_logger
 
+from . import wording
+
 logger = get_logger("flask_backend.worker")
 
 # Raises the time limit in the thread that runs the task. Not ALRM: tasks use it for their own alarms.
@@ -73,12 +75,7 @@ class SignalGuard:
         told = ", ".join(changes)
         if told not in self._told:
             self._told.add(told)
-            logger.warning(
-                "%s has changed the signals of this worker: %s. The worker has restored those it needs to stop and to "
-                "enforce time limits; use atexit to run code when the worker ends",
-                culprit,
-                told,
-            )
+            logger.warning(wording.SIGNALS_CHANGED, culprit, told)
 
 
 def name_handlers(ours: Callable[..., object]) -> str:

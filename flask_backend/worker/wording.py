@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from flask_backend.current import CurrentJob
 from flask_backend.decisions import Bury, RetryLater, TaskDecision
 from flask_backend.retry import Attempts, BuryJob, DiscardJob, ReleaseJob, Retry, reason_of
 from flask_backend.tracebacks import name_of
-
-from .outcomes import Attempt, Outcome
 
 # -- the worker --------------------------------------------------------------------------------------------------
 
@@ -17,6 +16,15 @@ HOOK_FAILED = "a before_first_task hook of %s failed"
 HOOK_PATCHED = "a before_first_task hook of %s: %s"
 HOOK_WAITS = "%s: a before_first_task hook needs the broker: %s; trying again"
 ORPHANED = "the supervisor is gone: draining"
+# What has changed them, and the changes.
+SIGNALS_CHANGED = (
+    "%s has changed the signals of this worker: %s. The worker has restored those it needs to stop and to enforce time "
+    "limits; use atexit to run code when the worker ends"
+)
+LOOP_FAILED = "shutting down the event loop failed"
+LOOP_CANCELS = "cancelling background tasks that are still pending at the end: %s"
+LOOP_TASK_FAILED = "background task %s failed while it was cancelled"
+LOOP_TASKS_STUCK = "background tasks have not ended %g s after they were cancelled: %s"
 
 # -- the connection ----------------------------------------------------------------------------------------------
 
@@ -47,13 +55,20 @@ RECEIVERS_HANG = "receivers of the signals about job %d, which crashed its worke
 FAILED = "task %s of %s %s (job %d, %s), %s"
 
 
-def describe_failure(attempt: Attempt, outcome: Outcome, error: BaseException) -> tuple[int, tuple[object, ...]]:
+def describe_failure(
+    job: CurrentJob,
+    retry: Retry,
+    error: BaseException,
+    action: ReleaseJob | BuryJob | DiscardJob | None,
+    *,
+    is_lost: bool,
+) -> tuple[int, tuple[object, ...]]:
     """Return the level of the line about an attempt that did not succeed, and the arguments of ``FAILED``."""
-    job, kind = attempt.job, type(error)  # not isinstance, which also consults the exception
+    kind = type(error)  # not isinstance, which also consults the exception
     what = _describe_decision(error) if issubclass(kind, TaskDecision) else "failed"
-    number = _number(job.known_attempts, attempt.retry)
+    number = _number(job.known_attempts, retry)
     level, then = logging.ERROR, "the broker gives it to another worker"
-    match outcome.action:
+    match action:
         case ReleaseJob(delay_s):
             level = logging.INFO if issubclass(kind, RetryLater) else logging.ERROR
             then = f"next try in {delay_s} s"
@@ -62,7 +77,7 @@ def describe_failure(attempt: Attempt, outcome: Outcome, error: BaseException) -
             level, then = (logging.WARNING, "buried") if is_wish else (logging.ERROR, f"buried: {reason}")
         case DiscardJob():
             level, then = logging.WARNING, "deleted"
-        case None if outcome.is_lost:
+        case None if is_lost:
             then = "its reservation was lost"
         case None:
             pass
