@@ -24,6 +24,8 @@ class JobState(StrEnum):
 class JobControl(Protocol):
     """The part of its producer that a job uses."""
 
+    @property
+    def uri(self) -> str: ...
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None: ...
     def cancel(self, queue: str, job_id: int, uid: str | None) -> bool: ...
 
@@ -33,12 +35,14 @@ class Job:
     """A job that Beanstalkd has accepted: its queue, and the id that Beanstalkd gave it.
 
     ``uid`` is the id in a task's message; unlike ``id`` it is never reused. A message to another system does not have
-    one. A pickled job keeps only these three: after unpickling it has no connection to query.
+    one. ``broker`` is the URI of the server that has the job: ids count on each server anew. A pickled job keeps only
+    these four: after unpickling it has no connection to query.
     """
 
     queue: str
     id: int
     uid: str | None = field(default=None, compare=False)
+    broker: str | None = field(default=None, repr=False)
     _control: JobControl | None = field(default=None, compare=False, repr=False)
 
     def state(self) -> JobState:
@@ -63,7 +67,7 @@ class Job:
         return self._control
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Job, (self.queue, self.id, self.uid)
+        return Job, (self.queue, self.id, self.uid, self.broker)
 
     def __copy__(self) -> Job:
         return self
@@ -105,7 +109,7 @@ class Batch:
         if job_id is None:
             return None
         uid = None if self.uid_prefix is None else batch_uid(self.uid_prefix, index)
-        return Job(self.queue, job_id, uid, self.control)
+        return Job(self.queue, job_id, uid, self.control.uri, self.control)
 
 
 def batch_uid(prefix: str, index: int) -> str:

@@ -63,6 +63,7 @@ class Producer:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.uri = str(settings.broker)
         self._local = threading.local()
 
     def put(self, queue: str, body: bytes, options: Options) -> int:

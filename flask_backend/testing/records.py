@@ -70,7 +70,7 @@ def tell(put: Put, handlers: Handlers | None, control: JobControl) -> Scheduled:
         priority=put.options.priority,
         ttr=put.options.ttr_s,
         at=put.at,
-        job=Job(put.queue, put.id, call.headers.get("id") if call else None, control),
+        job=Job(put.queue, put.id, call.headers.get("id") if call else None, control.uri, control),
     )
 
 

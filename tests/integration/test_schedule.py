@@ -66,7 +66,8 @@ def hello(backend):
 def test_a_call_puts_one_job_with_the_documented_message(broker, hello):
     before = time.time()
     job = hello("world", loud=True)
-    assert job == Job(QUEUE, job.id)
+    assert job == Job(QUEUE, job.id, broker=broker.uri)
+    assert job != Job(QUEUE, job.id, broker="btq://elsewhere:11300")
     message = json.loads(broker.peek(job.id))
     assert message.pop("headers").keys() == {"id", "at"}
     assert message == {"endpoint": "hello", "args": ["world"], "kwargs": {"loud": True}}
