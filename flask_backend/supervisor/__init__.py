@@ -3,11 +3,11 @@
 It does not depend on Flask or Beanstalkd: the work of a child is a callable, passed in.
 """
 
+from .context import ChildContext
 from .descriptors import Descriptors, TooFewDescriptorsError
 from .loop import Supervisor, SupervisorOptions, Work
 from .notify import Notifier
 from .plan import Pool
-from .process import ChildContext
 from .reload import Handover, HandoverError, is_check
 from .settling import SETTLED, SETTLED_FOR_GOOD
 from .terminal import Terminal

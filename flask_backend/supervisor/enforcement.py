@@ -11,6 +11,7 @@ from . import process
 from .children import Child, Children
 from .deadlines import Deadlines
 from .memory import MemoryPolicy, Reading
+from .readings import private_bytes, usage
 from .states import ChildState
 
 logger = get_logger("flask_backend.supervisor")
@@ -101,15 +102,15 @@ class Enforcement:
         if now - self._last_sample >= SAMPLE_S and (children := list(self._children)):
             self._last_sample = now
             child = min(children, key=lambda child: child.reading.at if child.reading else float("-inf"))
-            child.reading = Reading(now, process.private_bytes(child.pid), process.usage(child.pid))
+            child.reading = Reading(now, private_bytes(child.pid), usage(child.pid))
 
     def _check_memory(self, now: float) -> None:
         for child in self._children:
             if child.state is ChildState.KILLED:
                 continue
-            usage = process.usage(child.pid)
-            if self._memory.needs_reading(usage, child.reading, now):
-                child.reading = Reading(now, process.private_bytes(child.pid), usage)
+            used = usage(child.pid)
+            if self._memory.needs_reading(used, child.reading, now):
+                child.reading = Reading(now, private_bytes(child.pid), used)
                 if reason := self._memory.reason_to_kill(child.reading):
                     logger.error("worker %d of %s is killed: %s", child.pid, child.slot.pool, reason)
                     self._kill(child)

@@ -6,12 +6,15 @@ from or writes to a duplicate: it keeps it open, passes it to a post-mortem, or 
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 
 from flask_backend.system.loggers import get_logger
 
 logger = get_logger("flask_backend.supervisor")
+
+importlib.import_module("array")  # as socket.recv_fds() does: an import needs a descriptor, and none may be left then
 
 _PID_BYTES = 4
 

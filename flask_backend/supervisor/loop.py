@@ -18,11 +18,13 @@ from flask_backend.system.titles import show_master
 
 from . import process
 from .children import Child, Children
+from .context import Body, ChildContext
 from .deadlines import Deadlines
 from .death import death_of
 from .descriptors import Descriptors
 from .enforcement import Enforcement
 from .inbox import Inbox, Report, ReportKind
+from .links import Lifeline, Links
 from .loans import Loans
 from .memory import MemoryPolicy
 from .notify import Notifier
@@ -51,7 +53,7 @@ class Work:
     death, and the number of deaths that the job has caused.
     """
 
-    body: process.Body
+    body: Body
     labels: Mapping[str, Sequence[str]]
     settle: Settle
 
@@ -97,7 +99,7 @@ class Supervisor:
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._loans = Loans()
         self._inbox = Inbox(self._loans, self._terminal)
-        self._links = process.Links(self._inbox, process.Lifeline(), self._loans, notifier, descriptors)
+        self._links = Links(self._inbox, Lifeline(), self._loans, notifier, descriptors)
         self._settling = Settling(work.settle, self._links)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
@@ -272,7 +274,7 @@ class Supervisor:
             # Children of the old code are not replaced: the new generation is up or starting.
             logger.error("%s%s", death, "; it ran the old code" if child.is_old else "", extra=death.as_dict())
         if death.activity and not was_given_back:  # last: the log shows the death before the fate of its job
-            self._settling.start(death, death.activity, child.row)
+            self._settling.start(death, death.activity)
 
     def _fill_again(self, slot: Slot, death: Death, now: float) -> None:
         """Decide when the slot of a dead child gets its next one: at once, unless ``_not_before`` has an entry."""
@@ -365,8 +367,14 @@ class Supervisor:
     def _spawn(self, slot: Slot) -> None:
         self._not_before.pop(slot, None)
         row = self._scoreboard.take(slot.pool)
+
+        def live(accept_signals: process.AcceptSignals) -> int:
+            context = ChildContext(slot.pool, row, self._links, accept_signals)
+            context.show("starting")
+            return self._body(context)
+
         try:
-            pid = process.spawn(self._body, slot.pool, row, self._links)
+            pid = process.spawn(f"a worker of {slot.pool}", live, self._links)
         except OSError as error:
             self._scoreboard.give_back(slot.pool, row)
             self._not_before[slot] = time.monotonic() + FORK_RETRY_S

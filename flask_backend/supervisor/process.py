@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from flask_backend.deaths import Exit
 from flask_backend.system.exits import ExitCode, disown, leave_at_once
 from flask_backend.system.loggers import get_logger
-from flask_backend.system.procfs import PROC_IS_THERE, read_memory, read_stat
 from flask_backend.system.stacks import STUCK, dump_on_signal
 from flask_backend.system.streams import flush
-from flask_backend.system.titles import show_worker
 
-from .descriptors import Descriptors
-from .inbox import Inbox, ReportKind
-from .loans import Loans
-from .memory import Usage
-from .notify import Notifier
-from .scoreboard import Row
-
-# An import needs a descriptor, and the loop may have run out of them: import early what calls would import later.
-for needed in ("array", *([] if PROC_IS_THERE else ["psutil"])):
-    importlib.import_module(needed)
+from .image import Image
+from .links import Links
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -41,110 +29,39 @@ _OOM_MAX = 1000  # proc(5); each 10 count as a hundredth of the machine's memory
 _OOM_MORE = 200
 
 
-class Lifeline:
-    """A pipe that is never written to: children see its end when its only writer, the supervisor, is gone."""
-
-    def __init__(self) -> None:
-        self.read_end, self._write_end = os.pipe()
-        self._old_ones: list[int] = []  # for children that an earlier image of this process started
-
-    @property
-    def write_ends(self) -> list[int]:
-        return [self._write_end, *self._old_ones]
-
-    def keep(self, write_ends: Iterable[int]) -> None:
-        self._old_ones += write_ends
-
-    def let_go_of_old_ones(self) -> None:
-        while self._old_ones:
-            os.close(self._old_ones.pop())
-
-    def close_in_child(self) -> None:
-        self.let_go_of_old_ones()
-        os.close(self._write_end)
+AcceptSignals = Callable[[], None]
+# The life of a child: it may unblock its signals by the argument, and returns its exit code.
+Main = Callable[[AcceptSignals], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Links:
-    """The connections between the supervisor and its children."""
+def spawn(name: str, main: Main, links: Links, *, keep_loan_of: int | None = None) -> int:
+    """Fork a child that runs ``main`` and exits with the code that it returns; return its pid.
 
-    inbox: Inbox
-    lifeline: Lifeline
-    loans: Loans
-    notifier: Notifier
-    descriptors: Descriptors
-
-    def close_in_child(self, *, keep_loan_of: int | None = None) -> None:
-        """Close the supervisor's own descriptors, and restore the limit of descriptors that it raised."""
-        self.inbox.close_in_child()
-        self.lifeline.close_in_child()
-        self.loans.close_in_child(keep=keep_loan_of)
-        self.notifier.close_in_child()
-        self.descriptors.put_back()
-
-
-class ChildContext:
-    """The argument of a child's body: its pool and row, and how to report."""
-
-    def __init__(self, pool: str, row: Row, links: Links, mask: Iterable[int]) -> None:
-        self.pool = pool
-        self.lifeline = links.lifeline.read_end
-        self._links = links
-        self._mask = mask
-        self._row = row
-        # The body writes to the row directly, since it does so for every job.
-        self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
-        self.was_told_to_drain, self.heard_drain = row.was_told_to_drain, row.heard_drain
-
-    def accept_signals(self) -> None:
-        """Unblock signals once the body has installed its handlers. Earlier ones are pending, not lost."""
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-
-    def ready(self) -> None:
-        self.show("")
-        self._links.inbox.report(ReportKind.READY)
-
-    def leaving(self) -> None:
-        self.show("ending")
-        self._row.leave()
-        self._links.inbox.report(ReportKind.LEFT)
-
-    def recycle_due(self) -> None:
-        self._links.inbox.report(ReportKind.RECYCLE_DUE)
-
-    def lend(self, fd: int) -> None:
-        self._links.loans.lend(fd)
-
-    def show(self, activity: str) -> None:
-        show_worker(self.pool, activity)
-
-
-Body = Callable[[ChildContext], int]
-
-
-def spawn(body: Body, pool: str, row: Row, links: Links, *, keep_loan_of: int | None = None) -> int:
-    """Fork a child that runs ``body`` and exits with the code that it returns; return its pid.
-
-    Of the sockets that other children have lent, it keeps only that of the child ``keep_loan_of``.
+    ``name`` is its name in the log if ``main`` raises. Of the sockets that other children have lent, it keeps only that
+    of the child ``keep_loan_of``.
 
     Signals are blocked across the fork, and stay blocked in the child until it has its own handlers: the parent's
-    handlers would lose an early TERM.
+    handlers would lose an early TERM. Those that arrive until then are pending, not lost.
     """
     flush()
     parent = os.getpid()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def accept_signals() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     try:
         pid = os.fork()
         if pid == 0:
-            _be_child(parent, body, ChildContext(pool, row, links, mask), links, keep_loan_of)
+            _be_child(parent, name, lambda: main(accept_signals), links, keep_loan_of)
         with suppress(PermissionError, ProcessLookupError):
             os.setpgid(pid, pid)  # in the parent too, so that the group exists before a kill
         return pid
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        accept_signals()
 
 
-def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep_loan_of: int | None) -> None:
+def _be_child(parent: int, name: str, live: Callable[[], int], links: Links, keep_loan_of: int | None) -> None:
     """Run the child. This never returns: the stack below belongs to the parent."""
     status: int = ExitCode.FAILED
     try:
@@ -153,15 +70,13 @@ def _be_child(parent: int, body: Body, context: ChildContext, links: Links, keep
         links.close_in_child(keep_loan_of=keep_loan_of)
         _die_before(parent)
         for number in (signal.SIGTTIN, signal.SIGTTOU):
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # outside the terminal's group, terminal access must not stop the child
+            # Outside the terminal's group, terminal access must not stop the child.
+            signal.signal(number, signal.SIG_IGN)
         dump_on_signal()
         gc.enable()
-        context.show("starting")
-        status = body(context)
+        status = live()
     except BaseException:  # an exception must not reach the parent's frames
-        logger.exception("a worker of %s failed", context.pool)
+        logger.exception("%s failed", name)
     finally:
         with suppress(Exception):
             logging.shutdown()
@@ -192,21 +107,6 @@ def block_signals() -> None:
 
 def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A command to execute, its environment and its folder; without a folder, the current one."""
-
-    command: list[str]
-    environment: Mapping[str, str]
-    folder: str | None
-
-    def execute(self) -> NoReturn:
-        """Replace this process's program; raise :exc:`OSError` if the system refuses."""
-        if self.folder is not None:
-            os.chdir(self.folder)
-        os.execve(self.command[0], self.command, self.environment)  # noqa: S606  # a shell is not wanted
 
 
 def start_program(program: Image, links: Links) -> tuple[int, int]:
@@ -243,16 +143,6 @@ def _be_program(program: Image, links: Links, refusal_w: int) -> NoReturn:
         os.write(refusal_w, str(error).encode(errors="backslashreplace"))
     finally:
         os._exit(ExitCode.FAILED)
-
-
-def execute(program: Image) -> NoReturn:
-    """Replace this process by another program; if refused, restore the folder and raise :exc:`OSError`."""
-    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
-    try:
-        program.execute()
-    finally:
-        os.fchdir(here)
-        os.close(here)
 
 
 def drain(pid: int) -> None:
@@ -300,28 +190,3 @@ def reap(is_ours: Callable[[int], bool]) -> Iterator[Exit]:
             system_s=usage.ru_stime,
             max_rss_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         )
-
-
-def usage(pid: int) -> Usage:
-    """Return the cheap readings of a child's memory."""
-    if PROC_IS_THERE:
-        stat = read_stat(pid)
-        return Usage(stat.rss_bytes, stat.faults) if stat else Usage(0, 0)  # it has just died
-    import psutil
-
-    try:
-        return Usage(int(psutil.Process(pid).memory_info().rss), None)
-    except psutil.Error:
-        return Usage(0, None)
-
-
-def private_bytes(pid: int) -> int:
-    if PROC_IS_THERE:
-        memory = read_memory(pid)
-        return memory.private_bytes if memory else 0
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).memory_full_info().uss)
-    except psutil.Error:
-        return 0

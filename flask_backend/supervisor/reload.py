@@ -22,6 +22,8 @@ from flask_backend.system.loggers import get_logger
 from . import process
 from .children import Child, Children
 from .descriptors import TooFewDescriptorsError
+from .image import Image
+from .links import Links
 from .plan import Slot
 from .scoreboard import LabelStats, Place, Row, Scoreboard, Totals, map_words, nameless_file
 from .states import ChildState
@@ -112,7 +114,7 @@ class Reload:
     """The transition to the next image of this process, and the remains of the previous one."""
 
     def __init__(
-        self, children: Children, scoreboard: Scoreboard, links: process.Links, terminal: Terminal, timeout_s: float
+        self, children: Children, scoreboard: Scoreboard, links: Links, terminal: Terminal, timeout_s: float
     ) -> None:
         """Prepare for reloads. Each check may take ``timeout_s`` seconds."""
         self.failure = ""  # why the last reload failed
@@ -190,8 +192,8 @@ class Reload:
             self._fail(str(error))
             self._notifier.send("READY=1")
 
-    def _image(self, variables: dict[str, str]) -> process.Image:
-        return process.Image(self._command, {**self._launch.environment, **variables}, self._launch.folder)
+    def _image(self, variables: dict[str, str]) -> Image:
+        return Image(self._command, {**self._launch.environment, **variables}, self._launch.folder)
 
     def _execute_again(self, handover: Handover) -> None:
         """Replace this image by a new one of the same command; raise :exc:`OSError` if refused.
@@ -206,7 +208,7 @@ class Reload:
             os.write(fd, json.dumps(asdict(handover)).encode())
             for each in crossing:
                 os.set_inheritable(each, True)
-            process.execute(self._image({HANDOVER_ENV: str(fd)}))
+            self._image({HANDOVER_ENV: str(fd)}).execute()
         finally:  # only if the exec failed
             for each in crossing:
                 os.set_inheritable(each, False)

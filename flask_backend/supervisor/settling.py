@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from flask_backend.deaths import Activity, Death, Exit
 from flask_backend.system.exits import ExitCode
 from flask_backend.system.loggers import get_logger
+from flask_backend.system.titles import show_worker
 
 from . import process
 from .crashes import CrashCounts
-from .scoreboard import Row
+from .links import Links
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -38,7 +39,7 @@ class _Settler:
 class Settling:
     """The processes that settle jobs, and the number of crashes by each job."""
 
-    def __init__(self, settle: Settle, links: process.Links) -> None:
+    def __init__(self, settle: Settle, links: Links) -> None:
         self._settle = settle
         self._links = links
         self._crashes = CrashCounts()
@@ -50,7 +51,7 @@ class Settling:
     def __contains__(self, pid: object) -> bool:
         return pid in self._settlers
 
-    def start(self, death: Death, activity: Activity, row: Row) -> None:
+    def start(self, death: Death, activity: Activity) -> None:
         """Settle the job of a dead child before another worker can reserve it."""
         dead = death.exit.pid
         fd = self._links.loans.get(dead)
@@ -60,13 +61,13 @@ class Settling:
         now = time.monotonic()
         crashes = self._crashes.note(death.pool, activity.job_id, now)
 
-        def settle(context: process.ChildContext) -> int:
-            context.accept_signals()
-            context.show(f"settles job {activity.job_id}")
+        def settle(accept_signals: process.AcceptSignals) -> int:
+            accept_signals()
+            show_worker(death.pool, f"settles job {activity.job_id}")
             return self._settle(fd, death, crashes)
 
         try:
-            pid = process.spawn(settle, death.pool, row, self._links, keep_loan_of=dead)
+            pid = process.spawn(f"a worker of {death.pool}", settle, self._links, keep_loan_of=dead)
         except OSError as error:
             logger.warning("job %d goes back as it was: cannot fork a process to settle it: %s", activity.job_id, error)
             return
