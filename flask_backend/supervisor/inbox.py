@@ -1,4 +1,4 @@
-"""Everything that the supervisor waits for, as events: signals and the reports of children.
+"""Everything that the supervisor waits for: signals and the reports of children, as events, and other descriptors.
 
 Signal handlers are empty: the interpreter writes the signal's number to a pipe (`set_wakeup_fd`), and the loop reads
 it there. Children report through one pipe, in messages small enough to be written atomically (pipe(7), PIPE_BUF).
@@ -12,12 +12,12 @@ import select
 import signal
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from types import FrameType
 
-from .loans import Loans
 from .terminal import Terminal
 
 SIGNALS = (
@@ -51,8 +51,7 @@ class Report:
 class Inbox:
     """Open it before the first fork; each child must :meth:`close_in_child`."""
 
-    def __init__(self, loans: Loans, terminal: Terminal) -> None:
-        self._loans = loans
+    def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._wakeup_r, self._wakeup_w = os.pipe()
         self._report_r, self._report_w = os.pipe()
@@ -61,7 +60,7 @@ class Inbox:
         self._poll = select.poll()
         self._poll.register(self._wakeup_r, select.POLLIN)
         self._poll.register(self._report_r, select.POLLIN)
-        self._poll.register(loans, select.POLLIN)
+        self._callbacks: dict[int, Callable[[], None]] = {}
 
     def install(self) -> None:
         signal.set_wakeup_fd(self._wakeup_w, warn_on_full_buffer=False)
@@ -70,13 +69,27 @@ class Inbox:
         self._ignore_hangup_as_before()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Python's own default, but the app's import may have changed it
 
+    def register(self, fd: int, callback: Callable[[], None]) -> None:
+        """Let :meth:`wait` call ``callback`` whenever the descriptor is readable or at its end.
+
+        The callback must not block, and must unregister the descriptor at its end and before it is closed. The
+        code that opened the descriptor closes it in children.
+        """
+        self._callbacks[fd] = callback
+        self._poll.register(fd, select.POLLIN)
+
+    def unregister(self, fd: int) -> None:
+        del self._callbacks[fd]
+        self._poll.unregister(fd)
+
     def wait(self, timeout_s: float | None) -> list[signal.Signals | Report]:
         """Return the events received, after waiting at most ``timeout_s`` seconds for the first."""
         events: list[signal.Signals | Report] = []
         # Round up to whole milliseconds: rounded down, the last millisecond would be a busy loop.
         for fd, _ in self._poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000 + 1):
-            if fd == self._loans.fileno():
-                self._loans.receive()
+            if fd not in (self._wakeup_r, self._report_r):
+                if callback := self._callbacks.get(fd):  # an earlier one in this turn may have unregistered it
+                    callback()
                 continue
             data = os.read(fd, _READ_BYTES)
             if fd == self._wakeup_r:

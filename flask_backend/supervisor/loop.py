@@ -98,7 +98,8 @@ class Supervisor:
         # Twice the maximum: each slot may have an old and a new child.
         self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._loans = Loans()
-        self._inbox = Inbox(self._loans, self._terminal)
+        self._inbox = Inbox(self._terminal)
+        self._inbox.register(self._loans.fileno(), self._loans.receive)
         self._links = Links(self._inbox, Lifeline(), self._loans, notifier, descriptors)
         self._settling = Settling(work.settle, self._links)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
