@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from flask_backend.system.loggers import get_logger
 
-from . import process
-from .children import Child, Children
+from .children import Child
 from .deadlines import Deadlines
 from .memory import MemoryPolicy, Reading
-from .readings import private_bytes, usage
+from .process import Processes
 from .states import ChildState
+from .workers import Workers
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -28,13 +25,14 @@ class Enforcement:
     """Kills children that are stuck or over the hard memory limit; marks those over the soft one for recycling."""
 
     def __init__(
-        self, children: Children, deadlines: Deadlines, memory: MemoryPolicy, kill: Callable[[Child], None]
+        self, workers: Workers, deadlines: Deadlines, memory: MemoryPolicy, processes: Processes, now: float
     ) -> None:
-        self._children = children
+        self._children = workers.children
         self._deadlines = deadlines
         self._memory = memory
-        self._kill = kill
-        self._last_look = time.monotonic()
+        self._kill = workers.kill
+        self._processes = processes
+        self._last_look = now
         self._last_sample = float("-inf")
 
     def next_at(self, now: float) -> float:
@@ -86,14 +84,14 @@ class Enforcement:
                 child.slot.pool,
             )
         child.signalled_at = now
-        process.drain(child.pid)
+        self._processes.drain(child.pid)
 
     def _end_stuck(self, child: Child, reason: str, now: float) -> None:
         """Make the child write its stacks, which works even if its interpreter is stuck, and kill it a moment later."""
         if child.dumped_at is None:
             child.dumped_at = now
             logger.error("worker %d of %s %s: its stacks follow, then it is killed", child.pid, child.slot.pool, reason)
-            process.dump_stacks_of_stuck(child.pid)
+            self._processes.dump_stacks_of_stuck(child.pid)
         elif now - child.dumped_at >= DUMP_S:
             self._kill(child)
 
@@ -102,15 +100,15 @@ class Enforcement:
         if now - self._last_sample >= SAMPLE_S and (children := list(self._children)):
             self._last_sample = now
             child = min(children, key=lambda child: child.reading.at if child.reading else float("-inf"))
-            child.reading = Reading(now, private_bytes(child.pid), usage(child.pid))
+            child.reading = Reading(now, self._processes.private_bytes(child.pid), self._processes.usage(child.pid))
 
     def _check_memory(self, now: float) -> None:
         for child in self._children:
             if child.state is ChildState.KILLED:
                 continue
-            used = usage(child.pid)
-            if self._memory.needs_reading(used, child.reading, now):
-                child.reading = Reading(now, private_bytes(child.pid), used)
+            usage = self._processes.usage(child.pid)
+            if self._memory.needs_reading(usage, child.reading, now):
+                child.reading = Reading(now, self._processes.private_bytes(child.pid), usage)
                 if reason := self._memory.reason_to_kill(child.reading):
                     logger.error("worker %d of %s is killed: %s", child.pid, child.slot.pool, reason)
                     self._kill(child)

@@ -2,72 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import signal
-import time
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
 
 from flask_backend.deaths import Death, Exit, ExitKind
 from flask_backend.system.exits import ExitCode
 from flask_backend.system.loggers import get_logger
 from flask_backend.system.stacks import dump_stacks
 from flask_backend.system.streams import streams
-from flask_backend.system.titles import show_master
 
-from . import process
 from .children import Child, Children
-from .context import Body, ChildContext
 from .deadlines import Deadlines
 from .death import death_of
-from .descriptors import Descriptors
 from .enforcement import Enforcement
 from .inbox import Inbox, Report, ReportKind
+from .lifecycle import LEAST_DRAIN_S, Lifecycle
 from .links import Lifeline, Links
 from .loans import Loans
 from .memory import MemoryPolicy
 from .notify import Notifier
+from .options import SupervisorOptions, Work
 from .plan import MAX_CHILDREN, Plan, Pool, Slot
-from .pools import PoolRecord
+from .pools import MAX_LEAVING, Pools
+from .process import unblock_signals
 from .reload import Handover, Reload
 from .scoreboard import Scoreboard
-from .settling import Settle, Settling
-from .states import SUPERVISOR_TRANSITIONS, ChildEvent, ChildState, SupervisorEvent, SupervisorState, next_state
-from .terminal import Terminal
+from .settling import Settling
+from .states import ChildEvent, ChildState, SupervisorEvent
+from .workers import Workers
 
 logger = get_logger("flask_backend.supervisor")
 
 FORK_RETRY_S = 1.0  # after a fork that the system refused
-LEAST_DRAIN_S = 1.0  # an idle child gets this long to notice a drain and exit, however short the timeout
-# If this many children of a pool are still exiting, successors wait: each is a process with memory of its own.
-MAX_LEAVING = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """The work of children: ``body`` is the whole life of a child, and returns its exit code.
-
-    ``labels`` names for each pool the kinds of work of its children, for example its tasks. If a child died at a job,
-    ``settle`` is called in a short-lived process of its own, with the socket that the child lent, the record of its
-    death, and the number of deaths that the job has caused.
-    """
-
-    body: Body
-    labels: Mapping[str, Sequence[str]]
-    settle: Settle
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisorOptions:
-    """The limits of children. All times are in seconds."""
-
-    drain_timeout_s: float  # the time that running jobs get at a shutdown
-    boot_timeout_s: float = 60.0  # the time that a child has to become ready
-    max_memory_bytes: int | None = None  # a child with more private memory is recycled
-    max_memory_hard_bytes: int | None = None  # and one with more than this is killed
-    descriptors: Descriptors = field(default_factory=Descriptors.count)  # those open, and the limit of children
-    terminal: Terminal = field(default_factory=Terminal.find)
 
 
 class Supervisor:
@@ -82,67 +49,76 @@ class Supervisor:
         handover: Handover | None = None,
     ) -> None:
         """Plan the children. With a ``handover``, adopt those of an earlier image of this process."""
-        self._body = work.body
-        self._drain_timeout_s = options.drain_timeout_s
-        self._notifier = notifier
-        self._state = SupervisorState.STARTING
-        self._drain_deadline = math.inf
-        self._leave_at = -math.inf
-        self._exit_code = ExitCode.OK
-        descriptors, self._terminal = options.descriptors, options.terminal
-        self._plan = Plan(pools, descriptors.most_children)
-        self._pools: defaultdict[str, PoolRecord] = defaultdict(PoolRecord)
-        self._not_before: dict[Slot, float] = {}  # slots whose next child must wait
-        self._held_up: set[str] = set()  # pools whose next children must wait
-        self._children = Children()
+        self._clock = clock = options.clock
+        self._processes = options.processes
+        self._terminal = options.terminal
+        self._lifecycle = Lifecycle(options.drain_timeout_s)
+        self._pools = Pools(Plan(pools, options.descriptors.most_children))
+        loans, inbox = Loans(), Inbox(self._terminal)
+        inbox.register(loans.fileno(), loans.receive)
+        self._links = Links(inbox, Lifeline(), loans, notifier, options.descriptors)
         # Twice the maximum: each slot may have an old and a new child.
-        self._scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
-        self._loans = Loans()
-        self._inbox = Inbox(self._terminal)
-        self._inbox.register(self._loans.fileno(), self._loans.receive)
-        self._links = Links(self._inbox, Lifeline(), self._loans, notifier, descriptors)
-        self._settling = Settling(work.settle, self._links)
+        scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
+        self._workers = Workers(work.body, scoreboard, self._links, self._processes, clock)
+        self._settling = Settling(work.settle, self._links, self._processes, clock)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
-        self._enforcement = Enforcement(self._children, deadlines, memory, self._kill)
-        self._reload = Reload(self._children, self._scoreboard, self._links, options.terminal, options.boot_timeout_s)
+        self._enforcement = Enforcement(self._workers, deadlines, memory, self._processes, clock())
+        self._reload = Reload(self._workers, self._links, options)
         if handover:
             self._reload.adopt(handover)
 
     def run(self) -> ExitCode:
         """Supervise until a signal stops it, or until it gives up a pool."""
-        self._inbox.install()
-        process.unblock_signals()  # after a reload they are blocked
-        self._reconcile()
-        while self._state is not SupervisorState.STOPPED:
-            for event in self._inbox.wait(self._timeout_s()):
-                self._handle(event)
-            self._reap()
-            self._let_go()
-            self._enforce()
-            self._reconcile()
-            self._notify()
+        self._links.inbox.install()
+        unblock_signals()  # after a reload they are blocked
+        self.turn()
+        while not self._lifecycle.is_stopped:
+            self.turn(self._links.inbox.wait(self._timeout_s()))
             streams.report_losses()
-        self._loans.close_all()
-        return self._exit_code
+        self.close()
+        return self._lifecycle.exit_code
+
+    def turn(self, events: Iterable[signal.Signals | Report] = ()) -> None:
+        """Act on the events, and on everything that has changed or become due since the last turn."""
+        for event in events:
+            self._handle(event)
+        self._reap()
+        self._let_go()
+        self._enforce()
+        self._reconcile()
+        self._notify()
+
+    def close(self) -> None:
+        """Close the sockets that children have lent: the broker takes back their jobs."""
+        self._links.loans.close_all()
+
+    @property
+    def children(self) -> Children:
+        """The living workers."""
+        return self._workers.children
+
+    @property
+    def is_draining(self) -> bool:
+        return self._lifecycle.is_draining
 
     @property
     def leave_within_s(self) -> float:
         """How long this process may still take to exit once it is stopped."""
-        return max(self._leave_at - time.monotonic(), LEAST_DRAIN_S)
+        return max(self._lifecycle.leave_at - self._clock(), LEAST_DRAIN_S)
 
     def wait_for_stop(self, timeout_s: float) -> None:
         """Wait at most ``timeout_s`` seconds for another stop signal. For use in any thread, after the stop."""
-        self._inbox.wait_for_stop(timeout_s)
+        self._links.inbox.wait_for_stop(timeout_s)
 
     # -- wait ------------------------------------------------------------------------------------------------
 
     def _timeout_s(self) -> float:
         """How long the loop may wait if no event arrives."""
-        now = time.monotonic()
-        due = [self._drain_deadline, self._enforcement.next_at(now)]
-        if not self._is_draining:
-            due += self._not_before.values()
+        now = self._clock()
+        due = [self._lifecycle.kill_at, self._enforcement.next_at(now)]
+        if not self.is_draining:
+            due.append(self._pools.next_at())
         return min(due) - now
 
     # -- handle ----------------------------------------------------------------------------------------------
@@ -150,12 +126,12 @@ class Supervisor:
     def _handle(self, event: signal.Signals | Report) -> None:
         if isinstance(event, signal.Signals):
             self._handle_signal(event)
-        elif child := self._children.get(event.pid):
+        elif child := self.children.get(event.pid):
             self._handle_report(child, event.kind)
 
     def _handle_signal(self, number: signal.Signals) -> None:
         match number:
-            case signal.SIGTERM | signal.SIGINT if self._is_draining:
+            case signal.SIGTERM | signal.SIGINT if self.is_draining:
                 self._kill_all(f"{number.name} again")
             case signal.SIGTERM | signal.SIGINT:
                 self._drain_all(number.name)
@@ -168,9 +144,9 @@ class Supervisor:
                 self._resize(-1)
             case signal.SIGUSR1:
                 dump_stacks()
-                for child in self._children:
-                    process.dump_stacks_of(child.pid)
-            case signal.SIGHUP if not self._is_draining and not self._drain_if_terminal_is_gone():
+                for child in self.children:
+                    self._processes.dump_stacks_of(child.pid)
+            case signal.SIGHUP if not self.is_draining and not self._drain_if_terminal_is_gone():
                 self._reload.start_check()
             case _:
                 pass  # SIGCHLD: every turn reaps
@@ -183,24 +159,23 @@ class Supervisor:
             self._pools[child.slot.pool].note_ready(child.slot)
 
     def _resize(self, by: int) -> None:
-        if not self._plan.resize(by):
-            logger.warning("cannot add workers: the limit of file descriptors allows %d", self._plan.most)
-        self._not_before = {slot: at for slot, at in self._not_before.items() if self._plan.wants(slot)}
-        logger.info("now %s", self._plan)
+        if not self._pools.resize(by):
+            logger.warning("cannot add workers: the limit of file descriptors allows %d", self._pools.plan.most)
+        logger.info("now %s", self._pools.plan)
 
     def _begin_draining(self, reason: str) -> None:
-        if not self._is_draining:
-            self._apply(SupervisorEvent.DRAIN)
+        if not self.is_draining:
+            self._lifecycle.apply(SupervisorEvent.DRAIN)
             self._reload.call_off()
-            self._notifier.send("STOPPING=1", f"STATUS=Stopping: {reason}")
+            self._links.notifier.send("STOPPING=1", f"STATUS=Stopping: {reason}")
             logger.info("%s: stopping", reason)
 
     def _drain_all(self, reason: str) -> None:
         self._begin_draining(reason)
-        self._drain_deadline = self._leave_at = time.monotonic() + self._drain_timeout_s
-        for child in self._children:
+        self._lifecycle.limit(self._clock())
+        for child in self.children:
             if not child.was_told_to_end:
-                self._drain(child)
+                self._workers.drain(child)
 
     def _drain_if_terminal_is_gone(self) -> bool:
         if is_gone := self._terminal.is_gone():
@@ -208,68 +183,53 @@ class Supervisor:
         return is_gone
 
     def _kill_all(self, reason: str) -> None:
-        for child in self._children:
+        for child in self.children:
             if child.state is not ChildState.KILLED:
                 if activity := child.row.activity:
                     job = f"job {activity.job_id} ({activity.label}) unfinished after {activity.running_s:.1f} s"
                     logger.warning("%s: worker %d gives back %s", reason, child.pid, job)
                 elif child.has_left:
                     logger.warning("%s: killing worker %d, which has no job but has not exited", reason, child.pid)
-                self._kill(child)
-        self._drain_deadline = math.inf
-        self._leave_at = time.monotonic()
-
-    def _drain(self, child: Child) -> None:
-        child.apply(ChildEvent.DRAIN)
-        child.drained_at = child.signalled_at = time.monotonic()
-        child.row.tell_to_drain()
-        process.drain(child.pid)
-
-    def _kill(self, child: Child) -> None:
-        child.apply(ChildEvent.KILL)
-        process.kill(child.pid)
+                self._workers.kill(child)
+        self._lifecycle.hurry(self._clock())
 
     # -- reap ------------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
-        for exit_ in process.reap(is_ours=self._is_ours):
-            if child := self._children.get(exit_.pid):
-                self._loans.receive()  # its last loan may not have been read yet
+        for exit_ in self._processes.reap(is_ours=self._is_ours):
+            if child := self.children.get(exit_.pid):
+                self._links.loans.receive()  # its last loan may not have been read yet
                 self._handle_exit(child, exit_)
-                self._loans.close(exit_.pid)
+                self._links.loans.close(exit_.pid)
             elif self._reload.is_checked_by(exit_.pid):
                 has_passed = self._reload.end_check(exit_)
                 # The HUP that asked for the check may have arrived just before the terminal went away.
                 if not self._drain_if_terminal_is_gone() and has_passed:
                     self._go_on_as_new_code()
-            elif exit_.pid in self._settling and (pool := self._settling.end(exit_)):
-                self._pools[pool].settled_after_death += 1
-        if self._is_draining and not self._children and not self._settling:
-            self._apply(SupervisorEvent.NO_CHILDREN)
+            elif exit_.pid in self._settling:
+                self._settling.end(exit_)
+        if self.is_draining and not self.children and not self._settling:
+            self._lifecycle.apply(SupervisorEvent.NO_CHILDREN)
 
     def _is_ours(self, pid: int) -> bool:
-        return pid in self._children or pid in self._settling or self._reload.is_checked_by(pid)
+        return pid in self.children or pid in self._settling or self._reload.is_checked_by(pid)
 
     def _handle_exit(self, child: Child, exit_: Exit) -> None:
         """Forget a dead child, have its job settled and its slot filled again."""
-        now = time.monotonic()
+        now = self._clock()
         death = death_of(child, exit_, now)
-        self._children.remove(child.pid)
-        if child.is_old:
-            self._reload.retire(child.pid)
-        else:
-            self._scoreboard.give_back(child.slot.pool, child.row)
+        self._workers.remove(child)
         was_killed = child.state is ChildState.KILLED
-        was_given_back = child.gave_back(exit_.signal) or (self._is_draining and was_killed)
+        was_given_back = child.gave_back(exit_.signal) or (self.is_draining and was_killed)
         if death.activity and child.gave_back(exit_.signal):
             logger.warning("%s: it was draining, and its job goes back", death, extra=death.as_dict())
         child.apply(ChildEvent.EXIT)
-        if death.activity and was_given_back and self._is_draining:
-            self._exit_code = self._exit_code or ExitCode.GAVE_BACK
+        if death.activity and was_given_back and self.is_draining:
+            self._lifecycle.note_given_back()
         if death.has_left:
             if exit_.status != ExitCode.OK and not was_killed:
                 logger.warning("%s; its jobs are settled", death, extra=death.as_dict())
-        elif not child.is_old and not self._is_draining:
+        elif not child.is_old and not self.is_draining:
             self._fill_again(child.slot, death, now)
         elif death.kind is not ExitKind.PLANNED and (child.is_old or not was_given_back):
             # Children of the old code are not replaced: the new generation is up or starting.
@@ -278,47 +238,48 @@ class Supervisor:
             self._settling.start(death, death.activity)
 
     def _fill_again(self, slot: Slot, death: Death, now: float) -> None:
-        """Decide when the slot of a dead child gets its next one: at once, unless ``_not_before`` has an entry."""
+        """Decide when the slot of a dead child gets its next one: at once, unless it is delayed."""
         if death.kind is ExitKind.PLANNED:
             return
-        if not self._plan.wants(slot):
+        if not self._pools.plan.wants(slot):
             logger.error("%s; it was one too many", death, extra=death.as_dict())
             return
         pool = self._pools[slot.pool]
         pool.end_recycling(slot)
-        progress = self._scoreboard.settled(slot.pool) + pool.settled_after_death
+        progress = self._workers.scoreboard.settled(slot.pool) + self._settling.settled[slot.pool]
         delay_s = pool.restarts.delay_s(death.kind, now, progress)
-        self._not_before[slot] = now + delay_s
+        self._pools.delay(slot, now + delay_s)
         logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
-        if self._children.is_served_by_old(slot.pool):
+        if self.children.is_served_by_old(slot.pool):
             return  # the old code serves until the new one can
-        if hopeless := pool.check_give_up(slot, self._plan.size_of(slot.pool), death.exit.status, now, progress):
+        size = self._pools.plan.size_of(slot.pool)
+        if hopeless := pool.check_give_up(slot, size, death.exit.status, now, progress):
             logger.critical("%s: giving up", hopeless.reason)
-            self._exit_code = hopeless.code
+            self._lifecycle.exit_code = hopeless.code
             self._drain_all(f"the workers of {slot.pool} cannot work")
 
     def _go_on_as_new_code(self) -> None:
-        for child in self._children:
+        for child in self.children:
             if child.state is ChildState.STARTING:
-                self._drain(child)  # its report would be sent to an inbox that no longer exists
+                self._workers.drain(child)  # its report would be sent to an inbox that no longer exists
         self._reload.execute()
 
     # -- let go --------------------------------------------------------------------------------------------
 
     def _let_go(self) -> None:
         """Record which children have left: close the sockets they have lent, and free their slots."""
-        for child in self._children:
+        for child in self.children:
             if child.has_left and child.state not in (ChildState.LEAVING, ChildState.KILLED):
                 child.apply(ChildEvent.LEFT)
-                self._loans.receive()  # its last loan may not have been read yet
-                self._loans.close(child.pid)
+                self._links.loans.receive()  # its last loan may not have been read yet
+                self._links.loans.close(child.pid)
 
     # -- enforce ---------------------------------------------------------------------------------------------
 
     def _enforce(self) -> None:
         """Enforce the deadlines of a drain and of every process that the supervisor has started."""
-        now = time.monotonic()
-        if now >= self._drain_deadline:
+        now = self._clock()
+        if now >= self._lifecycle.kill_at:
             self._kill_all("drain timeout")
         self._settling.kill_overdue(now)
         self._reload.kill_overdue(now)
@@ -328,79 +289,53 @@ class Supervisor:
 
     def _reconcile(self) -> None:
         """Drain children that are unwanted or due for recycling; fill the slots that may have a child."""
-        if self._is_draining:
+        if self.is_draining:
             return
-        ready = self._children.count_ready()
-        for child in self._children:
+        ready = self.children.count_ready()
+        for child in self.children:
             if not self._is_wanted(child, ready) and not child.was_told_to_end:
-                self._drain(child)
+                self._workers.drain(child)
         self._recycle()
-        self._hold_up()
-        now, taken = time.monotonic(), self._children.slots()
-        for slot in self._plan.slots():
-            if slot not in taken and self._not_before.get(slot, now) <= now and slot.pool not in self._held_up:
-                self._spawn(slot)
-        show_master(len(self._plan.pools), self._plan.total)
-
-    def _hold_up(self) -> None:
-        """Delay successors in a pool with too many children that are still exiting."""
-        crowded = {pool for pool, count in self._children.count_leaving().items() if count >= MAX_LEAVING}
-        for pool in crowded - self._held_up:
+        for pool in self._pools.hold_up(self.children.count_leaving()):
             logger.warning("%d workers of %s have not exited yet: their successors wait", MAX_LEAVING, pool)
-        self._held_up = crowded
+        for slot in self._pools.claim(self.children.slots(), self._clock()):
+            self._spawn(slot)
+        self._processes.show_plan(len(self._pools.plan.pools), self._pools.plan.total)
 
     def _recycle(self) -> None:
         """Drain the next child that is due. Each pool recycles one at a time, until its successor is ready."""
-        for child in self._children:
+        for child in self.children:
             pool = self._pools[child.slot.pool]
             is_due = child.recycle_reason and child.state is ChildState.READY and not child.is_old
-            if is_due and not pool.is_recycling(self._plan):
+            if is_due and not pool.is_recycling(self._pools.plan):
                 pool.recycling = child.slot
                 logger.info("worker %d of %s is recycled: %s", child.pid, child.slot.pool, child.recycle_reason)
-                self._drain(child)
+                self._workers.drain(child)
 
     def _is_wanted(self, child: Child, ready: Counter[str]) -> bool:
         """Whether a child is wanted. Old code is, until the new code has all its children ready."""
         if child.is_old:
-            return ready[child.slot.pool] < self._plan.size_of(child.slot.pool)
-        return self._plan.wants(child.slot)
+            return ready[child.slot.pool] < self._pools.plan.size_of(child.slot.pool)
+        return self._pools.plan.wants(child.slot)
 
     def _spawn(self, slot: Slot) -> None:
-        self._not_before.pop(slot, None)
-        row = self._scoreboard.take(slot.pool)
-
-        def live(accept_signals: process.AcceptSignals) -> int:
-            context = ChildContext(slot.pool, row, self._links, accept_signals)
-            context.show("starting")
-            return self._body(context)
-
         try:
-            pid = process.spawn(f"a worker of {slot.pool}", live, self._links)
+            self._workers.start(slot)
         except OSError as error:
-            self._scoreboard.give_back(slot.pool, row)
-            self._not_before[slot] = time.monotonic() + FORK_RETRY_S
+            self._pools.delay(slot, self._clock() + FORK_RETRY_S)
             logger.error("cannot fork a worker of %s: %s; trying again in %g s", slot.pool, error, FORK_RETRY_S)
-            return
-        self._children.add(Child(slot, pid, row, time.monotonic()))
 
     # -- notify ----------------------------------------------------------------------------------------------
 
     def _notify(self) -> None:
-        counts = self._children.count_ready()
-        ready = [counts[pool.name] for pool in self._plan.pools]
-        if self._state is SupervisorState.STARTING and all(ready):
-            self._apply(SupervisorEvent.ALL_POOLS_READY)
-            logger.info("ready: %s", self._plan)
-            self._notifier.send("READY=1")
-        if self._state is SupervisorState.RUNNING:
-            status = f"STATUS={sum(ready)} of {self._plan.total} workers ready"
+        counts = self.children.count_ready()
+        ready = [counts[pool.name] for pool in self._pools.plan.pools]
+        if self._lifecycle.is_starting and all(ready):
+            self._lifecycle.apply(SupervisorEvent.ALL_POOLS_READY)
+            logger.info("ready: %s", self._pools.plan)
+            self._links.notifier.send("READY=1")
+        if self._lifecycle.is_running:
+            status = f"STATUS={sum(ready)} of {self._pools.plan.total} workers ready"
             if self._reload.failure:
                 status += f"; reload failed, the old app goes on: {self._reload.failure}"
-            self._notifier.send(status)
-
-    @property
-    def _is_draining(self) -> bool:
-        return self._state in (SupervisorState.DRAINING, SupervisorState.STOPPED)
-
-    def _apply(self, event: SupervisorEvent) -> None:
-        self._state = next_state(SUPERVISOR_TRANSITIONS, self._state, event)
+            self._links.notifier.send(status)

@@ -1,13 +1,19 @@
-"""What the supervisor remembers about each pool, apart from its living children."""
+"""The plan of all pools, and what the supervisor remembers about each, apart from its living children."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from flask_backend.system.exits import ExitCode
 
 from .plan import Plan, Slot
 from .restart import Breaker, RestartPolicy
+
+# If this many children of a pool are still exiting, successors wait: each is a process with memory of its own.
+MAX_LEAVING = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,6 @@ class PoolRecord:
     breaker: Breaker = field(default_factory=Breaker)
     was_ever_ready: bool = False
     failed_first: set[Slot] = field(default_factory=set[Slot])  # slots that failed before any was ever ready
-    settled_after_death: int = 0  # jobs of dead children
     recycling: Slot | None = None  # the slot whose child is being replaced as planned
 
     def is_recycling(self, plan: Plan) -> bool:
@@ -53,3 +58,46 @@ class PoolRecord:
             if all(Slot(slot.pool, index) in self.failed_first for index in range(size)):
                 return GiveUp(f"no worker of {slot.pool} can start, for the reason above", ExitCode.CONFIG)
         return None
+
+
+class Pools:
+    """All pools: their plan, their past, and which slots must wait for their next child."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._records: defaultdict[str, PoolRecord] = defaultdict(PoolRecord)
+        self._not_before: dict[Slot, float] = {}  # slots whose next child must wait
+        self._held_up: set[str] = set()  # pools whose next children must wait
+
+    def __getitem__(self, pool: str) -> PoolRecord:
+        return self._records[pool]
+
+    def resize(self, by: int) -> bool:
+        """Add ``by`` to the size of each pool; see :meth:`Plan.resize`."""
+        has_changed = self.plan.resize(by)
+        self._not_before = {slot: at for slot, at in self._not_before.items() if self.plan.wants(slot)}
+        return has_changed
+
+    def delay(self, slot: Slot, until: float) -> None:
+        """Let the next child of a slot wait."""
+        self._not_before[slot] = until
+
+    def hold_up(self, leaving: Mapping[str, int]) -> set[str]:
+        """Let successors wait in the pools with too many children that are leaving; return those that newly have."""
+        crowded = {pool for pool, count in leaving.items() if count >= MAX_LEAVING}
+        new, self._held_up = crowded - self._held_up, crowded
+        return new
+
+    def claim(self, taken: Collection[Slot], now: float) -> list[Slot]:
+        """Return the wanted slots, apart from those taken, that need not wait: the caller starts their children."""
+        due = [slot for slot in self.plan.slots() if slot not in taken and self._is_due(slot, now)]
+        for slot in due:
+            self._not_before.pop(slot, None)
+        return due
+
+    def next_at(self) -> float:
+        """Return when the next slot need no longer wait."""
+        return min((at for slot, at in self._not_before.items() if slot.pool not in self._held_up), default=math.inf)
+
+    def _is_due(self, slot: Slot, now: float) -> bool:
+        return self._not_before.get(slot, now) <= now and slot.pool not in self._held_up

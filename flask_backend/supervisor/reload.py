@@ -19,15 +19,16 @@ from flask_backend.system.exits import ExitCode
 from flask_backend.system.launch import executed_file, launched
 from flask_backend.system.loggers import get_logger
 
-from . import process
-from .children import Child, Children
+from .children import Child
 from .descriptors import TooFewDescriptorsError
 from .image import Image
 from .links import Links
+from .options import SupervisorOptions
 from .plan import Slot
-from .scoreboard import LabelStats, Place, Row, Scoreboard, Totals, map_words, nameless_file
+from .process import block_signals, hear_of_parents_death, unblock_signals
+from .scoreboard import LabelStats, Place, Row, Totals, map_words, nameless_file
 from .states import ChildState
-from .terminal import Terminal
+from .workers import Workers
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -113,22 +114,16 @@ class _Checker:
 class Reload:
     """The transition to the next image of this process, and the remains of the previous one."""
 
-    def __init__(
-        self, children: Children, scoreboard: Scoreboard, links: Links, terminal: Terminal, timeout_s: float
-    ) -> None:
-        """Prepare for reloads. Each check may take ``timeout_s`` seconds."""
+    def __init__(self, workers: Workers, links: Links, options: SupervisorOptions) -> None:
         self.failure = ""  # why the last reload failed
-        self._children = children
-        self._scoreboard = scoreboard
+        self._children = workers.children
+        self._scoreboard = workers.scoreboard
         self._links = links
-        self._notifier = links.notifier
-        self._terminal = terminal
-        self._timeout_s = timeout_s
+        self._options = options
         self._launch = launched()
         self._command = self._launch.command(executed_file())
         self._checker: _Checker | None = None
         self._is_asked_again = False  # during a check
-        self._old_files: set[int] = set()  # the scoreboards of old children
 
     def start_check(self) -> None:
         """Start this process's command again, only to check whether the new code works."""
@@ -138,11 +133,11 @@ class Reload:
             return
         logger.info("HUP: checking the app")
         try:
-            pid, refusal = process.start_program(self._image({CHECK_ENV: FORMAT}), self._links)
+            pid, refusal = self._options.processes.start_program(self._image({CHECK_ENV: FORMAT}), self._links)
         except OSError as error:
             self._fail(str(error))
             return
-        self._checker = _Checker(pid, refusal, time.monotonic() + self._timeout_s)
+        self._checker = _Checker(pid, refusal, self._options.clock() + self._options.boot_timeout_s)
 
     def is_checked_by(self, pid: int) -> bool:
         return self._checker is not None and self._checker.pid == pid
@@ -150,13 +145,13 @@ class Reload:
     def call_off(self) -> None:
         """Kill a running check, if any: its result is stale."""
         if self._checker:
-            process.kill(self._checker.pid)
+            self._options.processes.kill(self._checker.pid)
             os.close(self._checker.refusal)
             self._checker = None
 
     def kill_overdue(self, now: float) -> None:
         if self._checker and now >= self._checker.deadline:
-            process.kill(self._checker.pid)
+            self._options.processes.kill(self._checker.pid)
 
     def end_check(self, exit_: Exit) -> bool:
         """Forget the dead checker; return whether the new code has passed."""
@@ -185,12 +180,12 @@ class Reload:
         except TooFewDescriptorsError as error:
             self._fail(str(error))
             return
-        self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._links.notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._execute_again(handover)
         except OSError as error:
             self._fail(str(error))
-            self._notifier.send("READY=1")
+            self._links.notifier.send("READY=1")
 
     def _image(self, variables: dict[str, str]) -> Image:
         return Image(self._command, {**self._launch.environment, **variables}, self._launch.folder)
@@ -202,7 +197,7 @@ class Reload:
         """
         fd = nameless_file()
         crossing = {fd, *handover.descriptors()}
-        process.block_signals()
+        block_signals()
         self._links.inbox.send_again()
         try:
             os.write(fd, json.dumps(asdict(handover)).encode())
@@ -213,7 +208,7 @@ class Reload:
             for each in crossing:
                 os.set_inheritable(each, False)
             os.close(fd)
-            process.unblock_signals()
+            unblock_signals()
 
     def _fail(self, reason: str) -> None:
         logger.critical("reload failed: %s; the old app goes on", reason)
@@ -236,9 +231,9 @@ class Reload:
         return Handover(
             children=children,
             lifelines=self._links.lifeline.write_ends,
-            notify_address=self._notifier.path,
+            notify_address=self._links.notifier.path,
             soft_limit=self._links.descriptors.soft,
-            had_terminal=self._terminal.was_there,
+            had_terminal=self._options.terminal.was_there,
             totals_of_exited=totals_of_exited,
         )
 
@@ -251,26 +246,14 @@ class Reload:
             row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels), memories[old.row_fd])
             state = ChildState.DRAINING if old.is_draining else ChildState.READY
             slot = Slot(old.pool, 0)  # any: old children are outside the plan
-            now = time.monotonic()
+            now = self._options.clock()
             child = Child(slot, old.pid, row, now, state, was_ready=True, is_old=True, drained_at=now, signalled_at=now)
             self._children.add(child)
             self._scoreboard.adopt(old.pid, old.pool, row)
             if old.loan is not None:
                 self._links.loans.keep(old.pid, old.loan)
-            self._old_files.add(old.row_fd)
-        self._close_inherited()
-
-    def retire(self, pid: int) -> None:
-        """Release the resources of an old child that is dead and forgotten."""
-        self._scoreboard.retire(pid)
-        self._close_inherited()
-
-    def _close_inherited(self) -> None:
-        """Close the descriptors that only old children need, once the last of them is gone."""
         if not self._children.has_old():
             self._links.lifeline.let_go_of_old_ones()
-            while self._old_files:
-                os.close(self._old_files.pop())
 
 
 def is_check() -> bool:
@@ -284,5 +267,5 @@ def is_check() -> bool:
         return False
     if theirs != FORMAT:
         raise HandoverError("this version of Flask-Backend cannot take over from the one that runs: restart it instead")
-    process.hear_of_parents_death(signal.SIGKILL)  # otherwise a check that hangs would outlive its parent
+    hear_of_parents_death(signal.SIGKILL)  # otherwise a check that hangs would outlive its parent
     return True

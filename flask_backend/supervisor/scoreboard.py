@@ -285,11 +285,14 @@ class Scoreboard:
         self._past = dict(totals_of_exited)
 
     def adopt(self, pid: int, pool: str, row: Row) -> None:
-        """Include a row of an earlier scoreboard in the counts while its child lives."""
+        """Include a row of an earlier scoreboard, whose descriptor is now ours, in the counts while its child lives."""
         self._guests[pid] = pool, row
 
     def retire(self, pid: int) -> None:
+        """Count the row among the totals; close the earlier scoreboard with the last of its rows."""
         pool, row = self._guests.pop(pid)
+        if all(guest.place.fd != row.place.fd for _, guest in self._guests.values()):
+            os.close(row.place.fd)
         self._past[pool] = _sum(self._past.get(pool, {}), row.stats())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from flask_backend.system.exits import ExitCode
 from flask_backend.system.loggers import get_logger
 from flask_backend.system.titles import show_worker
 
-from . import process
 from .crashes import CrashCounts
 from .links import Links
+from .process import AcceptSignals, Processes
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -39,9 +39,12 @@ class _Settler:
 class Settling:
     """The processes that settle jobs, and the number of crashes by each job."""
 
-    def __init__(self, settle: Settle, links: Links) -> None:
+    def __init__(self, settle: Settle, links: Links, processes: Processes, clock: Callable[[], float]) -> None:
+        self.settled: Counter[str] = Counter()  # jobs of each pool
         self._settle = settle
         self._links = links
+        self._processes = processes
+        self._clock = clock
         self._crashes = CrashCounts()
         self._settlers: dict[int, _Settler] = {}
 
@@ -58,33 +61,32 @@ class Settling:
         if fd is None:
             logger.debug("job %d goes back as it was: its worker has lent no socket", activity.job_id)
             return
-        now = time.monotonic()
+        now = self._clock()
         crashes = self._crashes.note(death.pool, activity.job_id, now)
 
-        def settle(accept_signals: process.AcceptSignals) -> int:
+        def settle(accept_signals: AcceptSignals) -> int:
             accept_signals()
             show_worker(death.pool, f"settles job {activity.job_id}")
             return self._settle(fd, death, crashes)
 
         try:
-            pid = process.spawn(f"a worker of {death.pool}", settle, self._links, keep_loan_of=dead)
+            pid = self._processes.spawn(f"a worker of {death.pool}", settle, self._links, keep_loan_of=dead)
         except OSError as error:
             logger.warning("job %d goes back as it was: cannot fork a process to settle it: %s", activity.job_id, error)
             return
         self._settlers[pid] = _Settler(death.pool, activity.job_id, now + DEADLINE_S)
 
-    def end(self, exit_: Exit) -> str | None:
-        """Forget a dead settler; return the pool whose job it settled, if it did."""
+    def end(self, exit_: Exit) -> None:
+        """Forget a dead settler."""
         settler = self._settlers.pop(exit_.pid)
         if exit_.status == SETTLED_FOR_GOOD:
             self._crashes.forget(settler.pool, settler.job_id)
         if exit_.status in (SETTLED, SETTLED_FOR_GOOD):
-            return settler.pool
-        if exit_.status != ExitCode.OK:
+            self.settled[settler.pool] += 1
+        elif exit_.status != ExitCode.OK:
             logger.warning("job %d was not settled: its process %s", settler.job_id, exit_)
-        return None
 
     def kill_overdue(self, now: float) -> None:
         for pid, settler in self._settlers.items():
             if now >= settler.deadline:
-                process.kill(pid)
+                self._processes.kill(pid)

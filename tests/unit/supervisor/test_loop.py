@@ -2,159 +2,207 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
 import signal
 
 import pytest
+from fakes import Clock, NoProcesses
 
 from flask_backend.deaths import Exit
-from flask_backend.supervisor import Notifier, Pool, Supervisor, SupervisorOptions, Work, loop, process
-from flask_backend.supervisor.inbox import ReportKind
+from flask_backend.supervisor import Notifier, Pool, Supervisor, SupervisorOptions, Work
+from flask_backend.supervisor.inbox import Report, ReportKind
+from flask_backend.supervisor.pools import MAX_LEAVING
+from flask_backend.supervisor.restart import Breaker
 from flask_backend.supervisor.states import ChildState
 
-
-class System:
-    """Give each child a number and no process, or fail to spawn."""
-
-    def __init__(self) -> None:
-        self.refuses = False
-        self._pids = itertools.count(1)
-
-    def spawn(self, *_args):
-        if self.refuses:
-            raise BlockingIOError("no more processes")
-        return next(self._pids)
+LIMIT = Breaker().limit
 
 
 @pytest.fixture
-def system(monkeypatch):
-    system = System()
-    monkeypatch.setattr(process, "spawn", system.spawn)
-    monkeypatch.setattr(process, "drain", lambda _pid: None)
-    monkeypatch.setattr(process, "kill", lambda _pid: None)
-    monkeypatch.setattr(loop, "show_master", lambda _queues, _workers: None)
-    return system
+def processes():
+    return NoProcesses()
 
 
 @pytest.fixture
-def supervisor(system):
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def supervisor(processes, clock):
     work = Work(body=lambda _context: 0, labels={"q": ["task"]}, settle=lambda _fd, _death, _crashes: 0)
-    supervisor = Supervisor([Pool("q", 3)], work, SupervisorOptions(drain_timeout_s=1.0), Notifier(""))
+    options = SupervisorOptions(drain_timeout_s=1.0, processes=processes, clock=clock)
+    supervisor = Supervisor([Pool("q", 3)], work, options, Notifier(""))
     turn(supervisor)
     yield supervisor
-    supervisor._loans.close_all()
+    supervisor.close()
 
 
-def turn(supervisor):
-    """Start the missing children, and have them report."""
-    supervisor._reconcile()
-    for child in supervisor._children:
-        if child.state is ChildState.STARTING:
-            supervisor._handle_report(child, ReportKind.READY)
+def turn(supervisor, *events):
+    """Take a turn with these events, and have the children that it has started report."""
+    supervisor.turn(events)
+    starting = [child.pid for child in supervisor.children if child.state is ChildState.STARTING]
+    supervisor.turn(Report(ReportKind.READY, pid) for pid in starting)
 
 
 def leave(supervisor, child):
     child.row.leave()
-    supervisor._let_go()
-
-
-def end(supervisor, child, *, status=None, number=None):
-    supervisor._handle_exit(child, Exit(child.pid, status, number))
-
-
-def test_a_recycling_whose_slot_is_no_longer_wanted_does_not_block_others(supervisor, system):
-    first, _, last = supervisor._children
-    last.recycle_reason = "it is due"
     turn(supervisor)
+
+
+@pytest.fixture
+def end(processes):
+    """End a child, so that the supervisor's next turn collects it."""
+
+    def end(child, *, status=None, number=None):
+        processes.exits.append(Exit(child.pid, status, number))
+
+    return end
+
+
+def make_due(supervisor, child):
+    turn(supervisor, Report(ReportKind.RECYCLE_DUE, child.pid))
+
+
+def test_a_recycling_whose_slot_is_no_longer_wanted_does_not_block_others(supervisor, processes, end):
+    first, _, last = supervisor.children
+    make_due(supervisor, last)
     assert last.state is ChildState.DRAINING
-    system.refuses = True
-    end(supervisor, last, status=0)
+    processes.refuses = True
+    end(last, status=0)
     turn(supervisor)
-    first.recycle_reason = "it is due"
-    turn(supervisor)
+    make_due(supervisor, first)
     assert first.state is ChildState.READY  # its turn comes when the last one's successor is ready, ...
-    supervisor._handle_signal(signal.SIGTTOU)
-    turn(supervisor)
+    turn(supervisor, signal.SIGTTOU)
     assert first.state is ChildState.DRAINING  # ... or is no longer waited for
 
 
-def test_surplus_children_that_die_as_they_drain_leave_nothing_to_do_and_do_not_trip_the_breaker(supervisor):
-    for _ in range(supervisor._pools["q"].breaker.limit):
-        *_, last = supervisor._children
-        supervisor._handle_signal(signal.SIGTTOU)
+def test_a_fork_that_the_system_refuses_is_tried_again_later(supervisor, processes, clock, end, caplog):
+    first, *_ = supervisor.children
+    processes.refuses = True
+    end(first, number=signal.SIGKILL)
+    turn(supervisor)
+    processes.refuses = False
+    turn(supervisor)
+    assert len(supervisor.children) == 2
+    assert "cannot fork a worker of q: no more processes; trying again in 1 s" in caplog.text
+    clock.now += 1
+    turn(supervisor)
+    assert len(supervisor.children) == 3
+
+
+def test_surplus_children_that_die_as_they_drain_leave_nothing_to_do_and_do_not_trip_the_breaker(supervisor, end):
+    for _ in range(LIMIT):
+        *_, last = supervisor.children
+        turn(supervisor, signal.SIGTTOU)
+        end(last, number=signal.SIGKILL)
         turn(supervisor)
-        end(supervisor, last, number=signal.SIGKILL)
-        assert not supervisor._not_before
-        supervisor._handle_signal(signal.SIGTTIN)
+        assert len(supervisor.children) == 2
+        turn(supervisor, signal.SIGTTIN)
+        assert len(supervisor.children) == 3
+    assert not supervisor.is_draining
+
+
+def test_children_that_only_die_trip_the_breaker(supervisor, clock, end):
+    for _ in range(LIMIT):
+        assert not supervisor.is_draining
+        first = wait_for_child(supervisor, clock)
+        end(first, number=signal.SIGKILL)
         turn(supervisor)
-    assert not supervisor._is_draining
+    assert supervisor.is_draining
+
+
+def wait_for_child(supervisor, clock):
+    for _ in range(1000):
+        if children := list(supervisor.children):
+            return children[0]
+        clock.now += 0.1
+        turn(supervisor)
+    raise AssertionError("no child")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_draining_child_killed_by_its_drain_signal_gave_its_job_back(supervisor, caplog, number):
-    *_, last = supervisor._children
-    last.row.begin(7)
-    supervisor._handle_signal(signal.SIGTTOU)
-    turn(supervisor)
-    assert last.state is ChildState.DRAINING
-    end(supervisor, last, number=number)
+def test_a_draining_child_killed_by_its_drain_signal_gave_its_job_back(supervisor, caplog, end, number):
+    for _ in range(LIMIT):
+        *_, last = supervisor.children
+        last.row.begin(7)
+        turn(supervisor, signal.SIGTTOU)
+        assert last.state is ChildState.DRAINING
+        end(last, number=number)
+        turn(supervisor)
+        turn(supervisor, signal.SIGTTIN)
     is_planned = number is signal.SIGTERM
     assert ("it was draining, and its job goes back" in caplog.text) is is_planned
-    assert len(supervisor._pools["q"].breaker._exits) == 0
     assert ("it was one too many" in caplog.text) is not is_planned
+    assert not supervisor.is_draining
 
 
-def test_a_death_is_logged_before_its_job_is_settled(supervisor, monkeypatch, caplog):
+def test_a_death_is_logged_before_its_job_is_settled(supervisor, caplog, end):
     """Another process settles it: it may finish, and log that, before this one continues."""
-    logged = []
-    monkeypatch.setattr(supervisor._settling, "start", lambda *_args: logged.extend(caplog.messages))
-    child, *_ = supervisor._children
+    caplog.set_level(logging.DEBUG, "flask_backend.supervisor")
+    child, *_ = supervisor.children
     child.row.begin(7)
-    end(supervisor, child, number=signal.SIGKILL)
-    (death,) = logged
+    end(child, number=signal.SIGKILL)
+    turn(supervisor)
+    death, fate = caplog.messages[-2:]
     assert "at job 7" in death
     assert death.endswith("; replaced at once")
+    assert fate == "job 7 goes back as it was: its worker has lent no socket"
 
 
-def test_the_successor_of_a_child_that_has_left_does_not_wait_for_its_end(supervisor):
-    first = next(iter(supervisor._children))
-    first.recycle_reason = "it is due"
-    turn(supervisor)
-    assert len(supervisor._children) == 3
+def test_the_successor_of_a_child_that_has_left_does_not_wait_for_its_end(supervisor, end):
+    first, second, _ = supervisor.children
+    make_due(supervisor, first)
+    assert len(supervisor.children) == 3
     leave(supervisor, first)
     assert first.state is ChildState.LEAVING
+    assert [child.slot for child in supervisor.children].count(first.slot) == 2
+    make_due(supervisor, second)
+    assert second.state is ChildState.DRAINING  # the recycling of the first one is over
+    end(first, status=0)
     turn(supervisor)
-    assert [child.slot for child in supervisor._children].count(first.slot) == 2
-    assert not supervisor._pools["q"].is_recycling(supervisor._plan)
-    end(supervisor, first, status=0)
-    turn(supervisor)
-    assert len(supervisor._children) == 3
+    assert len(supervisor.children) == 3
 
 
 @pytest.mark.parametrize("how", [{"number": signal.SIGKILL}, {"number": signal.SIGSEGV}, {"status": 1}])
-def test_a_child_that_has_left_counts_as_planned_however_it_ends(supervisor, how):
-    for _ in range(supervisor._pools["q"].breaker.limit):
-        first = next(iter(supervisor._children))
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_child_that_has_left_counts_as_planned_however_it_ends(supervisor, processes, clock, end, how, is_late):
+    for _ in range(LIMIT):
+        first = next(iter(supervisor.children))
         leave(supervisor, first)
+        if is_late:
+            clock.now = first.row.left_at + 1.0
+            turn(supervisor)
+            assert first.pid in processes.killed
+        end(first, **how)
         turn(supervisor)
-        if how == {"number": signal.SIGKILL}:
-            supervisor._kill(first)
-        end(supervisor, first, **how)
-        turn(supervisor)
-        assert len(supervisor._children) == 3
-        assert not supervisor._not_before
-    assert not supervisor._is_draining
+        assert len(supervisor.children) == 3
+    assert not supervisor.is_draining
 
 
-def test_children_that_linger_do_not_fill_the_host(supervisor, monkeypatch):
-    monkeypatch.setattr(loop, "MAX_LEAVING", 6)
-    for _ in range(10):
-        for child in supervisor._children:
+def test_children_that_linger_do_not_fill_the_host(supervisor, end):
+    for _ in range(MAX_LEAVING):
+        for child in supervisor.children:
             if not child.has_left:
-                leave(supervisor, child)
+                child.row.leave()
         turn(supervisor)
-    lingering = list(supervisor._children)
-    assert len(lingering) == 6
-    end(supervisor, lingering[0], status=0)
+    lingering = list(supervisor.children)
+    assert MAX_LEAVING <= len(lingering) < MAX_LEAVING + 3
+    for child in lingering[:3]:
+        end(child, status=0)
     turn(supervisor)
-    assert len(supervisor._children) == 5 + 3
+    assert len(supervisor.children) == len(lingering) - 3 + 3
+
+
+def test_at_the_drain_timeout_the_children_are_killed(supervisor, processes, clock, end, caplog):
+    first, *_ = children = list(supervisor.children)
+    first.row.begin(7)
+    turn(supervisor, signal.SIGTERM)
+    assert processes.drained == [child.pid for child in children]
+    clock.now += 0.9
+    turn(supervisor)
+    assert processes.killed == []
+    clock.now += 0.1
+    turn(supervisor)
+    assert processes.killed == processes.drained
+    assert f"drain timeout: worker {first.pid} gives back job 7 (?) unfinished" in caplog.text

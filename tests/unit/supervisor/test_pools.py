@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from flask_backend.supervisor.plan import Plan, Pool, Slot
-from flask_backend.supervisor.pools import PoolRecord
+from flask_backend.supervisor.pools import MAX_LEAVING, PoolRecord, Pools
 from flask_backend.system.exits import ExitCode
 
 FIRST, SECOND = Slot("q", 0), Slot("q", 1)
@@ -64,3 +66,30 @@ def test_a_child_that_is_ready_ends_the_recycling_of_its_slot(pool):
     assert pool.recycling == FIRST
     pool.note_ready(FIRST)
     assert pool.recycling is None
+
+
+def test_a_delayed_slot_is_vacant_only_later_and_then_no_longer_awaited():
+    pools = Pools(Plan([Pool("q", 2)]))
+    pools.delay(FIRST, 7.0)
+    assert pools.next_at() == 7.0
+    assert pools.claim(set(), 6.9) == [SECOND]
+    assert pools.claim({SECOND}, 7.0) == [FIRST]
+    assert pools.next_at() == math.inf
+
+
+def test_a_pool_that_is_held_up_has_no_vacant_slot_and_is_not_looked_at_again_before_that_changes():
+    pools = Pools(Plan([Pool("q", 1), Pool("other", 1)]))
+    pools.delay(FIRST, 7.0)
+    assert pools.hold_up({"q": MAX_LEAVING, "other": 1}) == {"q"}
+    assert pools.hold_up({"q": MAX_LEAVING}) == set()
+    assert pools.claim(set(), 8.0) == [Slot("other", 0)]
+    assert pools.next_at() == math.inf
+    assert pools.hold_up({"q": MAX_LEAVING - 1}) == set()
+    assert pools.claim({Slot("other", 0)}, 8.0) == [FIRST]
+
+
+def test_a_slot_that_is_no_longer_wanted_is_not_awaited():
+    pools = Pools(Plan([Pool("q", 2)]))
+    pools.delay(SECOND, 7.0)
+    assert pools.resize(-1)
+    assert pools.next_at() == math.inf

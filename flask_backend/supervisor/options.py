@@ -1,0 +1,41 @@
+"""The arguments of a supervisor: the work of its children and its limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .context import Body
+from .descriptors import Descriptors
+from .process import Processes
+from .settling import Settle
+from .terminal import Terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The work of children: ``body`` is the whole life of a child, and returns its exit code.
+
+    ``labels`` names for each pool the kinds of work of its children, for example its tasks. If a child died at a job,
+    ``settle`` is called in a short-lived process of its own, with the socket that the child lent, the record of its
+    death, and the number of deaths that the job has caused.
+    """
+
+    body: Body
+    labels: Mapping[str, Sequence[str]]
+    settle: Settle
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorOptions:
+    """The limits of children, and the supervisor's access to the system. All times are in seconds."""
+
+    drain_timeout_s: float  # the time that running jobs get at a shutdown
+    boot_timeout_s: float = 60.0  # the time that a child has to become ready
+    max_memory_bytes: int | None = None  # a child with more private memory is recycled
+    max_memory_hard_bytes: int | None = None  # and one with more than this is killed
+    descriptors: Descriptors = field(default_factory=Descriptors.count)  # those open, and the limit of children
+    terminal: Terminal = field(default_factory=Terminal.find)
+    processes: Processes = field(default_factory=Processes)
+    clock: Callable[[], float] = time.monotonic
