@@ -16,6 +16,7 @@ from .children import Child, Children
 from .deadlines import Deadlines
 from .death import death_of
 from .enforcement import Enforcement
+from .helpers import Helpers
 from .inbox import Inbox, Report, ReportKind
 from .lifecycle import LEAST_DRAIN_S, Lifecycle
 from .links import Lifeline, Links
@@ -60,11 +61,12 @@ class Supervisor:
         # Twice the maximum: each slot may have an old and a new child.
         scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._workers = Workers(work.body, scoreboard, self._links, self._processes, clock)
-        self._settling = Settling(work.settle, self._links, self._processes, clock)
+        self._helpers = Helpers(self._links, self._processes, clock)
+        self._settling = Settling(work.settle, loans, self._helpers, clock)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
         self._enforcement = Enforcement(self._workers, deadlines, memory, self._processes, clock())
-        self._reload = Reload(self._workers, self._links, options)
+        self._reload = Reload(self._workers, self._links, self._helpers, options, self._end_check)
         if handover:
             self._reload.adopt(handover)
 
@@ -116,7 +118,7 @@ class Supervisor:
     def _timeout_s(self) -> float:
         """How long the loop may wait if no event arrives."""
         now = self._clock()
-        due = [self._lifecycle.kill_at, self._enforcement.next_at(now)]
+        due = [self._lifecycle.kill_at, self._helpers.next_at(), self._enforcement.next_at(now)]
         if not self.is_draining:
             due.append(self._pools.next_at())
         return min(due) - now
@@ -201,18 +203,13 @@ class Supervisor:
                 self._links.loans.receive()  # its last loan may not have been read yet
                 self._handle_exit(child, exit_)
                 self._links.loans.close(exit_.pid)
-            elif self._reload.is_checked_by(exit_.pid):
-                has_passed = self._reload.end_check(exit_)
-                # The HUP that asked for the check may have arrived just before the terminal went away.
-                if not self._drain_if_terminal_is_gone() and has_passed:
-                    self._go_on_as_new_code()
-            elif exit_.pid in self._settling:
-                self._settling.end(exit_)
-        if self.is_draining and not self.children and not self._settling:
+            else:
+                self._helpers.end(exit_)
+        if self.is_draining and not self.children and not self._helpers:
             self._lifecycle.apply(SupervisorEvent.NO_CHILDREN)
 
     def _is_ours(self, pid: int) -> bool:
-        return pid in self.children or pid in self._settling or self._reload.is_checked_by(pid)
+        return pid in self.children or pid in self._helpers
 
     def _handle_exit(self, child: Child, exit_: Exit) -> None:
         """Forget a dead child, have its job settled and its slot filled again."""
@@ -258,6 +255,11 @@ class Supervisor:
             self._lifecycle.exit_code = hopeless.code
             self._drain_all(f"the workers of {slot.pool} cannot work")
 
+    def _end_check(self, *, has_passed: bool) -> None:
+        # The HUP that asked for the check may have arrived just before the terminal went away.
+        if not self._drain_if_terminal_is_gone() and has_passed:
+            self._go_on_as_new_code()
+
     def _go_on_as_new_code(self) -> None:
         for child in self.children:
             if child.state is ChildState.STARTING:
@@ -281,8 +283,7 @@ class Supervisor:
         now = self._clock()
         if now >= self._lifecycle.kill_at:
             self._kill_all("drain timeout")
-        self._settling.kill_overdue(now)
-        self._reload.kill_overdue(now)
+        self._helpers.kill_overdue(now)
         self._enforcement.enforce(now)
 
     # -- reconcile -------------------------------------------------------------------------------------------

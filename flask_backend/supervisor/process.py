@@ -80,6 +80,8 @@ class Processes:
                 pid = os.fork()
                 if pid == 0:
                     _be_program(program, links, refusal_w)
+                with suppress(PermissionError, ProcessLookupError):
+                    os.setpgid(pid, pid)  # in the parent too, so that the group exists before a kill
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         except OSError:

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from flask_backend.deaths import Exit
 from flask_backend.system.exits import ExitCode
@@ -21,6 +21,7 @@ from flask_backend.system.loggers import get_logger
 
 from .children import Child
 from .descriptors import TooFewDescriptorsError
+from .helpers import Helper, Helpers
 from .image import Image
 from .links import Links
 from .options import SupervisorOptions
@@ -102,27 +103,28 @@ class Handover:
         return handover
 
 
-@dataclass(frozen=True, slots=True)
-class _Checker:
-    """The process that checks the new code. If the system refused it, ``refusal`` yields the reason."""
-
-    pid: int
-    refusal: int
-    deadline: float
+class WhenChecked(Protocol):
+    def __call__(self, *, has_passed: bool) -> None: ...
 
 
 class Reload:
     """The transition to the next image of this process, and the remains of the previous one."""
 
-    def __init__(self, workers: Workers, links: Links, options: SupervisorOptions) -> None:
+    def __init__(
+        self, workers: Workers, links: Links, helpers: Helpers, options: SupervisorOptions, when_checked: WhenChecked
+    ) -> None:
+        """``when_checked`` is called after each check of new code."""
         self.failure = ""  # why the last reload failed
         self._children = workers.children
         self._scoreboard = workers.scoreboard
         self._links = links
+        self._helpers = helpers
         self._options = options
+        self._when_checked = when_checked
         self._launch = launched()
         self._command = self._launch.command(executed_file())
-        self._checker: _Checker | None = None
+        self._checker: Helper | None = None
+        self._refusal = -1  # if the system refused the checker, the reason can be read here
         self._is_asked_again = False  # during a check
 
     def start_check(self) -> None:
@@ -133,43 +135,30 @@ class Reload:
             return
         logger.info("HUP: checking the app")
         try:
-            pid, refusal = self._options.processes.start_program(self._image({CHECK_ENV: FORMAT}), self._links)
+            self._checker, self._refusal = self._helpers.start_program(
+                self._image({CHECK_ENV: FORMAT}), self._end_check, within_s=self._options.boot_timeout_s
+            )
         except OSError as error:
             self._fail(str(error))
-            return
-        self._checker = _Checker(pid, refusal, self._options.clock() + self._options.boot_timeout_s)
-
-    def is_checked_by(self, pid: int) -> bool:
-        return self._checker is not None and self._checker.pid == pid
 
     def call_off(self) -> None:
         """Kill a running check, if any: its result is stale."""
         if self._checker:
-            self._options.processes.kill(self._checker.pid)
-            os.close(self._checker.refusal)
+            self._helpers.dismiss(self._checker)
             self._checker = None
+            os.close(self._refusal)
 
-    def kill_overdue(self, now: float) -> None:
-        if self._checker and now >= self._checker.deadline:
-            self._options.processes.kill(self._checker.pid)
-
-    def end_check(self, exit_: Exit) -> bool:
-        """Forget the dead checker; return whether the new code has passed."""
-        refusal = self._end_checker()
+    def _end_check(self, exit_: Exit) -> None:
+        self._checker = None
+        with os.fdopen(self._refusal, "rb") as file:
+            refusal = (file.read() or b"").decode()
+        has_passed = exit_.status == ExitCode.OK and not self._is_asked_again
         if self._is_asked_again:
             self._is_asked_again = False
             self.start_check()
-            return False
-        if exit_.status != ExitCode.OK:
+        elif not has_passed:
             self._fail(refusal or f"the check of the new app {exit_}")
-        return exit_.status == ExitCode.OK
-
-    def _end_checker(self) -> str:
-        """Forget the dead checker; return why the system refused to start it, if it did."""
-        assert self._checker is not None  # noqa: S101  # our own invariant: a checker was reaped
-        with os.fdopen(self._checker.refusal, "rb") as file:
-            self._checker = None
-            return (file.read() or b"").decode()
+        self._when_checked(has_passed=has_passed)
 
     def execute(self) -> None:
         """Continue as a new image, with the handover. Return only if the system refuses."""

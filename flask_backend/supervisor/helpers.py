@@ -1,0 +1,90 @@
+"""The helper children: processes beside the workers, each with one purpose, in one table.
+
+A helper settles the job of a dead worker or checks new code. Its end is planned, however it ends: no breaker counts it,
+and the code that started it decides what follows. A drain waits for all helpers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask_backend.deaths import Exit
+
+from .image import Image
+from .links import Links
+from .process import Main, Processes
+
+OnExit = Callable[[Exit], None]
+
+
+@dataclass(slots=True, eq=False)
+class Helper:
+    """One helper child. ``on_exit`` is called once it has been collected, and may start another one."""
+
+    pid: int
+    deadline: float  # when it is killed; infinite for one that lives as long as the supervisor
+    on_exit: OnExit
+    is_overdue: bool = False  # it was killed at its deadline
+
+
+class Helpers:
+    """All living helpers."""
+
+    def __init__(self, links: Links, processes: Processes, clock: Callable[[], float]) -> None:
+        self._links = links
+        self._processes = processes
+        self._clock = clock
+        self._by_pid: dict[int, Helper] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_pid)
+
+    def __contains__(self, pid: object) -> bool:
+        return pid in self._by_pid
+
+    def start(
+        self,
+        name: str,
+        main: Main,
+        on_exit: OnExit,
+        *,
+        within_s: float = math.inf,
+        keep_loan_of: int | None = None,
+    ) -> Helper:
+        """Fork a helper that runs ``main``, for at most ``within_s`` seconds; see :meth:`Processes.spawn`.
+
+        Raise :exc:`OSError` if the system refuses.
+        """
+        pid = self._processes.spawn(name, main, self._links, keep_loan_of=keep_loan_of)
+        return self._add(pid, on_exit, within_s)
+
+    def start_program(self, image: Image, on_exit: OnExit, *, within_s: float) -> tuple[Helper, int]:
+        """Start a program as a helper; see :meth:`Processes.start_program`, also for the descriptor returned."""
+        pid, refusal = self._processes.start_program(image, self._links)
+        return self._add(pid, on_exit, within_s), refusal
+
+    def dismiss(self, helper: Helper) -> None:
+        """Kill and forget a helper: its result is no longer of interest, and nothing waits for its end."""
+        self._processes.kill(helper.pid)
+        del self._by_pid[helper.pid]
+
+    def end(self, exit_: Exit) -> None:
+        """Forget a dead helper, and act on its end. The exits of other processes are ignored."""
+        if helper := self._by_pid.pop(exit_.pid, None):
+            helper.on_exit(exit_)
+
+    def kill_overdue(self, now: float) -> None:
+        for helper in self._by_pid.values():
+            if now >= helper.deadline:
+                helper.is_overdue = True
+                self._processes.kill(helper.pid)
+
+    def next_at(self) -> float:
+        """Return when the next helper must be killed if it has not ended."""
+        return min((helper.deadline for helper in self._by_pid.values() if not helper.is_overdue), default=math.inf)
+
+    def _add(self, pid: int, on_exit: OnExit, within_s: float) -> Helper:
+        helper = self._by_pid[pid] = Helper(pid, self._clock() + within_s, on_exit)
+        return helper
