@@ -5,11 +5,12 @@ It does not depend on Flask or Beanstalkd: the work of a child is a callable, pa
 
 from .context import ChildContext
 from .descriptors import Descriptors, TooFewDescriptorsError
+from .handover import Handover, HandoverError
 from .loop import Supervisor
 from .notify import Notifier
 from .options import SupervisorOptions, Work
 from .plan import Pool
-from .reload import Handover, HandoverError, is_check
+from .reload import is_check
 from .settling import SETTLED, SETTLED_FOR_GOOD
 from .terminal import Terminal
 

@@ -16,8 +16,10 @@ from .children import Child, Children
 from .deadlines import Deadlines
 from .death import death_of
 from .enforcement import Enforcement
+from .handover import Handover
 from .helpers import Helpers
 from .inbox import Inbox, Report, ReportKind
+from .inheritance import adopt
 from .lifecycle import LEAST_DRAIN_S, Lifecycle
 from .links import Lifeline, Links
 from .loans import Loans
@@ -27,7 +29,7 @@ from .options import SupervisorOptions, Work
 from .plan import MAX_CHILDREN, Plan, Pool, Slot
 from .pools import MAX_LEAVING, Pools
 from .process import unblock_signals
-from .reload import Handover, Reload
+from .reload import Reload
 from .scoreboard import Scoreboard
 from .settling import Settling
 from .states import ChildEvent, ChildState, SupervisorEvent
@@ -68,7 +70,7 @@ class Supervisor:
         self._enforcement = Enforcement(self._workers, deadlines, memory, self._processes, clock())
         self._reload = Reload(self._workers, self._links, self._helpers, options, self._end_check)
         if handover:
-            self._reload.adopt(handover)
+            adopt(handover, self._workers, self._links, clock())
 
     def run(self) -> ExitCode:
         """Supervise until a signal stops it, or until it gives up a pool."""

@@ -1,0 +1,92 @@
+"""What one image of the supervisor hands over to the next in a reload.
+
+The records of its children cross in an unnamed file. Descriptors that must stay open are inherited: the old children's
+lifeline, the sockets they have lent, and the scoreboard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .scoreboard import LabelStats, Totals, nameless_file
+
+HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
+# Increase it when Handover changes: an image with another number cannot take over, and fails the check.
+FORMAT = "3"
+
+
+class HandoverError(Exception):
+    """The running version of the package cannot hand over to this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class OldChild:
+    """The state of one child that is handed over."""
+
+    pool: str
+    pid: int
+    is_draining: bool
+    loan: int | None
+    row_fd: int
+    row_offset: int
+    row_labels: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """The state that one image of the supervisor hands over to the next.
+
+    ``lifelines`` are the write ends, which are never used; ``soft_limit`` is the children's limit of descriptors;
+    ``had_terminal`` refers to the start of the first image.
+    """
+
+    children: list[OldChild]
+    lifelines: list[int]
+    notify_address: str
+    soft_limit: int
+    had_terminal: bool
+    totals_of_exited: dict[str, Totals]
+
+    def write(self) -> int:
+        """Write it to an unnamed file and return its descriptor; raise :exc:`OSError` if the system refuses."""
+        fd = nameless_file()
+        try:
+            os.write(fd, json.dumps(asdict(self)).encode())
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def descriptors(self) -> set[int]:
+        loans = {child.loan for child in self.children if child.loan is not None}
+        return {*self.lifelines, *loans, *(child.row_fd for child in self.children)}
+
+    @classmethod
+    def take(cls) -> Handover | None:
+        """Return the state from the previous image if this process was reloaded. Signals are blocked until then."""
+        number = os.environ.pop(HANDOVER_ENV, None)
+        if number is None:
+            return None
+        with os.fdopen(int(number), "rb") as file:
+            file.seek(0)
+            left: dict[str, Any] = json.load(file)
+        handover = cls(
+            children=[OldChild(**child) for child in left["children"]],
+            lifelines=left["lifelines"],
+            notify_address=left["notify_address"],
+            soft_limit=left["soft_limit"],
+            had_terminal=left["had_terminal"],
+            totals_of_exited={
+                pool: {
+                    label: LabelStats(stats["done"], stats["failed"], tuple(stats["buckets"]))
+                    for label, stats in totals.items()
+                }
+                for pool, totals in left["totals_of_exited"].items()
+            },
+        )
+        for fd in handover.descriptors():
+            os.set_inheritable(fd, False)
+        return handover
