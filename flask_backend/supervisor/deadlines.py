@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import wording
 from .children import Child
 from .states import ChildState
 
@@ -33,15 +34,15 @@ class Deadlines:
         if now < self._lenient_until or child.state is ChildState.KILLED:
             return None
         if child.state is ChildState.STARTING and now - child.started > self.boot_timeout_s:
-            return f"was not ready within {self.boot_timeout_s:g} s"
+            return wording.was_not_ready(self.boot_timeout_s)
         if child.row.left_at is not None:
             is_late = now - child.row.left_at >= self.drain_timeout_s
-            return f"did not exit within {self.drain_timeout_s:g} s after its last job" if is_late else None
+            return wording.did_not_exit(self.drain_timeout_s) if is_late else None
         kill_at, activity = child.row.kill_at, child.row.activity
         if activity and kill_at is not None and now >= kill_at:
-            return f"did not end job {activity.job_id} ({activity.label}) at its time limit"
+            return wording.did_not_end(activity)
         if activity is None and child.state is ChildState.READY and now - child.row.alive_at > SILENT_S:
-            return f"has sent no heartbeat for {now - child.row.alive_at:.0f} s, though it has no job"
+            return wording.is_silent(now - child.row.alive_at)
         return None
 
     def note_drain(self, child: Child, now: float) -> None:
@@ -66,5 +67,4 @@ class Deadlines:
         since = child.overstays_from
         if since is None or now < self._lenient_until or now - since < self.drain_timeout_s:
             return None
-        does = "still takes new jobs" if child.row.activity else "has no job, but does not exit"
-        return f"was asked to drain {now - child.drained_at:.0f} s ago and {does}"
+        return wording.overstays(now - child.drained_at, is_busy=child.row.activity is not None)

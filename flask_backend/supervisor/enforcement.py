@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask_backend.system.loggers import get_logger
 
+from . import wording
 from .children import Child
 from .deadlines import Deadlines
 from .memory import MemoryPolicy, Reading
@@ -62,7 +63,7 @@ class Enforcement:
                 reason = self._deadlines.reason_to_end(child, now)
                 child.gives_back = reason is not None
             if reason and child.has_left:
-                logger.warning("worker %d of %s %s: it is killed", child.pid, child.slot.pool, reason)
+                logger.warning(wording.KILLED_AFTER_LAST_JOB, child.pid, child.slot.pool, reason)
                 self._kill(child)
             elif reason:
                 self._end_stuck(child, reason, now)
@@ -79,7 +80,7 @@ class Enforcement:
         """Ask a child to drain again: a signal handler of the app may have taken the first signal."""
         if child.signalled_at == child.drained_at:
             logger.warning(
-                "worker %d of %s does not drain: its code may handle the signal itself; sending it again",
+                wording.TOLD_AGAIN,
                 child.pid,
                 child.slot.pool,
             )
@@ -90,7 +91,7 @@ class Enforcement:
         """Make the child write its stacks, which works even if its interpreter is stuck, and kill it a moment later."""
         if child.dumped_at is None:
             child.dumped_at = now
-            logger.error("worker %d of %s %s: its stacks follow, then it is killed", child.pid, child.slot.pool, reason)
+            logger.error(wording.KILLED_WITH_STACKS, child.pid, child.slot.pool, reason)
             self._processes.dump_stacks_of_stuck(child.pid)
         elif now - child.dumped_at >= DUMP_S:
             self._kill(child)
@@ -110,7 +111,7 @@ class Enforcement:
             if self._memory.needs_reading(usage, child.reading, now):
                 child.reading = Reading(now, self._processes.private_bytes(child.pid), usage)
                 if reason := self._memory.reason_to_kill(child.reading):
-                    logger.error("worker %d of %s is killed: %s", child.pid, child.slot.pool, reason)
+                    logger.error(wording.KILLED_FOR_MEMORY, child.pid, child.slot.pool, reason)
                     self._kill(child)
                 elif child.recycle_reason is None:
                     child.recycle_reason = self._memory.reason_to_recycle(child.reading)

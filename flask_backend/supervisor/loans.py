@@ -12,6 +12,8 @@ import socket
 
 from flask_backend.system.loggers import get_logger
 
+from . import wording
+
 logger = get_logger("flask_backend.supervisor")
 
 importlib.import_module("array")  # as socket.recv_fds() does: an import needs a descriptor, and none may be left then
@@ -37,7 +39,7 @@ class Loans:
         try:
             socket.send_fds(self._sender, [os.getpid().to_bytes(_PID_BYTES, "little")], [fd])
         except OSError as error:
-            logger.debug("cannot lend the socket to the supervisor: %s", error)
+            logger.debug(wording.CANNOT_LEND, error)
 
     def receive(self) -> None:
         """Receive the sockets that children have lent so far."""
@@ -47,7 +49,7 @@ class Loans:
             except BlockingIOError:
                 return
             except OSError as error:  # the system lacks a resource: the next turn may succeed
-                logger.debug("cannot receive the sockets that workers lend: %s", error)
+                logger.debug(wording.CANNOT_RECEIVE_LOANS, error)
                 return
             pid = int.from_bytes(message, "little")
             self.close(pid)  # the child has already closed the one it lent before
@@ -55,7 +57,7 @@ class Loans:
                 self._lent[pid] = fds[0]
             else:
                 logger.warning(
-                    "no file descriptor is left for the connection of worker %d: crashes by its job are not counted",
+                    wording.NO_DESCRIPTOR_FOR_LOAN,
                     pid,
                 )
 

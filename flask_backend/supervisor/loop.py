@@ -12,6 +12,7 @@ from flask_backend.system.loggers import get_logger
 from flask_backend.system.stacks import dump_stacks
 from flask_backend.system.streams import streams
 
+from . import wording
 from .children import Child, Children
 from .deadlines import Deadlines
 from .death import death_of
@@ -157,22 +158,22 @@ class Supervisor:
 
     def _handle_report(self, child: Child, kind: ReportKind) -> None:
         if kind is ReportKind.RECYCLE_DUE:
-            child.recycle_reason = "it has run its maximum number of tasks"
+            child.recycle_reason = wording.HAS_RUN_ITS_TASKS
         elif kind is ReportKind.READY:
             child.apply(ChildEvent.REPORTED_READY)
             self._pools[child.slot.pool].note_ready(child.slot)
 
     def _resize(self, by: int) -> None:
         if not self._pools.resize(by):
-            logger.warning("cannot add workers: the limit of file descriptors allows %d", self._pools.plan.most)
-        logger.info("now %s", self._pools.plan)
+            logger.warning(wording.NO_ROOM_FOR_MORE, self._pools.plan.most)
+        logger.info(wording.RESIZED, self._pools.plan)
 
     def _begin_draining(self, reason: str) -> None:
         if not self.is_draining:
             self._lifecycle.apply(SupervisorEvent.DRAIN)
             self._reload.call_off()
             self._links.notifier.send("STOPPING=1", f"STATUS=Stopping: {reason}")
-            logger.info("%s: stopping", reason)
+            logger.info(wording.STOPPING, reason)
 
     def _drain_all(self, reason: str) -> None:
         self._begin_draining(reason)
@@ -190,10 +191,9 @@ class Supervisor:
         for child in self.children:
             if child.state is not ChildState.KILLED:
                 if activity := child.row.activity:
-                    job = f"job {activity.job_id} ({activity.label}) unfinished after {activity.running_s:.1f} s"
-                    logger.warning("%s: worker %d gives back %s", reason, child.pid, job)
+                    logger.warning(wording.GIVES_BACK, reason, child.pid, wording.unfinished(activity))
                 elif child.has_left:
-                    logger.warning("%s: killing worker %d, which has no job but has not exited", reason, child.pid)
+                    logger.warning(wording.KILLED_AT_STOP, reason, child.pid)
                 self._workers.kill(child)
         self._lifecycle.hurry(self._clock())
 
@@ -221,18 +221,18 @@ class Supervisor:
         was_killed = child.state is ChildState.KILLED
         was_given_back = child.gave_back(exit_.signal) or (self.is_draining and was_killed)
         if death.activity and child.gave_back(exit_.signal):
-            logger.warning("%s: it was draining, and its job goes back", death, extra=death.as_dict())
+            logger.warning(wording.DEATH_WHILE_DRAINING, death, extra=death.as_dict())
         child.apply(ChildEvent.EXIT)
         if death.activity and was_given_back and self.is_draining:
             self._lifecycle.note_given_back()
         if death.has_left:
             if exit_.status != ExitCode.OK and not was_killed:
-                logger.warning("%s; its jobs are settled", death, extra=death.as_dict())
+                logger.warning(wording.DEATH_AFTER_LAST_JOB, death, extra=death.as_dict())
         elif not child.is_old and not self.is_draining:
             self._fill_again(child.slot, death, now)
         elif death.kind is not ExitKind.PLANNED and (child.is_old or not was_given_back):
             # Children of the old code are not replaced: the new generation is up or starting.
-            logger.error("%s%s", death, "; it ran the old code" if child.is_old else "", extra=death.as_dict())
+            logger.error(wording.DEATH, death, wording.ran_old_code(is_old=child.is_old), extra=death.as_dict())
         if death.activity and not was_given_back:  # last: the log shows the death before the fate of its job
             self._settling.start(death, death.activity)
 
@@ -241,21 +241,21 @@ class Supervisor:
         if death.kind is ExitKind.PLANNED:
             return
         if not self._pools.plan.wants(slot):
-            logger.error("%s; it was one too many", death, extra=death.as_dict())
+            logger.error(wording.DEATH_OF_SURPLUS, death, extra=death.as_dict())
             return
         pool = self._pools[slot.pool]
         pool.end_recycling(slot)
         progress = self._workers.scoreboard.settled(slot.pool) + self._settling.settled[slot.pool]
         delay_s = pool.restarts.delay_s(death.kind, now, progress)
         self._pools.delay(slot, now + delay_s)
-        logger.error("%s; replaced %s", death, f"in {delay_s:.1f} s" if delay_s else "at once", extra=death.as_dict())
+        logger.error(wording.DEATH_REPLACED, death, wording.replaced_in(delay_s), extra=death.as_dict())
         if self.children.is_served_by_old(slot.pool):
             return  # the old code serves until the new one can
         size = self._pools.plan.size_of(slot.pool)
         if hopeless := pool.check_give_up(slot, size, death.exit.status, now, progress):
-            logger.critical("%s: giving up", hopeless.reason)
+            logger.critical(wording.GIVING_UP, hopeless.reason)
             self._lifecycle.exit_code = hopeless.code
-            self._drain_all(f"the workers of {slot.pool} cannot work")
+            self._drain_all(wording.cannot_work(slot.pool))
 
     def _end_check(self, *, has_passed: bool) -> None:
         # The HUP that asked for the check may have arrived just before the terminal went away.
@@ -300,7 +300,7 @@ class Supervisor:
                 self._workers.drain(child)
         self._recycle()
         for pool in self._pools.hold_up(self.children.count_leaving()):
-            logger.warning("%d workers of %s have not exited yet: their successors wait", MAX_LEAVING, pool)
+            logger.warning(wording.SUCCESSORS_WAIT, MAX_LEAVING, pool)
         for slot in self._pools.claim(self.children.slots(), self._clock()):
             self._spawn(slot)
         self._processes.show_plan(len(self._pools.plan.pools), self._pools.plan.total)
@@ -312,7 +312,7 @@ class Supervisor:
             is_due = child.recycle_reason and child.state is ChildState.READY and not child.is_old
             if is_due and not pool.is_recycling(self._pools.plan):
                 pool.recycling = child.slot
-                logger.info("worker %d of %s is recycled: %s", child.pid, child.slot.pool, child.recycle_reason)
+                logger.info(wording.RECYCLED, child.pid, child.slot.pool, child.recycle_reason)
                 self._workers.drain(child)
 
     def _is_wanted(self, child: Child, ready: Counter[str]) -> bool:
@@ -326,7 +326,7 @@ class Supervisor:
             self._workers.start(slot)
         except OSError as error:
             self._pools.delay(slot, self._clock() + FORK_RETRY_S)
-            logger.error("cannot fork a worker of %s: %s; trying again in %g s", slot.pool, error, FORK_RETRY_S)
+            logger.error(wording.CANNOT_FORK, slot.pool, error, FORK_RETRY_S)
 
     # -- notify ----------------------------------------------------------------------------------------------
 
@@ -335,7 +335,7 @@ class Supervisor:
         ready = [counts[pool.name] for pool in self._pools.plan.pools]
         if self._lifecycle.is_starting and all(ready):
             self._lifecycle.apply(SupervisorEvent.ALL_POOLS_READY)
-            logger.info("ready: %s", self._pools.plan)
+            logger.info(wording.READY, self._pools.plan)
             self._links.notifier.send("READY=1")
         if self._lifecycle.is_running:
             status = f"STATUS={sum(ready)} of {self._pools.plan.total} workers ready"

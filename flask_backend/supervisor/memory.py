@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from flask_backend.system.procfs import PAGE_BYTES
 
+from . import wording
+
 # Faults also count pages that were freed and mapped again, so faults alone cause a reading at most this often.
 READ_AGAIN_S = 5.0
 
@@ -70,4 +72,4 @@ class MemoryPolicy:
 def _over(ceiling: int | None, reading: Reading, which: str = "") -> str | None:
     if not ceiling or reading.private_bytes <= ceiling:
         return None
-    return f"its private memory is {reading.private_bytes >> 20} MiB, over {which}{ceiling >> 20} MiB"
+    return wording.is_too_large(reading.private_bytes, ceiling, which)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from flask_backend.system.exits import ExitCode
 
+from . import wording
 from .plan import Plan, Slot
 from .restart import Breaker, RestartPolicy
 
@@ -50,13 +51,12 @@ class PoolRecord:
     def check_give_up(self, slot: Slot, size: int, status: int | None, now: float, progress: int) -> GiveUp | None:
         """Record an abnormal exit; return the reason to give up a pool of this size, if any."""
         if self.breaker.trips(now, progress):
-            times = f"{self.breaker.limit} times within {self.breaker.window_s:g} s"
-            reason = f"the workers of {slot.pool} have died {times} and finished no job in between"
+            reason = wording.died_too_often(slot.pool, self.breaker.limit, self.breaker.window_s)
             return GiveUp(reason, ExitCode.GAVE_UP)
         if not self.was_ever_ready and status == ExitCode.CONFIG:
             self.failed_first.add(slot)
             if all(Slot(slot.pool, index) in self.failed_first for index in range(size)):
-                return GiveUp(f"no worker of {slot.pool} can start, for the reason above", ExitCode.CONFIG)
+                return GiveUp(wording.cannot_start(slot.pool), ExitCode.CONFIG)
         return None
 
 

@@ -20,6 +20,7 @@ from flask_backend.system.stacks import STUCK, dump_on_signal
 from flask_backend.system.streams import flush
 from flask_backend.system.titles import show_master
 
+from . import wording
 from .image import Image
 from .links import Links
 from .memory import Usage
@@ -160,7 +161,7 @@ def _be_child(parent: int, name: str, live: Callable[[], int], links: Links, kee
         gc.enable()
         status = live()
     except BaseException:  # an exception must not reach the parent's frames
-        logger.exception("%s failed", name)
+        logger.exception(wording.FAILED, name)
     finally:
         with suppress(Exception):
             logging.shutdown()

@@ -16,6 +16,7 @@ from flask_backend.system.exits import ExitCode
 from flask_backend.system.launch import executed_file, launched
 from flask_backend.system.loggers import get_logger
 
+from . import wording
 from .descriptors import TooFewDescriptorsError
 from .handover import FORMAT, HANDOVER_ENV, Handover, HandoverError
 from .helpers import Helper, Helpers
@@ -57,10 +58,10 @@ class Reload:
     def start_check(self) -> None:
         """Start this process's command again, only to check whether the new code works."""
         if self._checker:
-            logger.info("HUP: a check of the app is running; it will be repeated, as the app may have changed")
+            logger.info(wording.CHECK_REPEATED)
             self._is_asked_again = True
             return
-        logger.info("HUP: checking the app")
+        logger.info(wording.CHECKING)
         try:
             self._checker, self._refusal = self._helpers.start_program(
                 self._image({CHECK_ENV: FORMAT}), self._end_check, within_s=self._options.boot_timeout_s
@@ -84,7 +85,7 @@ class Reload:
             self._is_asked_again = False
             self.start_check()
         elif not has_passed:
-            self._fail(refusal or f"the check of the new app {exit_}")
+            self._fail(refusal or wording.check_failed(exit_))
         self._when_checked(has_passed=has_passed)
 
     def execute(self) -> None:
@@ -125,7 +126,7 @@ class Reload:
             unblock_signals()
 
     def _fail(self, reason: str) -> None:
-        logger.critical("reload failed: %s; the old app goes on", reason)
+        logger.critical(wording.RELOAD_FAILED, reason)
         self.failure = reason
 
 

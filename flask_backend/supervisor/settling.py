@@ -10,6 +10,7 @@ from flask_backend.system.exits import ExitCode
 from flask_backend.system.loggers import get_logger
 from flask_backend.system.titles import show_worker
 
+from . import wording
 from .crashes import CrashCounts
 from .helpers import Helpers
 from .loans import Loans
@@ -43,7 +44,7 @@ class Settling:
         pool, job_id, dead = death.pool, activity.job_id, death.exit.pid
         fd = self._loans.get(dead)
         if fd is None:
-            logger.debug("job %d goes back as it was: its worker has lent no socket", job_id)
+            logger.debug(wording.NO_LOAN, job_id)
             return
         crashes = self._crashes.note(pool, job_id, self._clock())
 
@@ -58,7 +59,7 @@ class Settling:
         try:
             self._helpers.start(f"a worker of {pool}", settle, end, within_s=DEADLINE_S, keep_loan_of=dead)
         except OSError as error:
-            logger.warning("job %d goes back as it was: cannot fork a process to settle it: %s", job_id, error)
+            logger.warning(wording.CANNOT_FORK_SETTLER, job_id, error)
 
     def _end(self, pool: str, job_id: int, exit_: Exit) -> None:
         if exit_.status == SETTLED_FOR_GOOD:
@@ -66,4 +67,4 @@ class Settling:
         if exit_.status in (SETTLED, SETTLED_FOR_GOOD):
             self.settled[pool] += 1
         elif exit_.status != ExitCode.OK:
-            logger.warning("job %d was not settled: its process %s", job_id, exit_)
+            logger.warning(wording.NOT_SETTLED, job_id, exit_)
