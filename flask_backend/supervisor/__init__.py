@@ -5,6 +5,7 @@ It does not depend on Flask or Beanstalkd: the work of a child is a callable, pa
 
 from .context import ChildContext
 from .descriptors import Descriptors, TooFewDescriptorsError
+from .events import Event, EventName, EventSink
 from .handover import Handover, HandoverError
 from .loop import Supervisor
 from .notify import Notifier
@@ -19,6 +20,9 @@ __all__ = [
     "SETTLED_FOR_GOOD",
     "ChildContext",
     "Descriptors",
+    "Event",
+    "EventName",
+    "EventSink",
     "Handover",
     "HandoverError",
     "Notifier",

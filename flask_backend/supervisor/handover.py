@@ -11,11 +11,12 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .events import Event, EventName
 from .scoreboard import LabelStats, Totals, nameless_file
 
 HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
 # Increase it when Handover changes: an image with another number cannot take over, and fails the check.
-FORMAT = "3"
+FORMAT = "4"
 
 
 class HandoverError(Exception):
@@ -36,14 +37,27 @@ class OldChild:
 
 
 @dataclass(frozen=True, slots=True)
+class OldHelper:
+    """A helper that is handed over, to be killed at its deadline."""
+
+    pid: int
+    deadline: float  # on the system's monotonic clock
+    settles: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Handover:
     """The state that one image of the supervisor hands over to the next.
 
-    ``lifelines`` are the write ends, which are never used; ``soft_limit`` is the children's limit of descriptors;
-    ``had_terminal`` refers to the start of the first image.
+    ``generation`` counts the reloads, the coming one included. ``events`` are still to be sent. ``lifelines`` are the
+    write ends, which are never used. ``soft_limit`` is the children's limit of descriptors. ``had_terminal`` refers to
+    the start of the first image.
     """
 
+    generation: int
     children: list[OldChild]
+    helpers: list[OldHelper]
+    events: list[Event]
     lifelines: list[int]
     notify_address: str
     soft_limit: int
@@ -74,7 +88,10 @@ class Handover:
             file.seek(0)
             left: dict[str, Any] = json.load(file)
         handover = cls(
+            generation=left["generation"],
             children=[OldChild(**child) for child in left["children"]],
+            helpers=[OldHelper(**helper) for helper in left["helpers"]],
+            events=[Event(EventName(event["name"]), event["description"], event["facts"]) for event in left["events"]],
             lifelines=left["lifelines"],
             notify_address=left["notify_address"],
             soft_limit=left["soft_limit"],

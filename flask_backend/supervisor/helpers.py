@@ -1,20 +1,24 @@
 """The helper children: processes beside the workers, each with one purpose, in one table.
 
-A helper settles the job of a dead worker or checks new code. Its end is planned, however it ends: no breaker counts it,
-and the code that started it decides what follows. A drain waits for all helpers.
+A helper settles the job of a dead worker, checks new code or sends events to the app. Its end is planned, however it
+ends: no breaker counts it, and the code that started it decides what follows. A drain waits for all helpers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from flask_backend.deaths import Exit
+from flask_backend.system.loggers import get_logger
 
+from . import wording
 from .image import Image
 from .links import Links
 from .process import Main, Processes
+
+logger = get_logger("flask_backend.supervisor")
 
 OnExit = Callable[[Exit], None]
 
@@ -26,6 +30,7 @@ class Helper:
     pid: int
     deadline: float  # when it is killed; infinite for one that lives as long as the supervisor
     on_exit: OnExit
+    settles: bool = False  # a job depends on it: a drain does not shorten its time
     is_overdue: bool = False  # it was killed at its deadline
 
 
@@ -37,6 +42,9 @@ class Helpers:
         self._processes = processes
         self._clock = clock
         self._by_pid: dict[int, Helper] = {}
+
+    def __iter__(self) -> Iterator[Helper]:
+        return iter(list(self._by_pid.values()))
 
     def __len__(self) -> int:
         return len(self._by_pid)
@@ -58,7 +66,9 @@ class Helpers:
         Raise :exc:`OSError` if the system refuses.
         """
         pid = self._processes.spawn(name, main, self._links, keep_loan_of=keep_loan_of)
-        return self._add(pid, on_exit, within_s)
+        helper = self._add(pid, on_exit, within_s)
+        helper.settles = keep_loan_of is not None
+        return helper
 
     def start_program(self, image: Image, on_exit: OnExit, *, within_s: float) -> tuple[Helper, int]:
         """Start a program as a helper; see :meth:`Processes.start_program`, also for the descriptor returned."""
@@ -75,6 +85,12 @@ class Helpers:
         if helper := self._by_pid.pop(exit_.pid, None):
             helper.on_exit(exit_)
 
+    def hasten(self, by: float) -> None:
+        """Let the helpers end by this time at the latest, apart from those that settle a job."""
+        for helper in self._by_pid.values():
+            if not helper.settles:
+                helper.deadline = min(helper.deadline, by)
+
     def kill_overdue(self, now: float) -> None:
         for helper in self._by_pid.values():
             if now >= helper.deadline:
@@ -84,6 +100,15 @@ class Helpers:
     def next_at(self) -> float:
         """Return when the next helper must be killed if it has not ended."""
         return min((helper.deadline for helper in self._by_pid.values() if not helper.is_overdue), default=math.inf)
+
+    def adopt(self, pid: int, deadline: float, *, settles: bool) -> None:
+        """Take over a helper of an earlier image of this process."""
+
+        def end(_exit: Exit) -> None:
+            if helper.is_overdue:
+                logger.warning(wording.HELPER_OVERDUE, pid)
+
+        helper = self._by_pid[pid] = Helper(pid, deadline, end, settles)
 
     def _add(self, pid: int, on_exit: OnExit, within_s: float) -> Helper:
         helper = self._by_pid[pid] = Helper(pid, self._clock() + within_s, on_exit)

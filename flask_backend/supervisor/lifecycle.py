@@ -14,11 +14,13 @@ LEAST_DRAIN_S = 1.0  # an idle child gets this long to notice a drain and exit, 
 class Lifecycle:
     """Where the supervisor is between its start and its end. All times are of the monotonic clock."""
 
-    def __init__(self, drain_timeout_s: float) -> None:
+    def __init__(self, drain_timeout_s: float, generation: int) -> None:
         self.exit_code = ExitCode.OK
+        self.generation = generation  # the number of reloads before this image
         self.kill_at = math.inf  # when the children that still run are killed
         self.leave_at = -math.inf  # by when this process should have exited
         self._drain_timeout_s = drain_timeout_s
+        self._childless_at: float | None = None
         self._state = SupervisorState.STARTING
 
     @property
@@ -48,6 +50,12 @@ class Lifecycle:
     def limit(self, now: float) -> None:
         """Start the time that running jobs get at a stop."""
         self.kill_at = self.leave_at = now + self._drain_timeout_s
+
+    def note_childless(self, now: float) -> float:
+        """Record that a drain has no child left; return how long this process may still wait for its helpers."""
+        if self._childless_at is None:
+            self._childless_at = now
+        return max(self.leave_at, self._childless_at + LEAST_DRAIN_S)
 
     def hurry(self, now: float) -> None:
         """Record that the children have been killed: this process should exit as soon as they have."""

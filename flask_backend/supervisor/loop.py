@@ -1,7 +1,8 @@
-"""The supervisor: wait, handle, reap, enforce, reconcile, notify."""
+"""The supervisor: wait, handle, reap, enforce, reconcile, notify, finish."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Iterable
@@ -17,10 +18,11 @@ from .children import Child, Children
 from .deadlines import Deadlines
 from .death import death_of
 from .enforcement import Enforcement
+from .events import EventName, Events
 from .handover import Handover
 from .helpers import Helpers
 from .inbox import Inbox, Report, ReportKind
-from .inheritance import adopt
+from .inheritance import Inheritance
 from .lifecycle import LEAST_DRAIN_S, Lifecycle
 from .links import Lifeline, Links
 from .loans import Loans
@@ -56,7 +58,7 @@ class Supervisor:
         self._clock = clock = options.clock
         self._processes = options.processes
         self._terminal = options.terminal
-        self._lifecycle = Lifecycle(options.drain_timeout_s)
+        self._lifecycle = Lifecycle(options.drain_timeout_s, handover.generation if handover else 0)
         self._pools = Pools(Plan(pools, options.descriptors.most_children))
         loans, inbox = Loans(), Inbox(self._terminal)
         inbox.register(loans.fileno(), loans.receive)
@@ -65,13 +67,15 @@ class Supervisor:
         scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
         self._workers = Workers(work.body, scoreboard, self._links, self._processes, clock)
         self._helpers = Helpers(self._links, self._processes, clock)
+        self._events = Events(work.events, self._helpers, clock)
         self._settling = Settling(work.settle, loans, self._helpers, clock)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
         self._enforcement = Enforcement(self._workers, deadlines, memory, self._processes, clock())
-        self._reload = Reload(self._workers, self._links, self._helpers, options, self._end_check)
+        self._reload = Reload(self._links, self._helpers, options, self._end_check)
+        self._inheritance = Inheritance(self._workers, self._helpers, self._events, self._links, self._terminal)
         if handover:
-            adopt(handover, self._workers, self._links, clock())
+            self._inheritance.adopt(handover, clock())
 
     def run(self) -> ExitCode:
         """Supervise until a signal stops it, or until it gives up a pool."""
@@ -93,6 +97,7 @@ class Supervisor:
         self._enforce()
         self._reconcile()
         self._notify()
+        self._finish()
 
     def close(self) -> None:
         """Close the sockets that children have lent: the broker takes back their jobs."""
@@ -207,8 +212,6 @@ class Supervisor:
                 self._links.loans.close(exit_.pid)
             else:
                 self._helpers.end(exit_)
-        if self.is_draining and not self.children and not self._helpers:
-            self._lifecycle.apply(SupervisorEvent.NO_CHILDREN)
 
     def _is_ours(self, pid: int) -> bool:
         return pid in self.children or pid in self._helpers
@@ -223,6 +226,9 @@ class Supervisor:
         if death.activity and child.gave_back(exit_.signal):
             logger.warning(wording.DEATH_WHILE_DRAINING, death, extra=death.as_dict())
         child.apply(ChildEvent.EXIT)
+        self._note_event(
+            EventName.WORKER_EXITED, str(death), was_given_back=was_given_back, is_old=child.is_old, **death.as_dict()
+        )
         if death.activity and was_given_back and self.is_draining:
             self._lifecycle.note_given_back()
         if death.has_left:
@@ -266,7 +272,8 @@ class Supervisor:
         for child in self.children:
             if child.state is ChildState.STARTING:
                 self._workers.drain(child)  # its report would be sent to an inbox that no longer exists
-        self._reload.execute()
+        handover = self._inheritance.hand_over(self._lifecycle.generation + 1)
+        self._reload.execute(handover, self.children.count_new())
 
     # -- let go --------------------------------------------------------------------------------------------
 
@@ -337,8 +344,34 @@ class Supervisor:
             self._lifecycle.apply(SupervisorEvent.ALL_POOLS_READY)
             logger.info(wording.READY, self._pools.plan)
             self._links.notifier.send("READY=1")
+            self._note_ready()
         if self._lifecycle.is_running:
             status = f"STATUS={sum(ready)} of {self._pools.plan.total} workers ready"
             if self._reload.failure:
                 status += f"; reload failed, the old app goes on: {self._reload.failure}"
             self._links.notifier.send(status)
+
+    def _note_ready(self) -> None:
+        plan = self._pools.plan
+        queues = {pool.name: pool.size for pool in plan.pools}
+        if self._lifecycle.generation:
+            self._note_event(EventName.SUPERVISOR_RELOADED, wording.is_reloaded(plan), queues=queues)
+        else:
+            self._note_event(EventName.SUPERVISOR_READY, wording.is_ready(plan), queues=queues)
+
+    def _note_event(self, name: EventName, description: str, **facts: object) -> None:
+        common = {"supervisor_pid": os.getpid(), "generation": self._lifecycle.generation}
+        self._events.note(name, description, {**common, **facts})
+
+    # -- finish ----------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Send the events of this turn, and stop once a drain has left nothing to wait for."""
+        if not self.is_draining or self.children:
+            self._events.send()
+            return
+        by = self._lifecycle.note_childless(self._clock())
+        self._helpers.hasten(by)
+        self._events.send(by)
+        if not self._helpers and not self._events.pending:
+            self._lifecycle.apply(SupervisorEvent.NO_CHILDREN)

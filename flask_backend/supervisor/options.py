@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from .context import Body
 from .descriptors import Descriptors
+from .events import EventSink
 from .process import Processes
 from .settling import Settle
 from .terminal import Terminal
@@ -19,12 +20,13 @@ class Work:
 
     ``labels`` names for each pool the kinds of work of its children, for example its tasks. If a child died at a job,
     ``settle`` is called in a short-lived process of its own, with the socket that the child lent, the record of its
-    death, and the number of deaths that the job has caused.
+    death, and the number of deaths that the job has caused. What the app may want to know is sent to ``events``.
     """
 
     body: Body
     labels: Mapping[str, Sequence[str]]
     settle: Settle
+    events: EventSink | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,9 @@ from .descriptors import TooFewDescriptorsError
 from .handover import FORMAT, HANDOVER_ENV, Handover, HandoverError
 from .helpers import Helper, Helpers
 from .image import Image
-from .inheritance import hand_over
 from .links import Links
 from .options import SupervisorOptions
 from .process import block_signals, hear_of_parents_death, unblock_signals
-from .workers import Workers
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -39,12 +37,9 @@ class WhenChecked(Protocol):
 class Reload:
     """The transition to the next image of this process."""
 
-    def __init__(
-        self, workers: Workers, links: Links, helpers: Helpers, options: SupervisorOptions, when_checked: WhenChecked
-    ) -> None:
+    def __init__(self, links: Links, helpers: Helpers, options: SupervisorOptions, when_checked: WhenChecked) -> None:
         """``when_checked`` is called after each check of new code."""
         self.failure = ""  # why the last reload failed
-        self._workers = workers
         self._links = links
         self._helpers = helpers
         self._options = options
@@ -88,12 +83,10 @@ class Reload:
             self._fail(refusal or wording.check_failed(exit_))
         self._when_checked(has_passed=has_passed)
 
-    def execute(self) -> None:
-        """Continue as a new image, with the handover. Return only if the system refuses."""
-        self._links.loans.receive()
-        handover = hand_over(self._workers, self._links, self._options.terminal)
+    def execute(self, handover: Handover, new_children: int) -> None:
+        """Continue as a new image, which will start so many children. Return only if the system refuses."""
         try:
-            self._links.descriptors.check_reload(self._workers.children.count_new(), len(handover.descriptors()))
+            self._links.descriptors.check_reload(new_children, len(handover.descriptors()))
         except TooFewDescriptorsError as error:
             self._fail(str(error))
             return

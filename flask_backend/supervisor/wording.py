@@ -6,6 +6,9 @@ function, and so is a reason, which a policy returns and another line quotes.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from flask_backend.deaths import Activity
 
 # -- the supervisor ------------------------------------------------------------------------------------------
@@ -111,3 +114,28 @@ RELOAD_FAILED = "reload failed: %s; the old app goes on"
 
 def check_failed(exit_: object) -> str:
     return f"the check of the new app {exit_}"
+
+
+# -- events for the app --------------------------------------------------------------------------------------
+
+EVENTS_LOST = "events for the app lost: %d (too many were waiting, or no time was left)"
+EVENTS_NOT_SENT = "%s may not have reached all receivers: %s"
+CANNOT_FORK_SENDER = "cannot fork a process that sends %s to the app: %s"
+RECEIVER_FAILED = "a receiver of %s failed"  # a traceback follows
+HELPER_OVERDUE = "helper %d of the old code did not end in time and was killed"
+
+
+def some_events(names: Iterable[str]) -> str:
+    return ", ".join(name if count == 1 else f"{count} {name}" for name, count in Counter(names).items())
+
+
+def end_of_sender(exit_: object, *, is_overdue: bool) -> str:
+    return "they took too long, and their process was killed" if is_overdue else f"their process {exit_}"
+
+
+def is_ready(plan: object) -> str:
+    return f"ready: {plan}"
+
+
+def is_reloaded(plan: object) -> str:
+    return f"reloaded: {plan}"

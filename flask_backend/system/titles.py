@@ -27,6 +27,11 @@ def show_worker(queue: str, activity: str) -> None:
     setproctitle(f"flask-backend: worker {queue} [{visible(activity, MAX_NAME) or 'idle'}]")
 
 
+def show_helper(activity: str) -> None:
+    """Show the activity of a child of the supervisor that is not a worker."""
+    setproctitle(f"flask-backend: helper [{visible(activity, MAX_NAME)}]")
+
+
 def is_master(title: str) -> bool:
     return title.startswith(_MASTER)
 

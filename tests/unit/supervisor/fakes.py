@@ -25,15 +25,17 @@ class NoProcesses(Processes):
 
     def __init__(self) -> None:
         self.refuses = False
+        self.spawned: list[str] = []
         self.drained: list[int] = []
         self.killed: list[int] = []
         self.dumped: list[int] = []
         self.exits: list[Exit] = []
         self._pids = itertools.count(1)
 
-    def spawn(self, _name, _main, _links, *, keep_loan_of=None):
+    def spawn(self, name, _main, _links, *, keep_loan_of=None):
         if self.refuses:
             raise BlockingIOError("no more processes")
+        self.spawned.append(name)
         return next(self._pids)
 
     def drain(self, pid):

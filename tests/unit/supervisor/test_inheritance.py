@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from fakes import Clock, NoProcesses
+
+from flask_backend.supervisor import Descriptors, Handover, Notifier, Terminal
+from flask_backend.supervisor.events import EventName, Events, EventSink
+from flask_backend.supervisor.handover import HANDOVER_ENV
+from flask_backend.supervisor.helpers import Helpers
+from flask_backend.supervisor.inbox import Inbox
+from flask_backend.supervisor.inheritance import Inheritance
+from flask_backend.supervisor.links import Lifeline, Links
+from flask_backend.supervisor.loans import Loans
+from flask_backend.supervisor.plan import Slot
+from flask_backend.supervisor.scoreboard import Scoreboard
+from flask_backend.supervisor.states import ChildEvent, ChildState
+from flask_backend.supervisor.workers import Workers
+
+
+@pytest.fixture
+def image():
+    """Build the parts of an image of the supervisor that a reload keeps."""
+    built = []
+
+    def build():
+        terminal, processes, clock = Terminal(was_there=True, ignores_hangup=False), NoProcesses(), Clock()
+        links = Links(Inbox(terminal), Lifeline(), Loans(), Notifier(""), Descriptors(soft=1000, base=10))
+        workers = Workers(lambda _context: 0, Scoreboard({"q": ["task"]}, 10), links, processes, clock)
+        helpers = Helpers(links, processes, clock)
+        events = Events(EventSink(wants=lambda _name: True, send=lambda _event: None), helpers, clock)
+        built.append(links)
+        return Inheritance(workers, helpers, events, links, terminal)
+
+    yield build
+    for links in built:
+        links.loans.close_all()
+
+
+def hand_over(old, new, monkeypatch):
+    """Hand over as an exec would, from one image of this process to another."""
+    monkeypatch.setenv(HANDOVER_ENV, str(old.hand_over(1).write()))
+    handover = Handover.take()
+    assert HANDOVER_ENV not in os.environ
+    new.adopt(handover, time.monotonic())
+    return handover
+
+
+def test_children_cross_with_their_activity_and_their_loans(image, monkeypatch):
+    old, new = image(), image()
+    old.workers.start(Slot("q", 0))
+    old.workers.start(Slot("q", 1))
+    busy, draining = old.workers.children
+    for child in old.workers.children:
+        child.apply(ChildEvent.REPORTED_READY)
+    busy.row.begin(7)
+    busy.row.run("task", None)
+    old.workers.drain(draining)
+    lent = os.open(os.devnull, os.O_RDONLY)
+    old.links.loans.keep(busy.pid, os.dup(lent))
+    handover = hand_over(old, new, monkeypatch)
+    assert (handover.generation, handover.soft_limit, handover.had_terminal) == (1, 1000, True)
+    first, second = new.workers.children
+    assert (first.pid, first.state, first.is_old) == (busy.pid, ChildState.READY, True)
+    assert (first.row.activity.job_id, first.row.activity.label) == (7, "task")
+    assert (second.pid, second.state) == (draining.pid, ChildState.DRAINING)
+    assert new.links.loans.get(busy.pid) == old.links.loans.get(busy.pid)
+    old.links.loans._lent.clear()  # it is the new image's
+    os.close(lent)
+
+
+def test_the_memory_of_an_earlier_scoreboard_is_closed_with_its_last_child(image, monkeypatch):
+    old, new = image(), image()
+    for index in range(2):
+        old.workers.start(Slot("q", index))
+    hand_over(old, new, monkeypatch)
+    first, second = new.workers.children
+    fd = first.row.place.fd
+    new.workers.remove(first)
+    assert Path(f"/proc/self/fd/{fd}").exists()
+    new.workers.remove(second)
+    assert not Path(f"/proc/self/fd/{fd}").exists()
+
+
+def test_helpers_cross_with_their_deadlines_and_are_killed_at_them(image, monkeypatch, caplog):
+    old, new = image(), image()
+    hanging = old.helpers.start("a helper", lambda _accept_signals: 0, lambda _exit: None, within_s=10.0)
+    server = old.helpers.start("a server", lambda _accept_signals: 0, lambda _exit: None)
+    settler = old.helpers.start("a settler", lambda _accept_signals: 0, lambda _exit: None, keep_loan_of=1)
+    hand_over(old, new, monkeypatch)
+    crossed = list(new.helpers)
+    assert [(helper.pid, helper.deadline, helper.settles) for helper in crossed] == [
+        (hanging.pid, hanging.deadline, False),
+        (server.pid, float("inf"), False),
+        (settler.pid, float("inf"), True),
+    ]
+    new.helpers.kill_overdue(hanging.deadline)
+    assert [helper.is_overdue for helper in crossed] == [True, False, False]
+    assert caplog.messages == []
+
+
+def test_events_that_were_not_sent_cross(image, monkeypatch):
+    old, new = image(), image()
+    old.events.note(EventName.WORKER_EXITED, "worker 7 of q exited", {"queue": "q", "exit_status": None})
+    hand_over(old, new, monkeypatch)
+    assert new.events.pending == old.events.pending
+    assert len(new.events.pending) == 1
