@@ -27,7 +27,7 @@ from goals import GOALS
 from measures import ENQUEUE, LATENCY, MEASURES, ONE_WORKER, TWO_WORKERS, Effort
 from report import Report, figures_table, put_between_markers
 
-DOCS = HERE.parent / "docs"
+DOCS = HERE.parent / "docs" / "explain"
 # Modules with other measurements: each has GOALS and measure(rounds), which returns figures.
 OTHERS = (supervision, memory)
 

@@ -1,8 +1,8 @@
-"""Measure what a job, a connection, a tube and a worker cost: the numbers used in docs/scaling.md.
+"""Measure what a job, a connection, a tube and a worker cost: the numbers used in docs/explain/scaling.md.
 
 Usage: python benchmarks/costs.py [--rounds N] [--only server|memory|workers] [--write]. Starts its own beanstalkd and
-supervisors; prints tables of medians with ranges. --write puts them into docs/scaling.md, between its markers. Costs
-depend on the machine: compare values of one run. Linux only: it reads /proc.
+supervisors; prints tables of medians with ranges. --write puts them into docs/explain/scaling.md, between its markers.
+Costs depend on the machine: compare values of one run. Linux only: it reads /proc.
 
 The server is driven over raw sockets, with many commands in a write where noted, so that the measurement covers the
 server's own CPU time and not the speed of the client.
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
 QUEUE = "com.example/default"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "explain" / "scaling.md"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 BODY = b"x" * 100
 BINLOGS = {"in memory": None, "`-b`": (), "`-b -f0`": ("-f0",)}
@@ -486,7 +486,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=["server", "memory", "workers"])
-    parser.add_argument("--write", action="store_true", help=f"into docs/{DOCUMENT.name} too")
+    parser.add_argument("--write", action="store_true", help="into docs/explain/scaling.md too")
     options = parser.parse_args()
     for section in [options.only] if options.only else ["server", "memory", "workers"]:
         text = measure(section, options.rounds, lambda line: print(line, file=sys.stderr))

@@ -8,7 +8,7 @@ Usage: python benchmarks/simulation.py --rate 85 --workers 2 --service-ms 20 [--
 The first form prints utilisation, queue length and latency of jobs that arrive at random; the second how many workers
 start 95 of 100 jobs within the wanted time; --table the waits of many loads, by formula. ``--check`` runs sleeping jobs
 on real workers of a real supervisor, with its own beanstalkd, gives the simulation the same arrivals and service
-times, and fails if the means differ by more than 15 %. See docs/scaling.md.
+times, and fails if the means differ by more than 15 %. See docs/explain/scaling.md.
 """
 
 from __future__ import annotations

@@ -80,18 +80,20 @@ class Settings:
     """The settings that ``init_app`` reads from ``app.config``.
 
     ``BACKEND_CONNECTION_URI`` (``btq://127.0.0.1:11300``)
-        The address of Beanstalkd; in tests ``memory://`` or ``sync://``. If the key is missing, the environment
-        variable of the same name is used.
-    ``BACKEND_TTR`` (120)
-        The seconds that a worker may be silent before Beanstalkd gives its job to another. Workers touch their
+        The address of Beanstalkd: ``btq://host[:port]``, an IPv6 address in brackets; in tests ``memory://`` or
+        ``sync://``. Without the key, the environment variable of the same name is used.
+    ``BACKEND_TTR`` (``120``)
+        The whole seconds that a worker may be silent before Beanstalkd gives its job to another. Workers touch their
         job while it runs, so this does not limit how long a task may run.
-    ``BACKEND_TIMEOUT`` (5)
+    ``BACKEND_TIMEOUT`` (``5``)
         The seconds to wait for a connection to Beanstalkd, and for each answer.
-    ``BACKEND_RETRY`` (the defaults of :class:`flask_backend.Retry`)
-        The policy of tasks and receivers without their own ``retry``: a ``Retry(...)``, or a mapping of its numbers.
-    ``BACKEND_BASE_URL`` (None)
-        The URL of the app, such as ``https://example.com`` or ``https://example.com/shop``: with it ``url_for`` works
-        in tasks, receivers and hooks.
+    ``BACKEND_RETRY`` (``Retry()``)
+        The policy of tasks and receivers without their own ``retry``: a :class:`~flask_backend.Retry`, or a mapping of
+        its numbers such as ``{"max_retries": 5}``. From the environment, with ``app.config.from_prefixed_env()``:
+        ``FLASK_BACKEND_RETRY__max_retries=5``.
+    ``BACKEND_BASE_URL`` (``None``)
+        The URL of the app's pages, such as ``https://example.com`` or ``https://example.com/shop``. With it,
+        :func:`flask.url_for` works in tasks, receivers and hooks, and returns external URLs.
     """
 
     broker: Address | StandIn = Address()

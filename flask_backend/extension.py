@@ -78,7 +78,7 @@ class Backend:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Read and check the app's settings (see :class:`flask_backend.config.Settings`). Opens no connection.
+        """Read and check the app's settings. Opens no connection.
 
         Raises :exc:`ConfigError` for an invalid setting.
         """

@@ -71,7 +71,7 @@ class BoundTask(Generic[P]):
         return self._task.schedule(args, kwargs, self._options)
 
     def map(self, /, *iterables: Iterable[Any]) -> Jobs:
-        """Schedule one call for each item with these options, see :meth:`Task.map`."""
+        """Schedule one call for each item with these options, see :meth:`flask_backend.Task.map`."""
         return self._task.schedule_many(iterables, self._options)
 
     def __repr__(self) -> str:

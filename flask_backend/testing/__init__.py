@@ -40,7 +40,8 @@ __all__ = [
 def memory(app: Flask | Backend | None = None) -> Memory:
     """Return the jobs of an app, by default the current app; for a ``Backend``, the jobs of its only app.
 
-    Raises :exc:`RegistrationError` if the app is ambiguous, and :exc:`ConfigError` if its broker is not in memory.
+    Raises :exc:`~flask_backend.RegistrationError` if the app is ambiguous, and :exc:`~flask_backend.ConfigError` if its
+    broker is not in memory.
     """
     if isinstance(app, Backend):
         return Memory(app.app_in_use(), app)

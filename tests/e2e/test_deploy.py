@@ -172,7 +172,7 @@ def remarks_on_instances(folder, *names):
 def test_each_instance_has_its_own_user_for_every_name_that_the_docs_allow(tmp_path):
     unit = settings(UNIT.read_text())
     assert (unit["DynamicUser"], unit["User"]) == ("yes", "fb-%i")
-    docs = (DEPLOY.parent / "docs" / "deploying.md").read_text()
+    docs = (DEPLOY.parent / "docs" / "run" / "systemd.md").read_text()
     longest = int(
         re.search(r"The name of an instance has 1 to (\d+) characters: letters, digits, `-` and `_`", docs)[1]
     )

@@ -1,4 +1,4 @@
-"""The README's tutorial, as written: its files are made, its commands run, and its screens compared."""
+"""The quickstart and the tutorial, as written: their files are made, their commands run, and their screens compared."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from helpers import ROOT
 from support.beanstalkd import free_port
 from support.waiting import wait_until
 
-SECTION = re.search(r"^## Tutorial\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
+START = ROOT / "docs" / "start"
 INSTALLS = ("python3 -m venv", "pip install")
 
 
 class Reader:
-    """A reader who follows the tutorial, in an empty folder, with separate ports."""
+    """A reader who follows a page, in an empty folder, with separate ports."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -57,7 +56,7 @@ class Reader:
 
         def is_as_expected() -> bool:
             nonlocal shown
-            done = subprocess.run(  # noqa: S602  # the README's own, as typed into a shell
+            done = subprocess.run(  # noqa: S602  # the page's own, as typed into a shell
                 command, shell=True, text=True, capture_output=True, cwd=self._folder, env=self._env, timeout=30
             )
             shown = done.stdout + done.stderr
@@ -101,6 +100,10 @@ def pattern_of(line: str, ports: dict[str, str]) -> str:
     return pattern.replace("/srv/hello/", ".*").replace(r"web\d+", r"\S+").replace(r"\d+s\s+ago", r"\w+\s+ago")
 
 
+def blocks_of(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def commands_of(block: str) -> Iterator[tuple[str, list[str]]]:
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         command, *expected = part.splitlines()
@@ -109,10 +112,11 @@ def commands_of(block: str) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 @pytest.mark.timeout(120)
-def test_the_tutorial_does_what_it_describes(tmp_path):
+@pytest.mark.parametrize("page", ["quickstart", "tutorial"])
+def test_the_page_does_what_it_describes(page, tmp_path):
     reader = Reader(tmp_path)
     try:
-        for kind, block in BLOCKS:
+        for kind, block in blocks_of(START / f"{page}.md"):
             match kind:
                 case "python":
                     reader.write(block)
@@ -130,6 +134,7 @@ def test_the_tutorial_does_what_it_describes(tmp_path):
 
 
 def test_the_tutorial_has_everything_it_promises():
-    commands = [command for kind, block in BLOCKS if kind == "console" for command, _ in commands_of(block)]
+    blocks = blocks_of(START / "tutorial.md")
+    commands = [command for kind, block in blocks if kind == "console" for command, _ in commands_of(block)]
     for needed in ("dev", "curl", "failures", "sed", "retry", "pytest"):
         assert any(needed in command for command in commands), needed

@@ -452,7 +452,7 @@ def test_a_job_corrupted_by_the_binlog_is_buried_and_does_not_stop_the_queue(sup
 def test_a_broker_that_dies_at_random_loses_no_job(supervise, durable_broker, durable_tasks):
     rng = random.Random(2)
     # Before the workers start: jobs that beanstalkd 1.12 accepts in one pipeline while others delete may be lost or
-    # corrupted in its binlog when it is killed, without us too (see docs/deploying.md).
+    # corrupted in its binlog when it is killed, without us too (see docs/run/beanstalkd.md).
     durable_tasks.note.map(range(2000))
     supervised = supervise(broker=durable_broker, workers=3)
     supervised.wait_for_line("note 0")
