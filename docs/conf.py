@@ -34,6 +34,8 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 # A reference that leads nowhere is a warning, and `./run docs` fails.
 nitpicky = True
+smartquotes = False  # they make a dash of the hyphens of an option
+default_role = "code"  # for the single backticks in the help of commands
 # Names in annotations that have no page of their own: type variables, and types of the standard library.
 nitpick_ignore_regex = [
     (r"py:(class|obj|data)", r"(flask_backend\.\w+\.)?(P|Q|R|R_co|T|Hook|Receiver|Delay|Target)(\.args|\.kwargs)?"),
@@ -47,6 +49,7 @@ autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "Flask-Backend"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -103,16 +106,19 @@ class SettingsDirective(SphinxDirective):
 CREATED = {"Backend", "Retry", "RetryLater", "Bury", "Discard"}
 
 
-def hide_signature(
-    _app: Sphinx, what: str, name: str, _obj: object, _options: object, signature: str | None, _returns: str | None
-) -> tuple[str, None] | None:
-    is_shown = what not in {"class", "exception"} or name.rpartition(".")[2] in CREATED
-    return None if is_shown or not signature else ("", None)
+def adapt_signature(
+    _app: Sphinx, what: str, name: str, _obj: object, _options: object, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    if not signature:
+        return None
+    if what in {"class", "exception"} and name.rpartition(".")[2] not in CREATED:
+        return "", None
+    return signature.replace("*args: ~P, **kwargs: ~P", "*args: P.args, **kwargs: P.kwargs"), returns
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("settings", SettingsDirective)
-    app.connect("autodoc-process-signature", hide_signature)
+    app.connect("autodoc-process-signature", adapt_signature)
     # Mermaid's diagrams stay text: drawing them takes its library, in the browser or at the build.
     app.add_lexer("mermaid", TextLexer)
     return {"parallel_read_safe": True}
