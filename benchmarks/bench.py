@@ -1,8 +1,8 @@
 """Compare Flask-Backend with the limit set by the wire, and with Celery, Dramatiq, Huey and RQ.
 
-Usage: ./run bench [--rounds N] [--only NAME] [--check]. Each round measures all contenders of a figure in turn, each
-with its own broker and in its own processes. Times depend on the machine: compare values of one run. Linux only: it
-reads /proc and chooses cores.
+Usage: ./run bench [--rounds N] [--only NAME] [--check] [--render]. Each round measures all contenders of a figure in
+turn, each with its own broker and in its own processes. Times depend on the machine: compare values of one run. Linux
+only: it reads /proc and chooses cores.
 """
 
 from __future__ import annotations
@@ -77,12 +77,16 @@ def main() -> int:
         help="the figures, or the module, with this in the name; docs stay as they are",
     )
     parser.add_argument("--check", action="store_true", help="fail if we have become slower; takes a minute")
+    parser.add_argument("--render", action="store_true", help="write the page and the chart again from their JSON")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # and so end the processes started
     if options.check:
         return 0 if check() else 1
     settings = {contender.name: contender.settings for contender in find(with_peers=True).values()}
     goals = [*GOALS, *(goal for other in OTHERS for goal in other.GOALS)]
+    if options.render:
+        write(Report.from_json((DOCS / "benchmarks.json").read_text(), goals, settings))
+        return 0
     figures: list[Figure] = []
     report = Report(machine.describe(), options.rounds, figures, goals, settings)
     for some in measure(options.rounds, options.only):

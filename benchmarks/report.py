@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from figures import Figure, Goal, Verdict, find, judge
 
 OURS = "ours"
-BEGIN, END = "<!-- measured: made by ./run bench -->", "<!-- end of what was measured -->"
+BEGIN, END = "<!-- measurements: written by ./run bench -->", "<!-- end of the measurements -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,23 @@ class Report:
     goals: Sequence[Goal]
     settings: Mapping[str, str]
 
+    @classmethod
+    def from_json(cls, text: str, goals: Sequence[Goal], settings: Mapping[str, str]) -> Report:
+        """Read a report that :meth:`json` wrote; ``settings`` replace its own, by contender."""
+        content = json.loads(text)
+        figures = [Figure(**each) for each in content["figures"]]
+        return cls(content["machine"], content["rounds"], figures, goals, content["settings"] | settings)
+
     def markdown(self) -> str:
         machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
         parts = [
-            f"Measured on: {machine}. {self.rounds} rounds.",
+            f"Measured in {self.rounds} rounds on: {machine}.",
             "### Goals",
             goals_table(judge(self.goals, self.figures)),
         ]
         for name in dict.fromkeys(figure.name for figure in self.figures):
             parts += [f"### {capitalized(name)}", figures_table([each for each in self.figures if each.name == name])]
-        parts += ["### Settings", *(f"**{name}.** {text}" for name, text in self.settings.items())]
+        parts += ["### Settings of the contenders", *(f"**{name}.** {text}" for name, text in self.settings.items())]
         return "\n\n".join(parts)
 
     def json(self) -> str:
@@ -45,6 +52,7 @@ class Report:
             "rounds": self.rounds,
             "figures": [asdict(figure) for figure in self.figures],
             "goals": verdicts,
+            "settings": dict(self.settings),
         }
         return json.dumps(content, indent=1) + "\n"
 

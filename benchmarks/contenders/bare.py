@@ -129,8 +129,8 @@ CONTENDERS = [
         Server.BEANSTALKD,
         partial(commands, "loop"),
         9_000,
-        "Reserve, `json.loads`, call, delete, one by one, with greenstalk; no app context. Its puts are of a body that"
-        " is made already.",
+        "Reserves, decodes with `json.loads`, calls and deletes one job after the other, with greenstalk and without an"
+        " app context. It puts a body that was encoded before.",
     ),
     Contender(
         "bare pipelined loop",
@@ -138,8 +138,8 @@ CONTENDERS = [
         Server.BEANSTALKD,
         partial(commands, "pipelined"),
         11_000,
-        "A socket; delete and reserve in one write; `json.loads`, and the call in Flask's app context. Its puts are 500"
-        " in one write.",
+        "Uses a plain socket. One write deletes a job and reserves the next; the call runs in Flask's app context. One"
+        " write puts 500 jobs.",
     ),
     Contender(
         "bare loop, eight at a time",
@@ -147,7 +147,7 @@ CONTENDERS = [
         Server.BEANSTALKD,
         partial(commands, "eight"),
         20_000,
-        "The same with eight deletes and eight reserves in one write.",
+        "The same, but one write deletes eight jobs and reserves eight.",
     ),
 ]
 

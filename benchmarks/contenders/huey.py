@@ -41,7 +41,7 @@ CONTENDERS = [
         Server.REDIS,
         commands,
         2_500,
-        f"[A consumer]({CONSUMER}#multiple-consumers) for each core, of two threads: faster than one consumer with 2"
-        f" or 4 processes, and than consumers with 1 or 4 threads; `--quiet`, and [`results=False`]({API}).",
+        f"[A consumer]({CONSUMER}#multiple-consumers) for each core, with two threads. One consumer with 2 or 4"
+        f" processes, and consumers with 1 or 4 threads, were slower. `--quiet` and [`results=False`]({API}).",
     )
 ]

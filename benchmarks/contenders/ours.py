@@ -47,7 +47,7 @@ def can_prefetch() -> bool:
     return "--prefetch" in subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
 
 
-SETTINGS = "`flask-backend supervise --time-limit 60`, all else as it is by default."
+SETTINGS = "`flask-backend supervise --time-limit 60`, with all other options at their defaults."
 CONTENDERS = [Contender("ours", "ours", Server.BEANSTALKD, commands, 8_000, SETTINGS)]
 if can_prefetch():
     settings = "The same with `--prefetch 8`."

@@ -60,8 +60,8 @@ CONTENDERS = [
         Server.REDIS,
         partial(commands, "Worker"),
         50,
-        f"A `Worker` for each core, which forks for each job, with the app"
-        f" [preloaded]({WORKERS}#performance-notes); [`result_ttl=0`]({RESULTS}); log level WARNING.",
+        "A `Worker` for each core, which forks for each job. The app is"
+        f" [preloaded]({WORKERS}#performance-notes); [`result_ttl=0`]({RESULTS}); the log level is WARNING.",
     ),
     Contender(
         "RQ, SimpleWorker",
@@ -69,8 +69,8 @@ CONTENDERS = [
         Server.REDIS,
         partial(commands, "SimpleWorker"),
         200,
-        f"The same with a `SimpleWorker`, which does not fork, and which its [notes]({BENCHMARK}) advise only for jobs"
-        " of single-digit milliseconds that are trusted not to leak and not to crash.",
+        f"The same with a `SimpleWorker`, which does not fork. Its [notes]({BENCHMARK}) recommend it only for jobs of"
+        " single-digit milliseconds that neither leak nor crash.",
     ),
 ]
 

@@ -104,7 +104,7 @@ def test_the_report_includes_missed_goals(report):
     text = report.markdown()
     assert "| jobs: ours | at least 1.2 times bare | 1.10 | 0.25 to 2.00 | **missed** |" in text
     assert "| jobs: ours | at least 150 jobs/s | 200 | 100 to 330 | met |" in text
-    assert "CPU a fast one. 3 rounds." in text
+    assert "Measured in 3 rounds on: CPU a fast one." in text
     assert "**ours.** as it is" in text
 
 
@@ -113,6 +113,12 @@ def test_the_json_has_every_value_and_every_goal(report):
     figures = [Figure(**each) for each in content["figures"]]
     assert find(figures, "jobs", "bare") == BARE
     assert [goal["is_met"] for goal in content["goals"]] == [False, True]
+
+
+def test_a_report_is_rendered_again_from_its_json_with_the_settings_of_today(report):
+    again = Report.from_json(report.json(), report.goals, {"bare": "as it must be"})
+    assert again.settings == {"ours": "as it is", "bare": "as it must be"}
+    assert (again.machine, again.rounds, again.figures) == (report.machine, report.rounds, report.figures)
 
 
 def test_new_measurements_replace_the_old_ones_and_nothing_else():
