@@ -36,11 +36,7 @@ myst_heading_anchors = 4
 nitpicky = True
 smartquotes = False  # they make a dash of the hyphens of an option
 default_role = "code"  # for the single backticks in the help of commands
-# Names in annotations that have no page of their own: type variables, and types of the standard library.
-nitpick_ignore_regex = [
-    (r"py:(class|obj|data)", r"(flask_backend\.\w+\.)?(P|Q|R|R_co|T|Hook|Receiver|Delay|Target)(\.args|\.kwargs)?"),
-    (r"py:(class|obj|data)", r"(collections\.abc|typing|datetime|subprocess|pathlib|types|enum|contextlib)\..*"),
-]
+nitpick_ignore_regex = [("py:(class|obj)", ".*~?\\b(P|R|R_co|T|Hook|Receiver)")]  # type variables have no page
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -70,9 +66,12 @@ SITES = {
 
 
 def make_inventory(name: str) -> str:
-    """Write ``inventories/NAME.txt``, lines of ROLE, NAME and LOCATION, in Sphinx's format; return the path."""
+    """Write ``inventories/NAME.txt`` in Sphinx's format, and return the path.
+
+    Each of its lines has the role of a name, the name, and its location on the site, where $ stands for the name.
+    """
     lines = (HERE / "inventories" / f"{name}.txt").read_text().splitlines()
-    entries = [line.split() for line in lines if line and not line.startswith("#")]
+    entries = [line.split() for line in lines]
     body = "".join(f"{target} {role} 1 {location} -\n" for role, target, location in entries)
     head = f"# Sphinx inventory version 2\n# Project: {name}\n# Version: \n# The remainder is compressed using zlib.\n"
     path = HERE.parent / "build" / "inventories" / f"{name}.inv"
