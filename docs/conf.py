@@ -112,7 +112,7 @@ def adapt_signature(
         return None
     if what in {"class", "exception"} and name.rpartition(".")[2] not in CREATED:
         return "", None
-    return signature.replace("*args: ~P, **kwargs: ~P", "*args: P.args, **kwargs: P.kwargs"), returns
+    return signature.replace("<class 'BaseException'>", "BaseException"), returns  # a default of a dataclass
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

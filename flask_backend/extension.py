@@ -80,7 +80,8 @@ class Backend:
     def init_app(self, app: Flask) -> None:
         """Read and check the app's settings. Opens no connection.
 
-        Raises :exc:`ConfigError` for an invalid setting.
+        Raises :exc:`ConfigError` for an invalid setting, and :exc:`RegistrationError` if the app already has a
+        ``Backend``.
         """
         if EXTENSION_KEY in app.extensions:
             raise RegistrationError(f"app {app.name!r} already has a Backend: call init_app once for each app")
@@ -106,8 +107,8 @@ class Backend:
         :exc:`TaskTimeout` is raised inside the task; the default is the limit of the worker's command line, if any.
         ``retry`` is the policy after a failure; the default is ``BACKEND_RETRY``. ``delay``, ``priority`` and ``ttr``
         are the defaults of its calls, see :meth:`Task.options`. Raises :exc:`RegistrationError` if the queue already
-        has that endpoint, or has a receiver, :exc:`ConfigError` for an invalid time limit or retry policy, and
-        :exc:`OptionError`.
+        has that endpoint, or has a receiver, or if the function cannot be a task, :exc:`QueueNameError`,
+        :exc:`ConfigError` for an invalid time limit or retry policy, and :exc:`OptionError`.
         """
         check_endpoint(endpoint)
         check_time_limit(time_limit)
@@ -151,8 +152,9 @@ class Backend:
     ) -> Callable[[Receiver], Receiver]:
         """Register a function that is called with every JSON message that other systems put on ``queue``.
 
-        ``time_limit`` and ``retry`` work as for a task. Raises :exc:`RegistrationError` if the queue already has a
-        receiver or tasks.
+        The message is the decoded JSON: a dict, list, string, number, boolean or None. ``time_limit`` and ``retry``
+        work as for a task. Raises :exc:`RegistrationError` if the queue already has a receiver or tasks, and
+        :exc:`QueueNameError` and :exc:`ConfigError` as for a task.
         """
         check_time_limit(time_limit)
         check_retry(retry)
@@ -172,7 +174,11 @@ class Backend:
 
     @_naming_a_queue
     def before_first_task(self, queue: str) -> Callable[[Hook], Hook]:
-        """Register a function that each worker of ``queue`` calls once, in an app context, before its first job."""
+        """Register a function that each worker of ``queue`` calls once, in an app context, before its first job.
+
+        The function has no parameters, and its result is ignored. If it raises, its worker cannot start, and another
+        one is started later. Raises :exc:`RegistrationError` and :exc:`QueueNameError`.
+        """
         decorator = f"@backend.before_first_task({queue!r})"
 
         def decorate(hook: Hook) -> Hook:
@@ -213,7 +219,8 @@ class Backend:
     ) -> Job:
         """Send a message, any value that JSON can carry, to an external system on the same server.
 
-        Takes the options of :meth:`Task.options`. Raises the errors of scheduling a task.
+        Takes the options of :meth:`Task.options`. Raises :exc:`QueueNameError`, :exc:`OptionError`, and the other
+        errors of a :class:`Task`'s call.
         """
         check_queue_name(queue)
         return self.put(queue, _encode_message(queue, message), Options(delay, priority, ttr), None)

@@ -32,11 +32,11 @@ class JobControl(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that Beanstalkd has accepted: its queue, and the id that Beanstalkd gave it.
+    """A job that Beanstalkd has accepted: its ``queue``, and ``id``, the number that Beanstalkd gave it.
 
-    ``uid`` is the id in a task's message; unlike ``id`` it is never reused. A message to another system does not have
-    one. ``broker`` is the URI of the server that has the job: ids count on each server anew. A pickled job keeps only
-    these four: after unpickling it has no connection to query.
+    ``uid`` is the id in a task's message, a string; unlike ``id`` it is never reused. It is None for a message to
+    another system. ``broker`` is the URI of the server that has the job: each server counts its ids itself. A pickled
+    job keeps only these four: after unpickling it has no connection to query.
     """
 
     queue: str

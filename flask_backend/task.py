@@ -79,9 +79,10 @@ class BoundTask(Generic[P]):
 
 
 class Task(Generic[P, R_co]):
-    """A function whose calls run in a worker.
+    """A function whose calls run in a worker; its parameters are those of the function.
 
     ``hello("world")`` schedules a call and returns at once; ``hello.run("world")`` runs it immediately, in the caller.
+    ``queue`` and ``endpoint`` are the names that the decorator registered, ``function`` is the function itself.
     """
 
     def __init__(
