@@ -19,7 +19,7 @@ from flask_backend.config import KEYS, Settings
 HERE = Path(__file__).parent
 
 project = "Flask-Backend"
-copyright = "the authors of Flask-Backend"  # noqa: A001  # Sphinx's name
+copyright = "2026, the Flask-Backend authors"  # noqa: A001  # Sphinx's name
 version = release = flask_backend.__version__
 
 extensions = [
