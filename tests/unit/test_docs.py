@@ -9,6 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+import flask_backend
+import flask_backend.testing
 from flask_backend.config import KEYS, Settings
 from flask_backend.system.exits import ExitCode
 
@@ -52,6 +54,13 @@ def test_the_table_of_exit_codes_has_every_code():
 
 def test_every_setting_is_documented_in_the_order_of_the_keys():
     assert tuple(re.findall(r"^``(\w+)`` \(``\S+``\)$", inspect.getdoc(Settings) or "", re.MULTILINE)) == KEYS
+
+
+@pytest.mark.parametrize(("page", "module"), [("api", flask_backend), ("testing", flask_backend.testing)])
+def test_every_public_name_is_in_the_reference(page, module):
+    text = (DOCS / "reference" / f"{page}.md").read_text()
+    named = set(re.findall(r"^\.\. (?:auto)?(?:class|exception|function|data):: (\w+)", text, re.MULTILINE))
+    assert set(module.__all__) <= named
 
 
 def test_the_lines_in_troubleshooting_are_logged():
