@@ -77,6 +77,26 @@ worker_stopping = _signals.signal(
     "A worker of ``queue`` has settled its last job and is about to end. Sent in the worker, unless it is killed.",
 )
 
+worker_exited = _signals.signal(
+    "worker-exited",
+    """A worker has ended. ``description`` says how, in words; the facts are ``queue``, ``worker_pid``, ``exit_kind``
+    (``planned``, ``cannot_work``, ``died_idle`` or ``died_busy``), ``exit_status``, ``exit_signal``, ``lived_s``,
+    ``job_id``, ``task``, ``running_s``, ``user_s``, ``system_s``, ``max_rss_bytes``, ``private_bytes``,
+    ``was_given_back`` (it was stopped, and its job, if any, returned to the queue), ``is_old`` (it ran the code from
+    before a reload), ``generation`` (the number of reloads) and ``supervisor_pid``.
+
+    Like the two below it is sent in a short-lived process, which is killed after 10 seconds.""",
+)
+supervisor_ready = _signals.signal(
+    "supervisor-ready",
+    """Each queue has its first workers ready: ``description``, ``queues`` (a mapping of their names to the number of
+    their workers), ``generation`` and ``supervisor_pid``.""",
+)
+supervisor_reloaded = _signals.signal(
+    "supervisor-reloaded",
+    "The new code serves after a reload. The facts are those of :data:`supervisor_ready`.",
+)
+
 
 def send(signal: NamedSignal, app: Flask, /, *, catching: type[BaseException] = Exception, **facts: Any) -> None:
     """Call the receivers of a signal; log their exceptions. For Flask-Backend itself.

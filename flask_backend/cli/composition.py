@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
+from flask_backend import signals
 from flask_backend.outcome import Ending
 from flask_backend.supervisor import (
     SETTLED,
     SETTLED_FOR_GOOD,
     ChildContext,
     Descriptors,
+    Event,
+    EventName,
+    EventSink,
     Handover,
     HandoverError,
     Notifier,
@@ -37,6 +41,7 @@ from flask_backend.worker import postmortem
 from flask_backend.worker.event_loop import EventLoop
 from flask_backend.worker.execution import Runner, prepare
 from flask_backend.worker.limits import Limits
+from flask_backend.worker.outcomes import announce
 from flask_backend.worker.worker import Worker
 
 from .apps import AppLoadError, LoadedApp, load_app_of_workers, refuse_patch, users_traceback, warn_of_threads
@@ -48,6 +53,12 @@ if TYPE_CHECKING:
     from flask_backend.logs import LogFormat
 
 logger = get_logger("flask_backend.supervisor")
+
+_SIGNALS = {
+    EventName.WORKER_EXITED: signals.worker_exited,
+    EventName.SUPERVISOR_READY: signals.supervisor_ready,
+    EventName.SUPERVISOR_RELOADED: signals.supervisor_reloaded,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +166,11 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
         postmortem.announce_crash(loaded.app, settled, death)
         return SETTLED_FOR_GOOD if settled.ending is Ending.BURIED else SETTLED
 
-    return Work(work, {pool.name: loaded.backend.queues[pool.name].names for pool in pools}, settle)
+    def send(event: Event) -> None:
+        announce(loaded.app, _SIGNALS[event.name], description=event.description, **event.facts)
+
+    labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
+    return Work(work, labels, settle, EventSink(lambda name: bool(_SIGNALS[name].receivers), send))
 
 
 def _try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:

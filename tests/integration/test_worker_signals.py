@@ -211,3 +211,22 @@ def test_a_failure_is_announced_even_if_the_broker_is_gone(start, broker, tmp_pa
     finally:
         broker.thaw()
     assert "task_retried" not in running.log
+
+
+SUPERVISOR = "worker_exited supervisor_ready supervisor_reloaded"
+
+
+def test_the_signals_about_the_supervisor_and_its_workers_are_sent_in_processes_of_their_own(start, broker):
+    running = start(names=SUPERVISOR, more="print('pid', os.getpid(), flush=True)")
+    running.wait_for_log("<supervisor_ready {'description': 'ready: q=1', ")
+    assert f"'supervisor_pid': {running.pid}, 'generation': 0, 'queues': {{'q': 1}}}}>" in running.log
+    job_id = call(broker, "die")
+    running.wait_for_log("<worker_exited {'description': 'worker ")
+    assert "'queue': 'q', " in running.log
+    assert "'exit_kind': 'died_busy', " in running.log
+    assert f"'job_id': {job_id}, 'task': 'die', " in running.log
+    running.send(signal.SIGHUP)
+    running.wait_for_log("<supervisor_reloaded {'description': ")
+    assert "'generation': 1, " in running.log
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0

@@ -40,6 +40,7 @@ def wait(context):
     ours, _theirs = socket.socketpair()
     context.lend(ours.fileno())
     context.ready()
+    write_down(ready=os.getpid())
     while True:
         signal.pause()
 

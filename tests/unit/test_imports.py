@@ -33,7 +33,7 @@ ARROWS = {
     "logs": {"current", "system"},
     "development": {"system"},
     "testing": {"extension", "task", "job", "inprocess", "broker", "registry"},
-    "cli": {"extension", "task", "operations", "worker", "supervisor", "broker", "registry", "system"}
+    "cli": {"extension", "task", "operations", "signals", "worker", "supervisor", "broker", "registry", "system"}
     | {"development", "embedded", "logs"},
     "flask_script": {"cli"},
     "__main__": {"cli"},
