@@ -6,10 +6,9 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from flask import Flask
+from flask import Flask, has_app_context
 from flask.globals import app_ctx
 
 from .broker.producer import Producer
@@ -21,7 +20,7 @@ from .functions import check_fits, check_function, may_be_async, name_of, shown_
 from .job import Batch, BulkError, Job, Jobs, batch_uid
 from .message import encode_json, new_uid, show_value
 from .names import check_queue_name, check_worked_queue_name
-from .options import Options
+from .options import DEFAULTS, Options
 from .registry import Handler, Handlers, Middleware, check_endpoint, check_retry, check_time_limit
 from .retry import Retry
 from .signals import send, task_scheduled
@@ -113,7 +112,8 @@ class Backend:
         check_endpoint(endpoint)
         check_time_limit(time_limit)
         check_retry(retry)
-        defaults = Options(delay, priority, ttr)
+        is_plain = delay is priority is ttr is None
+        defaults = DEFAULTS if is_plain else Options(delay, priority, ttr)
         decorator = f"@backend.task({queue!r})"
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:
@@ -267,7 +267,7 @@ class Backend:
 
     def app_in_use(self) -> Flask:
         """Return the current app, or outside of a context the only app; else raise :exc:`RegistrationError`."""
-        with suppress(RuntimeError):  # outside of an app context
+        if has_app_context():
             return app_ctx.app  # the app itself: current_app is a proxy
         if len(self._producers) == 1:
             return next(iter(self._producers))

@@ -43,6 +43,8 @@ class Options:
 
     def over(self, defaults: Options) -> Options:
         """Return these options, with the values of ``defaults`` for the ones that are not set."""
+        if defaults is DEFAULTS:
+            return self
         return Options(
             delay=self.delay if self.delay is not None else defaults.delay,
             priority=self.priority if self.priority is not None else defaults.priority,

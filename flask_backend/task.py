@@ -12,13 +12,16 @@ from .durations import Delay
 from .errors import MessageEncodeError
 from .functions import bind, signature_of
 from .job import Job, Jobs
-from .message import Message, encode, encode_json, new_headers, show_value
+from .message import encode_call, encode_json, head_of, new_uid, show_value
 from .options import Options
 from .worker.event_loop import run_here
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
+
+# How many shapes of calls with keyword arguments a task remembers. One with **kwargs may have any number.
+_MAX_SHAPES = 64
 
 
 def _by_name(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
@@ -95,6 +98,8 @@ class Task(Generic[P, R_co]):
         self.__signature__ = signature_of(function)
         self._scheduler = scheduler
         self._arities = _arities(self.__signature__)
+        self._shapes: set[tuple[object, ...]] = set()
+        self._head = head_of(endpoint)
         self._defaults = defaults
         self.queue = queue
         self.endpoint = endpoint
@@ -143,25 +148,35 @@ class Task(Generic[P, R_co]):
         return self.schedule_many(iterables, self._defaults)
 
     def schedule(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Job:
-        headers = new_headers()
-        body = self.encode(args, kwargs, headers)
-        return self._scheduler.put(self.queue, body, options, headers["id"], self.endpoint)
+        uid = new_uid()
+        return self._scheduler.put(self.queue, self.encode(args, kwargs, uid), options, uid, self.endpoint)
 
     def schedule_many(self, iterables: tuple[Iterable[Any], ...], options: Options) -> Jobs:
         def encode_item(args: tuple[Any, ...], uid: str) -> bytes:
-            return self.encode(args, {}, new_headers(uid))
+            return self.encode(args, {}, uid)
 
         items = zip(*iterables, strict=False)
         return self._scheduler.put_many(self.queue, items, encode_item, options, self.endpoint)
 
-    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], headers: dict[str, Any]) -> bytes:
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], uid: str) -> bytes:
         """Return the body of a call's job. Raises the errors of a call with invalid arguments."""
-        if kwargs or len(args) not in self._arities:  # else they fit: binding takes far longer to find that out
+        # Binding takes far longer than to see that such a call fits.
+        if kwargs:
+            self._bind_once(args, kwargs)
+        elif len(args) not in self._arities:
             bind(self.endpoint, self.__signature__, args, kwargs)
         try:
-            return encode(Message(self.endpoint, args, kwargs, headers))
+            return encode_call(self._head, args, kwargs, uid)
         except MessageEncodeError as error:
             raise self._blame(bind(self.endpoint, self.__signature__, args, kwargs), error) from error
+
+    def _bind_once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Bind the arguments, unless a call with as many and with the same names was found to fit."""
+        shape = (len(args), *kwargs)
+        if shape not in self._shapes:
+            bind(self.endpoint, self.__signature__, args, kwargs)
+            if len(self._shapes) < _MAX_SHAPES:
+                self._shapes.add(shape)
 
     def _blame(self, bound: inspect.BoundArguments, reason: MessageEncodeError) -> MessageEncodeError:
         """Return an error that names the first argument that JSON cannot carry."""

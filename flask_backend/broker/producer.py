@@ -18,7 +18,7 @@ from flask_backend.errors import (
     MessageDecodeError,
 )
 from flask_backend.message import decode
-from flask_backend.options import Options, PutOptions
+from flask_backend.options import DEFAULTS, Options, PutOptions
 
 from .connection import PIPELINE_JOBS, Connection
 from .stats import JobRecord
@@ -64,6 +64,7 @@ class Producer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.uri = str(settings.broker)
+        self._plain = DEFAULTS.resolve(settings.ttr_s)  # for most calls
         self._local = threading.local()
 
     def put(self, queue: str, body: bytes, options: Options) -> int:
@@ -72,7 +73,8 @@ class Producer:
         A connection that broke since the last put is replaced first. If it breaks during a put, the caller gets the
         error: the server may have the job, and a second put could run it twice.
         """
-        return self.connection().put(queue, body, options.resolve(self.settings.ttr_s))
+        resolved = self._plain if options is DEFAULTS else options.resolve(self.settings.ttr_s)
+        return self.connection().put(queue, body, resolved)
 
     def put_many(
         self, queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], options: Options

@@ -78,7 +78,7 @@ def expect(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ex
     arguments = {name: value for name, value in kwargs.items() if name not in options}
     # JSON changes types, for example tuples to lists: convert the expected values in the same way.
     if not isinstance(target, str):
-        sent = decode(target.encode(tuple(args), arguments, {}))
+        sent = decode(target.encode(tuple(args), arguments, ""))
         shown = show_call(target.endpoint, sent.args, sent.kwargs)
         return Expected(target, shown, _bind(target, sent.args, sent.kwargs), options)
     if len(args) != 1 or arguments:

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from flask_backend import message
 from flask_backend.errors import MessageDecodeError, MessageEncodeError
-from flask_backend.message import MAX_DEPTH, Message, decode, decode_json, encode, encode_json, new_headers, show_value
+from flask_backend.message import (
+    MAX_DEPTH,
+    Message,
+    decode,
+    decode_json,
+    encode_call,
+    encode_json,
+    head_of,
+    new_uid,
+    show_value,
+)
 
 odd_keys = st.text('0123456789truefalsn-.:"{,', max_size=5) | st.integers() | st.booleans() | st.none()
 odd_keys |= st.floats(allow_nan=False, allow_infinity=False)
@@ -42,13 +52,28 @@ json_values = st.recursive(
 
 @given(st.text(min_size=1), st.lists(json_values), st.dictionaries(st.text(), json_values))
 def test_encoded_values_decode_to_the_same(endpoint, args, kwargs):
-    message = Message(endpoint, args, kwargs, new_headers())
-    assert decode(encode(message)) == message
+    uid = new_uid()
+    before = time.time()
+    message = decode(encode_call(head_of(endpoint), args, kwargs, uid))
+    assert (message.endpoint, message.args, message.kwargs) == (endpoint, args, kwargs)
+    assert message.headers.keys() == {"id", "at"}
+    assert message.headers["id"] == uid
+    assert before - 0.001 < message.headers["at"] < time.time() + 0.001
 
 
-def test_the_envelope_is_the_documented_one():
-    body = encode(Message("hello", ("wörld",), {}, {"id": "1", "at": 2.5}))
-    assert body == '{"endpoint":"hello","args":["wörld"],"kwargs":{},"headers":{"id":"1","at":2.5}}'.encode()
+def test_the_envelope_is_the_documented_one(monkeypatch):
+    monkeypatch.setattr(message.time, "time", lambda: 2.5)
+    body = encode_call(head_of('say "hello"'), ("wörld",), {"a": 1}, "1f")
+    assert json.loads(body) == {
+        "endpoint": 'say "hello"',
+        "args": ["wörld"],
+        "kwargs": {"a": 1},
+        "headers": {"id": "1f", "at": 2.5},
+    }
+    assert "wörld".encode() in body
+    assert encode_call(head_of("hello"), (), {}, "1f") == (
+        b'{"endpoint":"hello","args":[],"kwargs":{},"headers":{"id":"1f","at":2.500}}'
+    )
 
 
 def test_missing_parts_mean_empty():
@@ -56,7 +81,7 @@ def test_missing_parts_mean_empty():
 
 
 def test_ids_differ():
-    assert len({new_headers()["id"] for _ in range(1000)}) == 1000
+    assert len({new_uid() for _ in range(1000)}) == 1000
 
 
 @pytest.mark.parametrize(
