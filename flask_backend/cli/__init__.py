@@ -106,14 +106,15 @@ class CommandGroup(click.Group):
 
 def _is_queue(ctx: click.Context, name: str) -> bool:
     """Whether Flask's command line has an app with this queue, or an app that the worker will fail to load."""
-    from flask.cli import NoAppException, ScriptInfo
-
-    info = ctx.find_object(ScriptInfo)
-    if info is None or name.startswith("-"):
+    of_flask = sys.modules.get("flask.cli")
+    if of_flask is None or name.startswith("-"):
+        return False
+    info = ctx.find_object(of_flask.ScriptInfo)
+    if info is None:
         return False
     try:
         backend = info.load_app().extensions.get("backend")
-    except NoAppException:
+    except of_flask.NoAppException:
         return False
     except Exception:
         return True

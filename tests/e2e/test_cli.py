@@ -176,10 +176,11 @@ def test_help_shows_the_environment_variable_of_each_option():
     assert variables == ["QUEUES", *(option.upper().replace("-", "_") for option in OPTIONS[1:])]
 
 
-def test_help_and_version_need_no_flask():
+@pytest.mark.parametrize("args", [["supervise", "--help"], ["--version"], ["dance"]], ids=" ".join)
+def test_help_and_version_and_typing_errors_need_no_flask(args):
     code = (
         "import sys\nfrom flask_backend.cli import main\n"
-        "try:\n    main(['supervise', '--help'])\nexcept SystemExit:\n    pass\n"
+        f"try:\n    main({args})\nexcept SystemExit:\n    pass\n"
         "assert 'flask' not in sys.modules and 'psutil' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
