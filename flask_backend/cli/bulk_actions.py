@@ -68,10 +68,11 @@ class Request:
 
 
 def read_pattern(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> Pattern | None:
-    from flask_backend.operations.failures import Pattern
-
     if text is None:
         return None
+
+    from flask_backend.operations.failures import Pattern
+
     if not text.strip("/"):
         raise click.BadParameter(f"{text!r}: expected ENDPOINT, ENDPOINT/EXCEPTION or /EXCEPTION, as hello/ValueError")
     return Pattern(text)

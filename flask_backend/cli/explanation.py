@@ -8,23 +8,18 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from flask_backend.broker.stats import JobRecord, Queue
-from flask_backend.message import cut
 from flask_backend.retry import Retry
 from flask_backend.stories import Story
 from flask_backend.visible import visible
 
+from .lookup import GONE, UNTOLD
 from .output import count_of, show_seconds, show_time
+from .stories import show_story
 
 if TYPE_CHECKING:
     from flask_backend.operations.compatibility import Incompatibility
 
 Numbers = Mapping[str, int | float | None]
-
-GONE = "is gone: it has finished, was deleted, or never existed"
-UNTOLD = "was buried without a story: by a program other than our workers, or while the broker had no room for one"
-
-# Characters of a story's message; the text names the command that shows all of it.
-_MAX_STORY = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +166,6 @@ def _in_turn(facts: Facts) -> Reason:
         f"{queue.waiting or 'none'} {'are' if queue.waiting > 1 else 'is'} idle."
     )
     return Reason("ready" if queue.waiting else "busy", text, numbers)
-
-
-def show_story(story: Story) -> str:
-    """Return why a job is buried, cut to the length of a line or less."""
-    return cut(visible(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_STORY)
 
 
 def _due(facts: Facts) -> str:

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from flask_backend.operations.console import Console, Failures
     from flask_backend.stories import Story
 
+GONE = "is gone: it has finished, was deleted, or never existed"
+UNTOLD = "was buried without a story: by a program other than our workers, or while the broker had no room for one"
+
 
 class JobGoneError(click.ClickException):
     """The job does not exist on the server."""
 
     def __init__(self, job_id: int) -> None:
-        from flask_backend.cli.explanation import GONE
-
         super().__init__(f"job {job_id} {GONE}")
 
 

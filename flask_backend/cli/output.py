@@ -18,6 +18,7 @@ import click
 from flask_backend.visible import json_visible, visible, visible_lines
 
 LISTED_QUEUES = 20  # the rest is only counted
+LABEL = 11  # columns of the name before a value
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
@@ -69,6 +70,11 @@ class Column:
     title: str
     is_number: bool = False
     least: int | None = None
+
+
+def labelled(name: str, value: object) -> str:
+    """Return a line with a value and its name; no name continues the value of the line before."""
+    return f"{f'{name}:' if name else '':<{LABEL}}{value}"
 
 
 def echo_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], styles: Sequence[dict[str, Any]] = ()) -> None:

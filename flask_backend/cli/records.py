@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ def attempts_made(record: JobRecord) -> int:
 
 
 def job_as_dict(address: str, record: JobRecord) -> dict[str, Any]:
-    told = dataclasses.asdict(record)
+    told = asdict(record)
     return {"broker": address, "job": told.pop("id"), **told, "attempts": attempts_made(record)}
 
 

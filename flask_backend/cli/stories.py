@@ -7,26 +7,32 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flask_backend.message import END_OF_DATES, scheduled_at
+from flask_backend.message import END_OF_DATES, cut, scheduled_at
 from flask_backend.tracebacks import MAX_MESSAGE, MAX_TRACEBACK
 from flask_backend.visible import visible, visible_lines
 
-from .output import echo, show_seconds, show_time, terminal_width
+from .output import LABEL, echo, labelled, show_seconds, show_time, terminal_width
 
 if TYPE_CHECKING:
     from flask_backend.stories import Story
 
-_LABEL = 11  # columns of a line's label
+# Characters of a story in one line, for texts that name the command that shows all of it.
+_MAX_LINE = 200
+
+
+def show_story(story: Story) -> str:
+    """Return why a job is buried, cut to the length of a line or less."""
+    return cut(visible(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_LINE)
 
 
 def echo_story(note: Story) -> None:
     """Print all fields of a note."""
     echo(f"job {note.job} of {note.queue}", bold=True)
-    room = max(_LABEL + _LABEL, terminal_width()) - _LABEL
+    room = max(LABEL + LABEL, terminal_width()) - LABEL
     for name, value in _story_fields(note):
         lines = textwrap.wrap(visible(value, MAX_MESSAGE), room, break_on_hyphens=False) or [""]
-        for label, line in zip([f"{name}:", *[""] * (len(lines) - 1)], lines, strict=True):
-            echo(f"{label:<{_LABEL}}{line}")
+        for label, line in zip([name, *[""] * (len(lines) - 1)], lines, strict=True):
+            echo(labelled(label, line))
     if note.traceback:
         echo()
         echo(visible_lines(note.traceback, MAX_TRACEBACK).expandtabs())

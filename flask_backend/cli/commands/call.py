@@ -11,6 +11,7 @@ import click
 from flask_backend.cli.apps import check_queue, load_app
 from flask_backend.cli.output import confirm, echo, echo_json, json_option, show_seconds, yes_option
 from flask_backend.errors import TaskArgumentsError
+from flask_backend.functions import bind, signature_of
 from flask_backend.message import cut, show_call
 from flask_backend.visible import visible
 
@@ -148,8 +149,6 @@ def _read_json(text: str) -> Any:
 
 def _check_arguments(handler: Handler, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments that do not fit, before asking for confirmation."""
-    from flask_backend.functions import bind, signature_of
-
     try:
         bind(handler.name, signature_of(handler.function), args, kwargs)
     except TaskArgumentsError as error:

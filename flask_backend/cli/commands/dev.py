@@ -12,6 +12,7 @@ import click
 
 from flask_backend.cli.apps import PatchedError, check_folder, load_app_of_workers
 from flask_backend.cli.parameters import drain_timeout_option, env_option
+from flask_backend.errors import BrokerConnectionError
 from flask_backend.system.streams import streams
 
 
@@ -123,7 +124,6 @@ def answer_about_app(ctx: click.Context, fd: int) -> None:
     """Load the app and report its needs to the process that asks for them."""
     from flask_backend.broker.connection import Connection
     from flask_backend.development import App, answer
-    from flask_backend.errors import BrokerConnectionError
 
     try:
         loaded = load_app_of_workers(ctx)

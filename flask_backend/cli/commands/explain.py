@@ -35,15 +35,14 @@ def explain(ctx: click.Context, job_id: int, broker_uri: str | None, *, as_json:
     If an app is named, or found in app.py or wsgi.py, it is loaded to find out whether it has the job's task, and how
     often that task is tried.
     """
-    from flask_backend.cli.explanation import explain as explain_facts
-    from flask_backend.cli.explanation import gone
+    from flask_backend.cli import explanation
     from flask_backend.operations.console import Console
 
     loaded = _load_app_if_any(ctx, broker_uri)
     with Console(_settings(ctx, loaded, broker_uri)) as console:
         facts = _gather(console, loaded, job_id)
         address = console.address
-    reason = explain_facts(facts) if facts else gone(job_id)
+    reason = explanation.explain(facts) if facts else explanation.gone(job_id)
     if as_json:
         record = facts.record if facts else None
         where = {

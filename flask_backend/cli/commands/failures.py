@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from flask_backend.cli.brokers import broker_option, open_console
-from flask_backend.cli.lookup import JobGoneError, find_failures, nothing_buried
+from flask_backend.cli.lookup import UNTOLD, JobGoneError, find_failures, find_story, nothing_buried
 from flask_backend.cli.output import (
     LISTED_QUEUES,
     Column,
@@ -47,31 +47,39 @@ def failures(
     Failures are counted by queue, endpoint and exception, or by what killed the worker; the newest one is shown in
     full. Without QUEUE, all queues are shown. Jobs that another program has buried have no story and are only counted.
     """
-    if job_id is not None:
-        if queue is not None:
-            raise click.UsageError("QUEUE and --job exclude each other: an ID is enough")
-        with open_console(ctx, broker_uri) as console:
-            note = _find_story(console, job_id)
-        if as_json:
-            echo_json({"broker": console.address, **asdict(note)})
-        else:
-            echo_story(note)
-            _echo_next_steps(ctx, console.address, note.job)
-        return
+    if job_id is None:
+        _show_failures(ctx, broker_uri, queue, as_json=as_json)
+    elif queue is None:
+        _show_story(ctx, broker_uri, job_id, as_json=as_json)
+    else:
+        raise click.UsageError("QUEUE and --job exclude each other: an ID is enough")
+
+
+def _show_story(ctx: click.Context, broker_uri: str | None, job_id: int, *, as_json: bool) -> None:
+    with open_console(ctx, broker_uri) as console:
+        note = _find_story(console, job_id)
+    if as_json:
+        echo_json({"broker": console.address, **asdict(note)})
+    else:
+        echo_story(note)
+        _echo_next_steps(ctx, console.address, note.job)
+
+
+def _show_failures(ctx: click.Context, broker_uri: str | None, queue: str | None, *, as_json: bool) -> None:
+    from flask_backend.operations.failures import group
+
     with open_console(ctx, broker_uri) as console:
         found = find_failures(console, queue)
         if not found:
             echo(nothing_buried(console, queue), err=True)
-    if as_json:
-        echo_json(_as_dicts(console.address, found))
-    elif found:
-        _show_failures(ctx, console.address, found)
-
-
-def _show_failures(ctx: click.Context, address: str, found: Sequence[Failures]) -> None:
-    from flask_backend.operations.failures import group
-
     groups = group(found)
+    if as_json:
+        echo_json(_as_dicts(console.address, groups, found))
+    elif found:
+        _echo_failures(ctx, console.address, groups, found)
+
+
+def _echo_failures(ctx: click.Context, address: str, groups: Sequence[FailureGroup], found: Sequence[Failures]) -> None:
     _echo_groups(groups, found)
     if groups:
         echo()
@@ -88,23 +96,19 @@ def _show_failures(ctx: click.Context, address: str, found: Sequence[Failures]) 
 
 
 def _find_story(console: Console, job_id: int) -> Story:
-    from flask_backend.cli.explanation import UNTOLD
-
     job = console.job(job_id)
     if job is None:
         raise JobGoneError(job_id)
     if job.state != "buried":
         raise click.ClickException(f"job {job_id} of {job.queue} is {job.state}: only buried jobs have a story")
-    for story in console.failures(job.queue).stories:
-        if story.note.job == job_id:
-            return story.note
-    raise click.ClickException(f"job {job_id} of {job.queue} {UNTOLD}")
+    story = find_story(console, job)
+    if story is None:
+        raise click.ClickException(f"job {job_id} of {job.queue} {UNTOLD}")
+    return story
 
 
-def _as_dicts(address: str, found: Sequence[Failures]) -> list[dict[str, Any]]:
-    from flask_backend.operations.failures import group
-
-    told = [(each.queue, each.endpoint, each.kind, len(each.stories), each.stories) for each in group(found)]
+def _as_dicts(address: str, groups: Sequence[FailureGroup], found: Sequence[Failures]) -> list[dict[str, Any]]:
+    told = [(each.queue, each.endpoint, each.kind, len(each.stories), each.stories) for each in groups]
     untold = [(each.queue, None, None, each.untold, ()) for each in found if each.untold]
     return [
         {

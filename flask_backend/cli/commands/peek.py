@@ -14,11 +14,13 @@ from flask_backend.cli.bodies import call_in, show_arguments, show_at_length, sh
 from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import JobGoneError, find_story
 from flask_backend.cli.output import (
+    LABEL,
     count_of,
     cut_to_width,
     echo,
     echo_json,
     json_option,
+    labelled,
     show_seconds,
     show_time,
     terminal_width,
@@ -26,6 +28,7 @@ from flask_backend.cli.output import (
 )
 from flask_backend.cli.parameters import parse_job_id
 from flask_backend.cli.records import attempts_made, job_as_dict
+from flask_backend.cli.stories import show_story
 from flask_backend.errors import MessageDecodeError
 from flask_backend.message import decode_json, scheduled_at
 from flask_backend.visible import visible
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from flask_backend.stories import Story
 
 _MIN_CALL = 20
-_LABEL = 11  # columns of a line's label
 
 
 @click.command()
@@ -81,44 +83,38 @@ def _content(body: bytes) -> dict[str, Any]:
 
 
 def _described(record: JobRecord, story: Story | None) -> Iterator[str]:
-    yield _line("job", record.id)
-    yield _line("queue", record.queue)
-    yield _line("state", record.state)
-    yield _line("priority", record.priority)
-    yield _line("age", show_seconds(record.age_s))
-    yield _line("ttr", show_seconds(record.ttr_s))
+    yield labelled("job", record.id)
+    yield labelled("queue", record.queue)
+    yield labelled("state", record.state)
+    yield labelled("priority", record.priority)
+    yield labelled("age", show_seconds(record.age_s))
+    yield labelled("ttr", show_seconds(record.ttr_s))
     if record.state in ("reserved", "delayed"):
         left_s = record.time_left_s
-        yield _line("time left", show_seconds(left_s) if left_s >= 0 else f"expired {show_seconds(-left_s)} ago")
-    yield _line("attempts", attempts_made(record))
+        yield labelled("time left", show_seconds(left_s) if left_s >= 0 else f"expired {show_seconds(-left_s)} ago")
+    yield labelled("attempts", attempts_made(record))
     counters = ("reserves", "timeouts", "releases", "buries", "kicks")
-    yield _line("counters", ", ".join(f"{name} {getattr(record, name)}" for name in counters))
+    yield labelled("counters", ", ".join(f"{name} {getattr(record, name)}" for name in counters))
     if story is not None:
-        from flask_backend.cli.explanation import show_story
-
-        yield _line("story", cut_to_width(show_story(story), max(_MIN_CALL, terminal_width() - _LABEL)))
-        yield _line("", f"flask-backend failures --job {record.id}")
+        yield labelled("story", cut_to_width(show_story(story), max(_MIN_CALL, terminal_width() - LABEL)))
+        yield labelled("", f"flask-backend failures --job {record.id}")
 
 
 def _described_body(body: bytes) -> Iterator[str]:
     call = call_in(body)
     if call is None:
-        yield _line("body", count_of(len(body), "byte"))
+        yield labelled("body", count_of(len(body), "byte"))
         yield from (f"  {line}" for line in show_at_length(body))
         return
     if (at := scheduled_at(call.headers)) is not None:
-        yield _line("scheduled", show_time(at))
+        yield labelled("scheduled", show_time(at))
     if call.headers:
-        yield _line("headers", visible(json.dumps(call.headers, ensure_ascii=False)))
-    line = _line("call", show_body(body))
+        yield labelled("headers", visible(json.dumps(call.headers, ensure_ascii=False)))
+    line = labelled("call", show_body(body))
     if width_of(line) <= terminal_width():
         yield line
         return
-    yield _line("call", visible(f"{call.endpoint}("))
+    yield labelled("call", visible(f"{call.endpoint}("))
     for argument in show_arguments(call.args, call.kwargs):
-        yield _line("", visible(f"  {argument},"))
-    yield _line("", ")")
-
-
-def _line(name: str, value: object) -> str:
-    return f"{f'{name}:' if name else '':<{_LABEL}}{value}"
+        yield labelled("", visible(f"  {argument},"))
+    yield labelled("", ")")

@@ -64,11 +64,12 @@ def queues(ctx: click.Context, interval: float, broker_uri: str | None, *, is_ch
 
 
 def _look(console: Console, interval_s: float) -> tuple[list[Queue], dict[str, Rates]]:
-    from flask_backend.operations.console import measure_rates
-
     before, began = console.queues(), time.monotonic()
     if not interval_s:
         return before, {}
+
+    from flask_backend.operations.console import measure_rates
+
     time.sleep(interval_s)
     after, ended = console.queues(), time.monotonic()
     return after, measure_rates(before, after, ended - began)
