@@ -99,7 +99,7 @@ class Events:
                 self._lost += 1
 
     def send(self, by: float = math.inf) -> None:
-        """Send pending events in a helper, unless one is still at it. After the time ``by`` none is sent any more."""
+        """Send pending events in a helper, unless one is running. Those still pending at the time ``by`` are lost."""
         if self._sender is None and (self._pending or self._lost):
             self._start_sender(min(DEADLINE_S, by - self._clock()))
 

@@ -33,7 +33,7 @@ class Lifecycle:
 
     @property
     def is_draining(self) -> bool:
-        """Whether it drains its children, or has no child any more."""
+        """Whether it drains its children or has stopped."""
         return self._state in (SupervisorState.DRAINING, SupervisorState.STOPPED)
 
     @property

@@ -83,7 +83,7 @@ class Pools:
         self._not_before[slot] = until
 
     def hold_up(self, leaving: Mapping[str, int]) -> set[str]:
-        """Let successors wait in the pools with too many children that are leaving; return those that newly have."""
+        """Delay successors in the pools with too many leaving children; return the pools where this is new."""
         crowded = {pool for pool, count in leaving.items() if count >= MAX_LEAVING}
         new, self._held_up = crowded - self._held_up, crowded
         return new

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from setproctitle import getproctitle, setproctitle
 
-from flask_backend.system.titles import WorkerTitle, is_master, read_worker, show_master, show_worker
+from flask_backend.system.titles import WorkerTitle, is_master, read_worker, show_helper, show_master, show_worker
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,13 @@ def test_a_title_can_be_read_back():
 def test_a_supervisors_title_is_not_a_workers():
     show_master(1, 4)
     assert is_master(getproctitle())
+    assert read_worker(getproctitle()) is None
+
+
+def test_a_helpers_title_is_neither_a_workers_nor_a_supervisors():
+    show_helper("sends worker_exited")
+    assert getproctitle() == "flask-backend: helper [sends worker_exited]"
+    assert not is_master(getproctitle())
     assert read_worker(getproctitle()) is None
 
 
