@@ -79,13 +79,24 @@ class ReservedState:
 
 @dataclass(slots=True)
 class PendingPuts:
-    """Jobs that were sent, and the replies so far: to the puts, and to a ``use`` before them."""
+    """Jobs that were sent, and the replies so far: to the puts, and to a ``use`` before them if it was refused."""
 
     connection: Connection
     queue: str
     bodies: list[bytes]
     puts: Puts = field(default_factory=Puts)
-    use: Replies = field(default_factory=Replies)
+    use_refusal: Reply | None = None
+
+    def take(self, words: list[bytes], data: bytes) -> None:
+        """Take the reply to the ``use``.
+
+        Only now the connection is known to use the tube. If the sender recorded it, an exception of a signal handler
+        between that and the write would leave the record wrong, and later jobs would go into another queue.
+        """
+        if words[0] == b"USING":
+            self.connection.used = self.queue
+        else:
+            self.use_refusal = Reply.of(words, data)
 
     def receive(self, results: list[int | BrokerError]) -> None:
         """Wait for the replies, see :meth:`Connection.receive_results`."""
@@ -104,7 +115,7 @@ class Connection:
         """
         self.address = address
         self._timeout_s = timeout_s
-        self._used: str | None = greenstalk.DEFAULT_TUBE
+        self.used: str | None = greenstalk.DEFAULT_TUBE  # by the replies so far; None if unknown
         self._pid = os.getpid()
         self._max_job_size: int | None = None
         self._socket = sock or _open_socket(address, timeout_s)
@@ -120,7 +131,7 @@ class Connection:
         """Take over the connection of a dead process. Call :meth:`recover_reserved` first."""
         sock = _Socket(fd, timeout_s)
         connection = cls(address, timeout_s, sock=sock)
-        connection._used = None  # unknown: its owner may have used any tube
+        connection.used = None  # unknown: its owner may have used any tube
         return connection
 
     def __del__(self) -> None:
@@ -178,10 +189,9 @@ class Connection:
         head = b"put %d %d %d" % (options.priority, options.delay_s, options.ttr_s)
         commands = [b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies]
         takers: list[ReplyReceiver] = [pending.puts] * len(bodies)
-        if queue != self._used:
+        if queue != self.used:
             commands.insert(0, b"use %b\r\n" % check_queue_name(queue).encode())
-            takers.insert(0, pending.use)
-        self._used = queue
+            takers.insert(0, pending)
         self.guard(self.wire.send, b"".join(commands), *takers)
         return pending
 
@@ -194,11 +204,10 @@ class Connection:
         try:
             self.receive_all()
         finally:
-            if pending.use and pending.use[0].status != "USING":
+            if pending.use_refusal is not None:
                 # The server lacked the memory for the tube, so these jobs are in the previous one: delete them.
-                self._used = None
                 self.ask([b"delete %d\r\n" % answer for answer in answers if isinstance(answer, int)])
-                answers = [pending.use[0]] * len(answers)
+                answers = [pending.use_refusal] * len(answers)
             for body, answer in zip(pending.bodies, answers, strict=False):
                 results.append(answer if isinstance(answer, int) else self._refusal(pending.queue, body, answer))
 
@@ -388,9 +397,7 @@ class Connection:
     def _peek_first(self, command: bytes, queues: Iterable[str]) -> dict[str, int]:
         names = list(queues)
         pairs = (each for name in names for each in (b"use %b\r\n" % check_queue_name(name).encode(), command))
-        # A used tube is not deleted: without the last command our connection could be the only one that keeps it.
-        replies = self.ask([*pairs, _USE_DEFAULT])
-        self._used = greenstalk.DEFAULT_TUBE
+        replies = self._ask_in_tubes(list(pairs))
         found = zip(names, replies[1::2], strict=False)
         return {name: int(reply.words[0]) for name, reply in found if reply.status == "FOUND"}
 
@@ -424,8 +431,7 @@ class Connection:
         server, while ids do not.
         """
         put = b"put %d 0 1 0\r\n\r\n" % DEFAULT_PRIORITY
-        _, probe, _ = self.ask([b"use %b\r\n" % tube.encode(), put, _USE_DEFAULT])
-        self._used = greenstalk.DEFAULT_TUBE
+        _, probe, _ = self._ask_in_tubes([b"use %b\r\n" % tube.encode(), put])
         if probe.status not in ("INSERTED", "BURIED"):
             return int(self.stats()["total-jobs"])
         probe_id = int(probe.words[0])
@@ -448,6 +454,13 @@ class Connection:
         for start in range(0, len(commands), PIPELINE_JOBS):
             self._call(self._exchange, commands[start : start + PIPELINE_JOBS], replies)
         return replies
+
+    def _ask_in_tubes(self, commands: Sequence[bytes]) -> list[Reply]:
+        """Send commands with ``use`` among them, and one more; return the reply to each."""
+        self.receive_all()  # the reply to an earlier ``use`` may be among them
+        self.used = None
+        # A used tube is not deleted: without the last command our connection could be the only one that keeps it.
+        return self.ask([*commands, _USE_DEFAULT])
 
     # -- internals -------------------------------------------------------------------------------------------
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import random
 import signal
 import socket
+import sys
+import traceback
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import greenstalk
 import pytest
 from support.proxy import Proxy
 from support.waiting import wait_until
 
+from flask_backend import broker as broker_room
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.wire import OutOfStepError, Replies, Reply, Wire
@@ -21,6 +27,8 @@ from flask_backend.options import PutOptions
 
 JOBS = 30
 QUEUES = ["q", "other", "another"]
+Known = dict[int, tuple[bytes, int, str]]  # the body, priority and queue of each job, by its id
+BROKER_ROOM = str(Path(broker_room.__file__).parent)
 
 
 class Interruption(Exception):  # noqa: N818
@@ -29,7 +37,7 @@ class Interruption(Exception):  # noqa: N818
 
 @contextmanager
 def interrupted_after(seconds: float):
-    """Raise an Interruption after ``delay_s`` seconds, unless the block ends first."""
+    """Raise an Interruption after so many seconds, unless the block ends first."""
     is_armed = True
 
     def interrupt(_number, _frame):
@@ -47,12 +55,35 @@ def interrupted_after(seconds: float):
         signal.signal(signal.SIGALRM, old)
 
 
+@contextmanager
+def interrupted_at(step: int):
+    """Raise an Interruption at a step of the broker room: a line, or the begin or end of a function."""
+    steps = itertools.count()
+
+    def trace(frame, _event, _arg):
+        if not frame.f_code.co_filename.startswith(BROKER_ROOM):
+            return None
+        if next(steps) == step:
+            raise Interruption
+        return trace
+
+    old = sys.gettrace()
+    gc.disable()  # its finalizers would run here, and swallow the exception
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(old)
+        gc.enable()
+
+
 class Driver:
     """Use one connection at random, with a known expected reply: each job has its own body and priority."""
 
-    def __init__(self, rng: random.Random, settings: Settings, known: dict[int, tuple[bytes, int]]) -> None:
+    def __init__(self, rng: random.Random, settings: Settings, known: Known, history: list[str]) -> None:
         self.rng = rng
         self.known = known
+        self.history = history
         self.deleted: set[int] = set()
         self.held: dict[int, object] = {}
         self.connection = Connection(settings.address, settings.timeout_s, watch="q")
@@ -64,7 +95,14 @@ class Driver:
         ]
 
     def step(self) -> None:
-        self.rng.choice(self.steps)()
+        step = self.rng.choice(self.steps)
+        self.history.append(f"\n{step.__name__}")
+        try:
+            step()
+        except BaseException as error:
+            caller = traceback.extract_tb(error.__traceback__)[-2]
+            self.history.append(f"{error!r} in {caller.name}:{caller.lineno}, {self.connection.fileno()=}")
+            raise
 
     # -- the worker's way: no command waits for a reply -------------------------------------------------------
 
@@ -144,18 +182,20 @@ class Driver:
 
     def put(self):
         body, options = self._new()
-        job_id = self.connection.put(self.rng.choice(QUEUES[1:]), body, options)
-        self.known[job_id] = body, options.priority
+        queue = self.rng.choice(QUEUES[1:])
+        job_id = self.connection.put(queue, body, options)
+        self.known[job_id] = body, options.priority, queue
 
     def put_many(self):
         bodies = [self._new()[0] for _ in range(self.rng.randint(1, 20))]
         _, options = self._new()
+        queue = self.rng.choice(QUEUES[1:])
         results = []
-        pending = self.connection.send_puts(self.rng.choice(QUEUES[1:]), bodies, options)
+        pending = self.connection.send_puts(queue, bodies, options)
         if self.rng.random() < 0.5:
             self.peek()
         self.connection.receive_results(pending, results)
-        self.known |= {job_id: (body, options.priority) for job_id, body in zip(results, bodies, strict=True)}
+        self.known |= {job_id: (body, options.priority, queue) for job_id, body in zip(results, bodies, strict=True)}
 
     def _new(self):
         return self.rng.randbytes(self.rng.choice([0, 1, 20, 3000])), PutOptions(self.rng.randrange(2**32), 0, 600)
@@ -173,13 +213,23 @@ class Driver:
 
 def drive(broker, seed: int) -> tuple[int, int]:
     """Use connections that break, one after another; return the numbers of broken ones and of interrupted steps."""
+    history: list[str] = []
+    try:
+        return use_broken_connections(broker, seed, history)
+    except AssertionError as error:
+        error.add_note(f"seed {seed}: {' '.join(history)}")
+        raise
+
+
+def use_broken_connections(broker, seed: int, history: list[str]) -> tuple[int, int]:
     rng = random.Random(seed)
-    known: dict[int, tuple[bytes, int]] = {}
+    known: Known = {}
     for _ in range(JOBS):
         body, priority = rng.randbytes(rng.choice([0, 10, 2000])), rng.randrange(2**32)
-        known[broker.put("q", body, priority=priority, ttr=600)] = body, priority
+        known[broker.put("q", body, priority=priority, ttr=600)] = body, priority, "q"
+    faults = random.Random(seed)  # its own: the proxy's threads run at any time
     proxy = Proxy(
-        broker.port, lambda: rng.choice([None, rng.randrange(1, 6000)]), lambda: rng.choice([1, 7, 100, 4096])
+        broker.port, lambda: faults.choice([None, faults.randrange(1, 6000)]), lambda: faults.choice([1, 7, 100, 4096])
     )
     settings = Settings(Address.parse(proxy.uri), timeout_s=5)
     broken = interrupted = 0
@@ -187,7 +237,7 @@ def drive(broker, seed: int) -> tuple[int, int]:
     try:
         for _ in range(8):
             with suppress(BrokerConnectionError):
-                driver = Driver(rng, settings, known)
+                driver = Driver(rng, settings, known, history)
                 while driver.connection.fileno() >= 0 and rng.random() > 0.01:
                     try:
                         with interrupted_after(rng.uniform(0.00002, 0.0006) if rng.random() < 0.05 else 60):
@@ -212,14 +262,17 @@ def assert_all_is_as_it_was(broker, known):
         # By then the server has read everything that the closed connections sent, puts too.
         wait_until(lambda: client.stats()["current-connections"] == 1, "only this connection is left")
         assert client.stats()["current-jobs-reserved"] == 0
-        for job_id, (body, priority) in known.items():
+        for job_id, (body, priority, queue) in known.items():
             with suppress(greenstalk.NotFoundError):
                 assert client.peek(job_id).body == body
-                assert client.stats_job(job_id)["pri"] == priority
+                stats = client.stats_job(job_id)
+                assert (stats["pri"], stats["tube"]) == (priority, queue)
                 client.delete(greenstalk.Job(job_id, b""))
     for queue in QUEUES[1:]:  # it also has jobs whose put was answered on a closed connection
         while broker.count(queue, "ready"):
             broker.take(queue)
+    tubes = ["default", *QUEUES]
+    assert {tube: broker.tube(tube) for tube in tubes if not broker.is_empty(tube)} == {}
     assert broker.jobs() == 0
 
 
@@ -235,6 +288,54 @@ def test_a_reply_is_never_read_for_the_wrong_command(broker, seed):
 def test_a_reply_is_never_read_for_the_wrong_command_many_times(broker):
     counts = [drive(broker, seed) for seed in range(1000, 2000)]
     assert all(sum(count) > 100 for count in zip(*counts, strict=True)), "many faults of each kind"
+
+
+def put_one(connection):
+    connection.put("other", b"other", PutOptions(1, 0, 600))
+
+
+def put_two(connection):
+    pending = connection.send_puts("other", [b"other", b"other"], PutOptions(1, 0, 600))
+    connection.receive_results(pending, [])
+
+
+def look_while_a_put_is_in_flight(connection):
+    connection.send_puts("other", [b"other"], PutOptions(1, 0, 600))
+    connection.peek_ready(QUEUES)
+
+
+def probe(connection):
+    connection.probe_last_id("probe")
+
+
+@pytest.mark.parametrize("use", [put_one, put_two, look_while_a_put_is_in_flight, probe])
+def test_an_interruption_at_any_line_never_sends_a_job_to_a_wrong_queue(broker, use):
+    """As when a web server's timeout raises in a signal handler just before the command is written."""
+    still_open = 0
+    connections = []  # kept for the same reason
+    for step in itertools.count():
+        connection = Connection(Address.parse(broker.uri), timeout_s=5)
+        connections.append(connection)
+        connection.put("another", b"another", PutOptions(1, 0, 600))
+        try:
+            with interrupted_at(step):
+                use(connection)
+        except Interruption:
+            is_done = False
+        else:
+            is_done = True
+        if connection.is_usable:
+            still_open += not is_done
+            for queue in QUEUES[1:]:
+                connection.put(queue, queue.encode(), PutOptions(1, 0, 600))
+        connection.close()
+        if is_done:
+            break
+    assert still_open > 5, "many interruptions before the command and after it"
+    for queue in QUEUES:
+        while broker.count(queue, "ready"):
+            assert broker.take(queue) == queue.encode()
+    assert broker.count("default", "ready") == 0
 
 
 # -- one reply after another, without a server -----------------------------------------------------------------
