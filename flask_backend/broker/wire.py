@@ -12,6 +12,7 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,7 +25,10 @@ SPIN_S = 50e-6 if hasattr(os, "sched_yield") else 0.0
 
 _READ_BYTES = 1 << 16
 _MAX_LINE = 1 << 10  # bytes; the server's longest line contains a tube name of 200
-_WITH_DATA = frozenset({b"OK", b"FOUND", b"RESERVED"})
+_MAX_DATA = 1 << 30  # bytes; the largest job that beanstalkd's option -z allows
+# The replies with data, and their number of words; the last is the size of the data.
+_WITH_DATA = {b"OK": 2, b"FOUND": 3, b"RESERVED": 3}
+_SHOWN_BYTES = 60  # of a reply, in an error
 # The server has misread a command: later replies on the stream cannot be trusted.
 _OUT_OF_STEP = frozenset({"BAD_FORMAT", "UNKNOWN_COMMAND", "EXPECTED_CRLF"})
 
@@ -277,18 +281,23 @@ class Wire:
         """Give each complete reply to its receiver; return where the rest begins."""
         start = 0
         while self._awaited:
-            end = received.find(b"\r\n", start)
+            end = received.find(b"\r\n", start, start + _MAX_LINE)
             if end < 0:
+                if len(received) - start >= _MAX_LINE:
+                    raise OutOfStepError(f"it sent a line without an end: {show([received[start:]])}")
                 break
             words = bytes(received[start:end]).split()
             if not words:
                 raise OutOfStepError("it sent an empty line")
             end += 2
             data = b""
-            if words[0] in _WITH_DATA:
-                if not words[-1].isdigit():
-                    raise OutOfStepError(f"it sent data without its size, as {words}")
-                begin, end = end, end + int(words[-1]) + 2
+            if (count := _WITH_DATA.get(words[0])) is not None:
+                if len(words) != count or not words[-1].isdigit():
+                    raise OutOfStepError(f"it sent data without its size, as {show(words)}")
+                size = int(words[-1])
+                if size > _MAX_DATA:
+                    raise OutOfStepError(f"it announced too much data, as {show(words)}")
+                begin, end = end, end + size + 2
                 if len(received) < end:
                     break
                 # The last two bytes should be a line break, but after a crash the server's binlog may have a job whose
@@ -298,6 +307,12 @@ class Wire:
             start = end
             self._awaited.popleft().take(words, data)
         return start
+
+
+def show(words: Sequence[bytes | bytearray]) -> str:
+    """Show the beginning of a reply, escaped, for an error."""
+    begin = b" ".join(word[:_SHOWN_BYTES] for word in words)
+    return repr(begin[:_SHOWN_BYTES])[1:] + ("…" if len(begin) > _SHOWN_BYTES else "")
 
 
 # The possible replies to the first commands of a connection.
@@ -316,7 +331,6 @@ _STRANGERS = {
     b"-": "Redis",
     b"ERROR\r\n": "memcached",
 }
-_SHOWN_BYTES = 40
 
 
 def is_reply(begin: bytes) -> bool:
