@@ -174,6 +174,7 @@ class Wire:
         self._fd = sock.fileno()
         self._received = bytearray()
         self._awaited: deque[ReplyReceiver] = deque()
+        self._due: float | None = None  # when the reply that has begun to arrive must be complete
         self._poll = _poll(self._fd)
 
     @property
@@ -204,13 +205,15 @@ class Wire:
         self._take_in(_checked(os.read(self._fd, _READ_BYTES)))
 
     def receive_next(self) -> None:
-        """Wait for data, up to the socket's timeout, and dispatch it."""
-        self._take_in(self._read_some())
+        """Wait for the next reply, up to the socket's timeout, and dispatch what has arrived."""
+        deadline = self._deadline()
+        awaited = len(self._awaited)
+        while len(self._awaited) == awaited:
+            self._take_in(self._read_some(deadline))
 
     def receive_all(self) -> None:
         """Wait for all awaited replies and dispatch them."""
         while self._awaited:
-            self._has_come_soon(SPIN_S)
             self.receive_next()
 
     def _has_come_soon(self, within_s: float) -> bool:
@@ -223,11 +226,12 @@ class Wire:
         """Wait for a reply without a receiver, on the adopted socket of a dead process; others may follow it."""
         replies = Replies()
         self._awaited.append(replies)
+        deadline = self._deadline()
         while True:
             del self._received[: self._dispatch(self._received)]
             if replies:
                 return replies[0]
-            self._received += self._read_some()
+            self._received += self._read_some(deadline)
 
     def read_line(self) -> bytes:
         """Wait for a line without a receiver, and return it with its line break."""
@@ -235,14 +239,14 @@ class Wire:
         while (end := self._received.find(b"\n")) < 0:
             if len(self._received) > _MAX_LINE:
                 raise OutOfStepError("it sent a line without an end")
-            self._read_more(deadline)
+            self._received += self._read_some(deadline)
         return self._cut(end + 1)
 
     def read_data(self, size: int) -> bytes:
         """Wait for ``size`` bytes without a receiver, and return them."""
         deadline = self._deadline()
         while len(self._received) < size:
-            self._read_more(deadline)
+            self._received += self._read_some(deadline)
         return self._cut(size)
 
     def check_in_step(self) -> None:
@@ -254,12 +258,6 @@ class Wire:
         timeout_s = self._socket.gettimeout()
         return None if timeout_s is None else time.monotonic() + timeout_s
 
-    def _read_more(self, deadline: float | None) -> None:
-        # The socket's timeout applies to each read. A reply that drips in gets no extra time.
-        if deadline is not None and not self.is_readable(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError
-        self._received += self._read_some()
-
     def _cut(self, end: int) -> bytes:
         data = bytes(self._received[:end])
         del self._received[:end]
@@ -267,14 +265,24 @@ class Wire:
 
     def _take_in(self, data: bytes) -> None:
         received = self._received
+        awaited = len(self._awaited)
         if received:
             received += data
             del received[: self._dispatch(received)]
         elif (end := self._dispatch(data)) < len(data):
             received += data[end:]
         self.check_in_step()
+        if not received:
+            self._due = None
+        elif self._due is None or len(self._awaited) < awaited:
+            self._due = self._deadline()
+        elif time.monotonic() > self._due:
+            raise TimeoutError
 
-    def _read_some(self) -> bytes:
+    def _read_some(self, deadline: float | None) -> bytes:
+        # The socket's timeout applies to each read. A reply that drips in gets no extra time.
+        if deadline is not None and not self.is_readable(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError
         return _checked(self._socket.recv(_READ_BYTES))
 
     def _dispatch(self, received: bytes | bytearray) -> int:

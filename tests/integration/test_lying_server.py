@@ -98,3 +98,20 @@ def test_a_line_without_an_end_is_refused_at_once(name):
 def test_a_size_that_no_job_has_is_refused_at_once(name, head, size):
     with lying(b"%b %d\r\n" % (head, size)) as connection, pytest.raises(BrokerConnectionError, match="too much data"):
         CALLS[name](connection)
+
+
+@pytest.mark.parametrize("name", WAITERS)
+@pytest.mark.parametrize("reply", [b"INSERTED 123456789012345678901234567890\r\n", b"OK 900\r\n" + b"x" * 900])
+def test_a_reply_that_drips_in_gets_no_extra_time(name, reply):
+    started = time.monotonic()
+    with lying(reply, every_s=TIMEOUT_S / 4) as connection:
+        with pytest.raises(BrokerConnectionError, match=rf"no answer within {TIMEOUT_S} s"):
+            CALLS[name](connection)
+        assert time.monotonic() - started < 5 * TIMEOUT_S
+
+
+def test_each_of_many_replies_has_the_whole_timeout():
+    with lying(b"INSERTED 123\r\n", every_s=TIMEOUT_S / 20) as connection:
+        started = time.monotonic()
+        assert len(connection.ask([b"put 1 1 1 0\r\n\r\n"] * 4)) == 4
+        assert time.monotonic() - started > TIMEOUT_S
