@@ -26,7 +26,7 @@ from flask_backend.names import check_queue_name
 from flask_backend.options import DEFAULT_PRIORITY, PutOptions
 from flask_backend.system.loggers import get_logger
 
-from .stats import JobCounters, JobRecord, Queue
+from .stats import JobCounters, JobRecord, Queue, stat
 from .wire import (
     OutOfStepError,
     Puts,
@@ -37,6 +37,8 @@ from .wire import (
     Stats,
     Wire,
     is_reply,
+    number,
+    show,
     show_stranger,
 )
 
@@ -214,7 +216,7 @@ class Connection:
     def _refusal(self, queue: str, body: bytes, reply: Reply) -> int | BrokerError:
         match reply.status:
             case "BURIED":
-                job_id = int(reply.words[0])
+                job_id = self.guard(reply.read, _job_id)
                 logger.error(
                     "job %d of %s is stored but buried, because the server is short of memory: kick it", job_id, queue
                 )
@@ -223,9 +225,9 @@ class Connection:
                 return self._too_big(body)
             case status if (error := greenstalk.ERROR_RESPONSES.get(status.encode())) in _REFUSALS:
                 return BrokerError(f"Beanstalkd at {self.address} refuses: {_REFUSALS[error]}")
-            case status:
+            case _:
                 self.close()
-                raise BrokerConnectionError(f"Beanstalkd at {self.address} answered a put with {status}")
+                raise BrokerConnectionError(f"Beanstalkd at {self.address} answered a put with {reply}")
 
     # -- for holders of a job, and for waiting workers -------------------------------------------------------
 
@@ -264,8 +266,11 @@ class Connection:
         self._call(self._client.delete, job_id)
 
     def release(self, job_id: int, priority: int, delay_s: int) -> None:
+        self._call(self._release, job_id, priority, delay_s)
+
+    def _release(self, job_id: int, priority: int, delay_s: int) -> None:
         try:
-            self._call(self._client.release, greenstalk.Job(job_id, b""), priority, delay_s)
+            self._client.release(greenstalk.Job(job_id, b""), priority, delay_s)
         except greenstalk.BuriedError:
             logger.warning("the server lacked the memory to release job %d and buried it", job_id)
 
@@ -277,10 +282,10 @@ class Connection:
         self._call(self._client.touch, greenstalk.Job(job_id, b""))
 
     def counters(self, job_id: int) -> JobCounters:
-        [reply] = self.ask([b"stats-job %d\r\n" % job_id])
-        if reply.status != "OK":
+        [counters] = self._ask_for("OK", [b"stats-job %d\r\n" % job_id], _counters)
+        if counters is None:
             raise JobNotFoundError(_JOB_GONE)
-        return JobCounters.from_stats(reply.stats)
+        return counters
 
     def counters_within(self, job_id: int, wait_s: float, asked: Replies | None = None) -> JobCounters | None:
         """Return the counters if the server answers in time; the connection stays usable in any case.
@@ -297,7 +302,7 @@ class Connection:
             if self._timed_out_last_time:
                 return None
             self.receive()
-        return JobCounters.from_stats(asked[0].stats) if asked[0].status == "OK" else None
+        return self._read(asked[0], "OK", _counters)
 
     def reserve_again(self, job: ReservedJob) -> bool:
         """Reserve the job that a broken connection held; return False if it is gone or taken."""
@@ -310,7 +315,7 @@ class Connection:
     def has_old_jobs(self, queue: str, within_s: float) -> bool:
         """Whether the server started within the last ``within_s`` seconds and already has jobs for this queue."""
         found = self.stats_tube([queue])
-        return int(self.stats()["uptime"]) <= within_s and bool(found) and found[0].ready > 0
+        return self._server_stat("uptime") <= within_s and bool(found) and found[0].ready > 0
 
     # -- for a dead worker's connection ----------------------------------------------------------------------
 
@@ -329,11 +334,11 @@ class Connection:
         while not (reply := self.wire.read()).data.startswith(b"---\n- "):
             found = None  # only the last one counts: earlier ones answer the owner's commands
             if reply.status == "OK":
-                stats = reply.stats
+                stats = reply.read(lambda reply: reply.stats)
                 if stats.get("id") == job_id and stats.get("state") == "reserved":
-                    found = ReservedState(job_id, JobCounters.from_stats(stats))
+                    found = ReservedState(job_id, reply.read(_counters))
             elif reply.status not in _STALE_REPLIES:
-                raise OutOfStepError(f"it answered {reply.status}")
+                raise OutOfStepError(f"it answered {reply}")
         return found
 
     # -- for commands that inspect queues and jobs -----------------------------------------------------------
@@ -341,23 +346,27 @@ class Connection:
     def stats(self) -> Stats:
         """Return the server's own statistics."""
         [reply] = self.ask([b"stats\r\n"])
-        return reply.stats
+        return self._read(reply, "OK", lambda reply: reply.stats) or {}
+
+    def _server_stat(self, name: str) -> int:
+        [reply] = self.ask([b"stats\r\n"])
+        return self._read(reply, "OK", lambda reply: stat(reply.stats, name)) or 0
 
     def list_tubes(self) -> list[str]:
         """Return the names of all tubes, except the one that our idle connections watch."""
         [reply] = self.ask([b"list-tubes\r\n"])
-        lines = reply.data.decode("ascii").splitlines()
-        names = (line[2:].strip('"') for line in lines if line.startswith("- "))
-        return [name for name in names if name != IDLE_TUBE]
+        return [name for name in self._read(reply, "OK", _tubes) or () if name != IDLE_TUBE]
 
     def stats_tube(self, names: Iterable[str]) -> list[Queue]:
         """Return the queues among ``names`` that exist."""
-        replies = self.ask([b"stats-tube %b\r\n" % check_queue_name(name).encode() for name in names])
-        return [Queue.from_stats(reply.stats) for reply in replies if reply.status == "OK"]
+        commands = [b"stats-tube %b\r\n" % check_queue_name(name).encode() for name in names]
+        found = self._ask_for("OK", commands, lambda reply: Queue.from_stats(reply.stats))
+        return [queue for queue in found if queue is not None]
 
     def stats_job(self, ids: Iterable[int]) -> list[JobRecord]:
         """Return the jobs among ``ids`` that exist."""
-        return [JobRecord.from_stats(reply.stats) for reply in self._stats_job(ids) if reply.status == "OK"]
+        found = self._ask_for("OK", [b"stats-job %d\r\n" % job_id for job_id in ids], _record)
+        return [record for record in found if record is not None]
 
     def find_jobs(self, ids: Iterable[int], queues: Collection[str], states: Collection[str]) -> list[JobRecord]:
         """Return the jobs among ``ids`` that are in one of ``queues`` and in one of ``states``."""
@@ -365,26 +374,23 @@ class Connection:
         tubes = {f"tube: {quote}{name}{quote}".encode() for name in queues for quote in ("", '"')}
         wanted = {f"state: {quote}{state}{quote}".encode() for state in states for quote in ("", '"')}
 
-        def is_wanted(reply: Reply) -> bool:
+        def record(reply: Reply) -> JobRecord | None:
             lines = reply.data.split(b"\n", 4)  # ---, id, tube, state, and the rest
-            return len(lines) > 4 and lines[2] in tubes and lines[3] in wanted  # noqa: PLR2004
+            return _record(reply) if lines[2] in tubes and lines[3] in wanted else None
 
-        return [JobRecord.from_stats(reply.stats) for reply in self._stats_job(ids) if is_wanted(reply)]
-
-    def _stats_job(self, ids: Iterable[int]) -> list[Reply]:
-        return self.ask([b"stats-job %d\r\n" % job_id for job_id in ids])
+        found = self._ask_for("OK", [b"stats-job %d\r\n" % job_id for job_id in ids], record)
+        return [record for record in found if record is not None]
 
     def peek(self, ids: Iterable[int]) -> dict[int, bytes]:
         """Return the bodies of the jobs among ``ids`` that exist."""
-        replies = self.ask([b"peek %d\r\n" % job_id for job_id in ids])
-        return {int(reply.words[0]): reply.data for reply in replies if reply.status == "FOUND"}
+        found = self._ask_for("FOUND", [b"peek %d\r\n" % job_id for job_id in ids], _job)
+        return {job.id: job.body for job in found if job is not None}
 
     def find(self, job_id: int) -> tuple[JobRecord, bytes] | None:
         """Return a job and its body, if it exists."""
         stats, found = self.ask([b"stats-job %d\r\n" % job_id, b"peek %d\r\n" % job_id])
-        if stats.status != "OK" or found.status != "FOUND":
-            return None
-        return JobRecord.from_stats(stats.stats), found.data
+        record, job = self._read(stats, "OK", _record), self._read(found, "FOUND", _job)
+        return None if record is None or job is None else (record, job.body)
 
     def peek_ready(self, queues: Iterable[str]) -> dict[str, int]:
         """Return the id of the next ready job of each of these queues that has one."""
@@ -398,8 +404,8 @@ class Connection:
         names = list(queues)
         pairs = (each for name in names for each in (b"use %b\r\n" % check_queue_name(name).encode(), command))
         replies = self._ask_in_tubes(list(pairs))
-        found = zip(names, replies[1::2], strict=False)
-        return {name: int(reply.words[0]) for name, reply in found if reply.status == "FOUND"}
+        found = zip(names, (self._read(reply, "FOUND", _job_id) for reply in replies[1::2]), strict=False)
+        return {name: job_id for name, job_id in found if job_id is not None}
 
     def kick_job(self, ids: Iterable[int]) -> list[int]:
         """Make buried or delayed jobs ready; return the ids of the jobs that were."""
@@ -421,8 +427,8 @@ class Connection:
 
     def reserve_ready(self, count: int) -> list[ReservedJob]:
         """Reserve up to ``count`` jobs that are ready now."""
-        replies = self.ask([b"reserve-with-timeout 0\r\n"] * count)
-        return [ReservedJob(int(reply.words[0]), reply.data) for reply in replies if reply.status == "RESERVED"]
+        found = self._ask_for("RESERVED", [b"reserve-with-timeout 0\r\n"] * count, _job)
+        return [job for job in found if job is not None]
 
     def probe_last_id(self, tube: str) -> int:
         """Return the id of the newest job, found by putting a job into ``tube`` and deleting it.
@@ -433,8 +439,8 @@ class Connection:
         put = b"put %d 0 1 0\r\n\r\n" % DEFAULT_PRIORITY
         _, probe, _ = self._ask_in_tubes([b"use %b\r\n" % tube.encode(), put])
         if probe.status not in ("INSERTED", "BURIED"):
-            return int(self.stats()["total-jobs"])
-        probe_id = int(probe.words[0])
+            return self._server_stat("total-jobs")
+        probe_id = self.guard(probe.read, _job_id)
         self.delete_each([probe_id])
         return probe_id - 1
 
@@ -454,6 +460,22 @@ class Connection:
         for start in range(0, len(commands), PIPELINE_JOBS):
             self._call(self._exchange, commands[start : start + PIPELINE_JOBS], replies)
         return replies
+
+    def _ask_for(self, status: str, commands: Sequence[bytes], read: Callable[[Reply], R]) -> list[R | None]:
+        """Send commands like :meth:`ask`, and read each reply like :meth:`_read`."""
+        return [self._read(reply, status, read) for reply in self.ask(commands)]
+
+    def _read(self, reply: Reply, status: str, read: Callable[[Reply], R]) -> R | None:
+        """Return the contents of a reply with this status, or None if what was asked for does not exist.
+
+        Any other reply, or other contents, close the connection and raise :exc:`BrokerConnectionError`.
+        """
+        if reply.status == status:
+            return self.guard(reply.read, read)
+        if reply.status not in _NOTHING:
+            error = greenstalk.ERROR_RESPONSES.get(reply.status.encode())
+            self.fail(error([]) if error in _REFUSALS else OutOfStepError(f"it answered {reply}"))
+        return None
 
     def _ask_in_tubes(self, commands: Sequence[bytes]) -> list[Reply]:
         """Send commands with ``use`` among them, and one more; return the reply to each."""
@@ -484,8 +506,6 @@ class Connection:
     def fail(self, error: BaseException) -> NoReturn:
         """Close the connection unless ``error`` is a complete reply of the server; raise it as one of our errors."""
         match error:
-            case greenstalk.BuriedError():
-                raise error
             case greenstalk.NotFoundError():
                 raise JobNotFoundError(_JOB_GONE) from error
             case greenstalk.Error() if type(error) in _REFUSALS:
@@ -528,7 +548,7 @@ class Connection:
         self.wire.receive_all()
         for reply in replies:
             if reply.status != "WATCHING":
-                raise BrokerError(f"Beanstalkd at {self.address} refuses to watch {tube}: it answers {reply.status}")
+                raise BrokerError(f"Beanstalkd at {self.address} refuses to watch {tube}: it answers {reply}")
 
     def _exchange(self, commands: Sequence[bytes], replies: Replies) -> None:
         """Send commands in one write and wait for the replies; keeps the replies before an error."""
@@ -537,12 +557,37 @@ class Connection:
 
     def _too_big(self, body: bytes) -> JobTooBigError:
         if self._max_job_size is None:
-            self._max_job_size = self._call(self._client.stats)["max-job-size"]
+            self._max_job_size = self._server_stat("max-job-size")
         limit = self._max_job_size
         return JobTooBigError(
             f"the job has {len(body)} bytes, but Beanstalkd at {self.address} takes at most {limit} "
             "(its option -z); pass a reference to the data, for example a row's id or a file's name"
         )
+
+
+# The replies to a command for what does not exist.
+_NOTHING = {"NOT_FOUND", "TIMED_OUT", "DEADLINE_SOON"}
+
+
+def _counters(reply: Reply) -> JobCounters:
+    return JobCounters.from_stats(reply.stats)
+
+
+def _record(reply: Reply) -> JobRecord:
+    return JobRecord.from_stats(reply.stats)
+
+
+def _job_id(reply: Reply) -> int:
+    return number(reply.words[0])
+
+
+def _job(reply: Reply) -> ReservedJob:
+    return ReservedJob(_job_id(reply), reply.data)
+
+
+def _tubes(reply: Reply) -> list[str]:
+    lines = reply.data.decode("ascii").splitlines()
+    return [check_queue_name(line[2:].strip('"')) for line in lines if line.startswith("- ")]
 
 
 # Replies that a dead worker may have left unread.
@@ -569,9 +614,6 @@ class _Reader:
 
     def readline(self) -> bytes:
         return self.wire.read_line()
-
-    def read(self, size: int) -> bytes:
-        return self.wire.read_data(size)
 
     def close(self) -> None:
         """Leave closing the socket to the connection."""
@@ -603,6 +645,8 @@ def _reason(error: BaseException, timeout_s: float) -> str:
         return f"no answer within {timeout_s:g} s"
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, greenstalk.UnknownResponseError):
+        return f"it answered {show([error.status, *error.values])}"
     return f"unexpected reply ({type(error).__name__})"
 
 

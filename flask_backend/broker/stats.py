@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flask_backend.durations import MAX_SECONDS
+from flask_backend.names import check_queue_name
 from flask_backend.retry import Attempts
 
-from .wire import Stats
+from .wire import Stats, number
+
+_STATES = {"ready", "reserved", "delayed", "buried"}
 
 # A pause that lasts until a person ends it: the protocol's longest, 136 years.
 UNTIL_RESUMED_S = MAX_SECONDS
+
+
+def stat(stats: Stats, key: str) -> int:
+    """Return a number of the statistics; raise :exc:`LookupError` or :exc:`ValueError` if there is none."""
+    value = stats[key]
+    return value if isinstance(value, int) else number(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +33,7 @@ class JobCounters:
 
     @classmethod
     def from_stats(cls, stats: Stats) -> JobCounters:
-        number = {key: int(stats[key]) for key in ("pri", "ttr", "age", "releases", "buries")}
+        number = {key: stat(stats, key) for key in ("pri", "ttr", "age", "releases", "buries")}
         attempts = Attempts(releases=number["releases"], buries=number["buries"])
         return cls(number["pri"], number["ttr"], number["age"], attempts)
 
@@ -51,19 +60,21 @@ class JobRecord:
 
     @classmethod
     def from_stats(cls, stats: Stats) -> JobRecord:
+        if stats["state"] not in _STATES:
+            raise ValueError(f"{stats['state']!r} is not a state")
         return cls(
-            id=int(stats["id"]),
-            queue=str(stats["tube"]),
+            id=stat(stats, "id"),
+            queue=check_queue_name(str(stats["tube"])),
             state=str(stats["state"]),
-            priority=int(stats["pri"]),
-            age_s=int(stats["age"]),
-            ttr_s=int(stats["ttr"]),
-            time_left_s=int(stats["time-left"]),
-            reserves=int(stats["reserves"]),
-            timeouts=int(stats["timeouts"]),
-            releases=int(stats["releases"]),
-            buries=int(stats["buries"]),
-            kicks=int(stats["kicks"]),
+            priority=stat(stats, "pri"),
+            age_s=stat(stats, "age"),
+            ttr_s=stat(stats, "ttr"),
+            time_left_s=stat(stats, "time-left"),
+            reserves=stat(stats, "reserves"),
+            timeouts=stat(stats, "timeouts"),
+            releases=stat(stats, "releases"),
+            buries=stat(stats, "buries"),
+            kicks=stat(stats, "kicks"),
         )
 
     @property
@@ -94,16 +105,16 @@ class Queue:
     @classmethod
     def from_stats(cls, stats: Stats) -> Queue:
         return cls(
-            name=str(stats["name"]),
-            ready=int(stats["current-jobs-ready"]),
-            reserved=int(stats["current-jobs-reserved"]),
-            delayed=int(stats["current-jobs-delayed"]),
-            buried=int(stats["current-jobs-buried"]),
-            watching=int(stats["current-watching"]),
-            waiting=int(stats["current-waiting"]),
-            put=int(stats["total-jobs"]),
-            deleted=int(stats["cmd-delete"]),
-            pause_left_s=int(stats["pause-time-left"]),
+            name=check_queue_name(str(stats["name"])),
+            ready=stat(stats, "current-jobs-ready"),
+            reserved=stat(stats, "current-jobs-reserved"),
+            delayed=stat(stats, "current-jobs-delayed"),
+            buried=stat(stats, "current-jobs-buried"),
+            watching=stat(stats, "current-watching"),
+            waiting=stat(stats, "current-waiting"),
+            put=stat(stats, "total-jobs"),
+            deleted=stat(stats, "cmd-delete"),
+            pause_left_s=stat(stats, "pause-time-left"),
         )
 
     @property

@@ -12,9 +12,11 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+R = TypeVar("R")
 
 Stats = dict[str, int | str]
 
@@ -26,6 +28,7 @@ SPIN_S = 50e-6 if hasattr(os, "sched_yield") else 0.0
 _READ_BYTES = 1 << 16
 _MAX_LINE = 1 << 10  # bytes; the server's longest line contains a tube name of 200
 _MAX_DATA = 1 << 30  # bytes; the largest job that beanstalkd's option -z allows
+_MAX_NUMBER = 1 << 64  # the server's numbers are smaller
 # The replies with data, and their number of words; the last is the size of the data.
 _WITH_DATA = {b"OK": 2, b"FOUND": 3, b"RESERVED": 3}
 _SHOWN_BYTES = 60  # of a reply, in an error
@@ -53,6 +56,16 @@ class Reply:
             raise OutOfStepError(f"it answered {status}")
         return cls(status, tuple(others), data)
 
+    def __str__(self) -> str:
+        return show([word.encode() for word in (self.status, *self.words)], self.data)
+
+    def read(self, read: Callable[[Reply], R]) -> R:
+        """Return what ``read`` finds in the reply; raise :exc:`OutOfStepError` if it does not find what it expects."""
+        try:
+            return read(self)
+        except (LookupError, ValueError) as error:
+            raise OutOfStepError(f"it answered {self}") from error
+
     @classmethod
     def parse(cls, reply: bytes) -> Reply:
         """Read a complete reply, including line breaks."""
@@ -61,11 +74,14 @@ class Reply:
 
     @property
     def stats(self) -> Stats:
-        """The data of a reply to a ``stats`` command: flat YAML of numbers and some names."""
+        """The data of a reply to a ``stats`` command: flat YAML of numbers and some names.
+
+        Raises :exc:`ValueError` for other data; the keys are not checked.
+        """
         pairs = (line.split(": ", 1) for line in self.data.decode("ascii").splitlines() if ": " in line)
         # The name of a tube may be a number.
         return {
-            key: int(value) if value.isdecimal() and key not in ("tube", "name") else value.strip('"')
+            key: number(value) if value.isdecimal() and key not in ("tube", "name") else value.strip('"')
             for key, value in pairs
         }
 
@@ -74,7 +90,10 @@ class ReplyReceiver(Protocol):
     """The receiver of a reply."""
 
     def take(self, words: list[bytes], data: bytes) -> None:
-        """Take its words, the status first, and its data. Raises :exc:`OutOfStepError` if it does not fit."""
+        """Take its words, the status first, and its data.
+
+        Raises :exc:`OutOfStepError`, :exc:`ValueError` or :exc:`IndexError` if it does not fit.
+        """
 
 
 class Replies(list[Reply]):
@@ -91,7 +110,7 @@ class Puts:
     answers: list[int | Reply] = field(default_factory=list["int | Reply"])
 
     def take(self, words: list[bytes], data: bytes) -> None:
-        self.answers.append(int(words[1]) if words[0] == b"INSERTED" else Reply.of(words, data))
+        self.answers.append(number(words[1]) if words[0] == b"INSERTED" else Reply.of(words, data))
 
 
 @dataclass(slots=True)
@@ -112,11 +131,11 @@ class Deletions:
     pending: deque[ReservedJob] = field(default_factory=deque[ReservedJob])
     late: list[ReservedJob] = field(default_factory=list[ReservedJob])
 
-    def take(self, words: list[bytes], data: bytes) -> None:  # noqa: ARG002  # these replies have no data
+    def take(self, words: list[bytes], data: bytes) -> None:
         if words == _NOT_FOUND:
             self.late.append(self.pending[0])
         elif words != _DELETED:
-            raise OutOfStepError(f"it answered {words} to a delete")
+            raise OutOfStepError(f"it answered {show(words, data)} to a delete")
         self.pending.popleft()
 
 
@@ -133,13 +152,13 @@ class Reservations:
     def take(self, words: list[bytes], data: bytes) -> None:
         match words:
             case [b"RESERVED", job_id, _]:
-                self.jobs.append(ReservedJob(int(job_id), data))
+                self.jobs.append(ReservedJob(number(job_id), data))
             case [b"TIMED_OUT"]:
                 pass
             case [b"DEADLINE_SOON"] if self.jobs:
                 pass  # a job that has just arrived, with a TTR of one second; otherwise we have forgotten a job
             case _:
-                raise OutOfStepError(f"it answered {words} to a reserve")
+                raise OutOfStepError(f"it answered {show(words, data)} to a reserve")
         self.pending -= 1
 
 
@@ -240,14 +259,9 @@ class Wire:
             if len(self._received) > _MAX_LINE:
                 raise OutOfStepError("it sent a line without an end")
             self._received += self._read_some(deadline)
-        return self._cut(end + 1)
-
-    def read_data(self, size: int) -> bytes:
-        """Wait for ``size`` bytes without a receiver, and return them."""
-        deadline = self._deadline()
-        while len(self._received) < size:
-            self._received += self._read_some(deadline)
-        return self._cut(size)
+        line = bytes(self._received[: end + 1])
+        del self._received[: end + 1]
+        return line
 
     def check_in_step(self) -> None:
         """Raise :exc:`OutOfStepError` if there is unread data although no reply is awaited."""
@@ -257,11 +271,6 @@ class Wire:
     def _deadline(self) -> float | None:
         timeout_s = self._socket.gettimeout()
         return None if timeout_s is None else time.monotonic() + timeout_s
-
-    def _cut(self, end: int) -> bytes:
-        data = bytes(self._received[:end])
-        del self._received[:end]
-        return data
 
     def _take_in(self, data: bytes) -> None:
         received = self._received
@@ -313,13 +322,24 @@ class Wire:
                 # body reports the damage instead.
                 data = bytes(received[begin : end - 2])
             start = end
-            self._awaited.popleft().take(words, data)
+            try:
+                self._awaited.popleft().take(words, data)
+            except (ValueError, IndexError) as error:
+                raise OutOfStepError(f"it answered {show(words, data)}") from error
         return start
 
 
-def show(words: Sequence[bytes | bytearray]) -> str:
+def number(text: str | bytes) -> int:
+    """Read a number of the server; raise :exc:`ValueError` if the server cannot have such a number."""
+    value = int(text)
+    if not -_MAX_NUMBER < value < _MAX_NUMBER:
+        raise ValueError(f"{value} is out of range")
+    return value
+
+
+def show(words: Sequence[bytes | bytearray], data: bytes = b"") -> str:
     """Show the beginning of a reply, escaped, for an error."""
-    begin = b" ".join(word[:_SHOWN_BYTES] for word in words)
+    begin = b" ".join(word[:_SHOWN_BYTES] for word in words) + (b"\r\n" + data[:_SHOWN_BYTES] if data else b"")
     return repr(begin[:_SHOWN_BYTES])[1:] + ("…" if len(begin) > _SHOWN_BYTES else "")
 
 

@@ -156,7 +156,7 @@ def _serves(program: RunningProgram, address: Address) -> bool:
     """Whether this very program answers at the address: the port may belong to another test's broker."""
     try:
         with closing(Connection(address, Settings(address).timeout_s)) as connection:
-            return connection.stats()["pid"] == program.process.pid
+            return connection.stats().get("pid") == program.process.pid
     except BrokerConnectionError:
         return False
 

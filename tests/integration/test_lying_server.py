@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -13,12 +14,46 @@ from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Address
-from flask_backend.errors import BrokerConnectionError
+from flask_backend.errors import BrokerConnectionError, BrokerError
 from flask_backend.options import PutOptions
 
 TIMEOUT_S = 0.4
 JOB = ReservedJob(1, b"{}")
 OPTIONS = PutOptions(1, 0, 60)
+
+JOB_STATS = b"""---
+id: 1
+tube: q
+state: ready
+pri: 1
+age: 2
+delay: 0
+ttr: 60
+time-left: -1
+file: 0
+reserves: 1
+timeouts: 0
+releases: 0
+buries: 0
+kicks: 0
+"""
+TUBE_STATS = b"""---
+name: q
+current-jobs-ready: 1
+current-jobs-reserved: 0
+current-jobs-delayed: 0
+current-jobs-buried: 0
+total-jobs: 1
+current-waiting: 0
+current-watching: 1
+cmd-delete: 0
+pause-time-left: 0
+"""
+SERVER_STATS = b"---\ntotal-jobs: 5\nmax-job-size: 65535\nuptime: 3\n"
+
+
+def ok(data: bytes) -> bytes:
+    return b"OK %d\r\n%b\r\n" % (len(data), data)
 
 
 @contextmanager
@@ -73,13 +108,108 @@ def delete_as_a_worker(connection: Connection):
 
 
 CALLS = {
+    "counters": lambda c: c.counters(1),
+    "counters_within": lambda c: c.counters_within(1, 5),
     "stats": lambda c: c.stats(),
+    "list_tubes": lambda c: c.list_tubes(),
+    "stats_tube": lambda c: c.stats_tube(["q"]),
+    "stats_job": lambda c: c.stats_job([1]),
+    "find_jobs": lambda c: c.find_jobs([1], ["q"], ["ready"]),
+    "peek": lambda c: c.peek([1]),
+    "find": lambda c: c.find(1),
+    "peek_ready": lambda c: c.peek_ready(["q"]),
+    "peek_buried": lambda c: c.peek_buried(["q"]),
+    "kick_job": lambda c: c.kick_job([1]),
+    "delete_each": lambda c: c.delete_each([1]),
+    "pause_tube": lambda c: c.pause_tube("q", 1),
+    "reserve_ready": lambda c: c.reserve_ready(1),
+    "reserve_again": lambda c: c.reserve_again(JOB),
+    "probe_last_id": lambda c: c.probe_last_id("q"),
+    "has_old_jobs": lambda c: c.has_old_jobs("q", 5),
     "delete": lambda c: c.delete(1),
+    "release": lambda c: c.release(1, 1, 0),
+    "bury": lambda c: c.bury(1, 1),
+    "touch": lambda c: c.touch(1),
     "put": lambda c: c.put("default", b"{}", OPTIONS),
+    "put into another tube": lambda c: c.put("q", b"{}", OPTIONS),
     "recover_reserved": recover,
     "reserve": reserve_as_a_worker,
     "delete_and_reserve": delete_as_a_worker,
 }
+LIES = [
+    *(b"OK 0\r\n\r\n", b"OK 3\r\nabc\r\n", b"OK 3\r\n\xff\xfe\xfd\r\n", b"OK 1 0\r\n\r\n", b"OK -1\r\n", b"OK x\r\n"),
+    *(
+        ok(b"---\nid: 1\n"),
+        ok(b"---\nid: 1\ntube: q\nstate: ready\n"),
+        ok(b"---\n- a b\n- \x1b[31m\n"),
+        ok(b"- q\n" * 9),
+    ),
+    *(b"FOUND\r\n", b"FOUND 0\r\n\r\n", b"FOUND x 0\r\n\r\n", b"FOUND 1 2 0\r\n\r\n", b"FOUND 1 2\r\n{}\r\n"),
+    *(b"RESERVED\r\n", b"RESERVED 0\r\n\r\n", b"RESERVED \xb2 0\r\n\r\n", b"RESERVED 1 2\r\n{}\r\n"),
+    *(b"INSERTED\r\n", b"INSERTED x\r\n", b"INSERTED \xff\r\n", b"INSERTED " + b"9" * 500 + b"\r\n"),
+    *(b"BURIED\r\n", b"BURIED x\r\n", b"USING\r\n", b"KICKED\r\n", b"JOB_TOO_BIG\r\n", b"DEADLINE_SOON\r\n"),
+    *(b"\r\n", b" \r\n", b"\xff\xff\r\n", b"\x1b[31mHI\r\n", b"OUT_OF_MEMORY\r\n", b"TIMED_OUT\r\n", b"DELETED\r\n"),
+]
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_no_reply_raises_anything_but_our_errors(call):
+    for lie in LIES:
+        with lying(lie) as connection:
+            told = ""
+            try:
+                call(connection)
+            except BrokerError as error:
+                told = str(error)
+            assert told == "" or told.isprintable()
+            assert len(told) < 300
+
+
+STATS = {
+    "counters": (JOB_STATS, "pri ttr age releases buries"),
+    "counters_within": (JOB_STATS, "pri ttr age releases buries"),
+    "stats_job": (JOB_STATS, "id tube state pri age ttr time-left reserves timeouts releases buries kicks"),
+    "find_jobs": (JOB_STATS, "pri age ttr time-left reserves timeouts releases buries kicks"),
+    "stats_tube": (TUBE_STATS, "name current-jobs-ready current-waiting current-watching total-jobs pause-time-left"),
+    "recover_reserved": (JOB_STATS.replace(b"ready", b"reserved"), "pri ttr age releases buries"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key.encode()) for name, (_, keys) in STATS.items() for key in keys.split()]
+)
+def test_statistics_without_a_value_or_with_an_odd_one_are_an_error_that_shows_the_reply(name, key):
+    sound = STATS[name][0]
+    line = re.search(rb"\n" + key + rb": .*", sound)[0]
+    shown = r"lost the connection to Beanstalkd at .*: it answered 'OK \d+\\r\\n---\\n.*…$"
+    for odd in (b"", b"\n" + key, b"\n" + key + b": -", b"\n" + key + b": a b", b"\n" + key + b": " + b"9" * 5000):
+        with lying(ok(sound.replace(line, odd)), b"OK 6\r\n---\n- \r\n") as connection:
+            with pytest.raises(BrokerConnectionError, match=shown):
+                CALLS[name](connection)
+            assert connection.fileno() < 0
+
+
+@pytest.mark.parametrize(("name", "sound"), [(name, sound) for name, (sound, _) in STATS.items()])
+def test_sound_statistics_are_read(name, sound):
+    with lying(ok(sound), b"OK 6\r\n---\n- \r\n") as connection:
+        assert CALLS[name](connection)
+
+
+@pytest.mark.parametrize("name", ["has_old_jobs", "probe_last_id", "put"])
+@pytest.mark.parametrize("data", [b"", b"---\nuptime: x\ntotal-jobs: y\nmax-job-size: z\n"])
+def test_odd_statistics_of_the_server_are_an_error_that_shows_the_reply(name, data):
+    before = {
+        "has_old_jobs": [ok(TUBE_STATS)],
+        "probe_last_id": [b"USING q\r\n", b"DRAINING\r\n", b"USING default\r\n"],
+        "put": [b"JOB_TOO_BIG\r\n"],
+    }[name]
+    with (
+        lying(*before, ok(data)) as connection,
+        pytest.raises(BrokerConnectionError, match=r"it answered 'OK \d+"),
+    ):
+        CALLS[name](connection)
+
+
 WAITERS = ["stats", "put", "delete", "reserve", "delete_and_reserve", "recover_reserved"]
 
 
