@@ -12,9 +12,8 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from types import NoneType
 from typing import Any, cast
 
 from .errors import MessageDecodeError
@@ -97,26 +96,57 @@ class Story:
         value = decode_json(body)
         if not isinstance(value, dict):
             raise MessageDecodeError("a note must be a JSON object")
-        told = {name: each for name, each in cast("dict[str, Any]", value).items() if name in _KINDS}
-        for name, kind in _KINDS.items():
-            if not isinstance(told.get(name), kind):
-                raise MessageDecodeError(f"{name!r} of a note has the wrong type")
-        if not 0 < told["job"] <= _MAX_ID or not 0 < told["buried_at"] < END_OF_DATES:
-            raise MessageDecodeError("'job' or 'buried_at' of a note is out of range")
+        told = _checked(cast("dict[str, Any]", value), _CHECKS)
+        if told.get("death") is not None:
+            told["death"] = _checked(told["death"], _CHECKS_OF_DEATH)
         return cls(**told)
 
 
-_KINDS: Mapping[str, Any] = {
-    "job": int,
-    "buried_at": int | float,
-    "pid": int,
-    **dict.fromkeys(("queue", "reason", "host"), str),
-    **dict.fromkeys(("endpoint", "call", "exception", "message", "traceback"), str | None),
-    **dict.fromkeys(("attempts", "allowed"), int | None),
-    **dict.fromkeys(("scheduled_at", "ran_s"), int | float | None),
-    "death": (dict, NoneType),
+_MAX_NUMBER = 2**128  # max_retries may be sys.maxsize, and is multiplied by the number of burials
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MAX_NUMBER
+
+
+def _is_seconds(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= cast("float", value) < END_OF_DATES  # False for NaN
+
+
+def _may_be(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _checked(value: dict[str, Any], checks: Mapping[str, Callable[[object], bool]]) -> dict[str, Any]:
+    """Return the fields that have a check; raise :exc:`MessageDecodeError` if one does not pass."""
+    told = {name: each for name, each in value.items() if name in checks}
+    for name, check in checks.items():
+        if not check(told.get(name)):
+            raise MessageDecodeError(f"{name!r} of a note is missing, has the wrong type or is out of range")
+    return told
+
+
+_CHECKS: Mapping[str, Callable[[object], bool]] = {
+    "job": lambda value: type(value) is int and 0 < value < 2**64,
+    "buried_at": lambda value: _is_seconds(value) and value != 0,
+    "pid": _is_number,
+    **dict.fromkeys(("queue", "reason", "host"), _is_text),
+    **dict.fromkeys(("endpoint", "call", "exception", "message", "traceback"), _may_be(_is_text)),
+    **dict.fromkeys(("attempts", "allowed"), _may_be(_is_number)),
+    **dict.fromkeys(("scheduled_at", "ran_s"), _may_be(_is_seconds)),
+    "death": _may_be(lambda value: isinstance(value, dict)),
 }
-_MAX_ID = 2**64 - 1
+# As Death.as_dict returns them.
+_CHECKS_OF_DEATH: Mapping[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("queue", "exit_kind", "task"), _may_be(_is_text)),
+    **dict.fromkeys(("worker_pid", "exit_status", "exit_signal", "job_id"), _may_be(_is_number)),
+    **dict.fromkeys(("max_rss_bytes", "private_bytes"), _may_be(_is_number)),
+    **dict.fromkeys(("lived_s", "running_s", "user_s", "system_s"), _may_be(_is_seconds)),
+}
 
 
 def here_and_now() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flask_backend.message import END_OF_DATES, cut, scheduled_at
+from flask_backend.message import cut
 from flask_backend.tracebacks import MAX_MESSAGE, MAX_TRACEBACK
 from flask_backend.visible import visible, visible_lines
 
@@ -48,10 +48,10 @@ def _story_fields(note: Story) -> Iterator[tuple[str, str]]:
         yield "died", note.message
     if note.attempts is not None:
         yield "attempts", str(note.attempts) + (f" of {note.allowed}" if note.allowed is not None else "")
-    if (at := scheduled_at({"at": note.scheduled_at})) is not None:
-        yield "scheduled", _show_moment(at)
+    if note.scheduled_at is not None:
+        yield "scheduled", _show_moment(note.scheduled_at)
     yield "buried", _show_moment(note.buried_at)
-    if note.ran_s is not None and 0 <= note.ran_s < END_OF_DATES:
+    if note.ran_s is not None:
         yield "ran", f"{note.ran_s:.3f} s" if note.ran_s < 1 else show_seconds(note.ran_s)
     worker = note.death.get("worker_pid") if note.death else note.pid  # another process reports a death
     yield "worker", f"pid {worker} on {note.host}"

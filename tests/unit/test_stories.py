@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_backend import Bury
+from flask_backend.deaths import Activity, Death, Exit, ExitKind
 from flask_backend.errors import MessageDecodeError
 from flask_backend.stories import Story, here_and_now, tell_exception
 
@@ -21,8 +22,16 @@ def test_a_note_comes_back_unchanged():
 
 
 def test_fields_added_by_a_later_version_are_left_out():
-    fields = json.loads(a_note().encode()) | {"colour": "red"}
-    assert Story.decode(json.dumps(fields).encode()).reason == "failed once"
+    fields = json.loads(a_note().encode()) | {"colour": "red", "death": {"exit_signal": 9, "cgroup": ["a"]}}
+    note = Story.decode(json.dumps(fields).encode())
+    assert (note.reason, note.death) == ("failed once", {"exit_signal": 9})
+
+
+def test_a_note_of_a_real_death_comes_back_unchanged():
+    killed = Exit(pid=4711, status=None, signal=9, user_s=1.5, system_s=0.25, max_rss_bytes=2**40)
+    death = Death("q", ExitKind.DIED_BUSY, killed, 3600.5, True, False, Activity(7, "hello", 0.125), None)
+    note = a_note(death=death.as_dict(), ran_s=0.125, allowed=2**64)
+    assert Story.decode(note.encode()) == note
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"7", b'{"job": 1}', b"no JSON"])
@@ -37,7 +46,23 @@ def test_a_body_that_is_not_a_note_is_an_error(body):
         *(("job", value) for value in (-5, "7", 2**64)),
         *(("buried_at", value) for value in (1e300, float("nan"), None)),
         *(("reason", None), ("pid", "x"), ("message", 5), ("attempts", "many")),
-        *(("scheduled_at", "now"), ("ran_s", []), ("death", "yes")),
+        *(
+            ("job", True),
+            ("job", 0),
+            ("job", 7.0),
+            ("buried_at", 0),
+            ("buried_at", True),
+            ("pid", -1),
+            ("pid", 10**4000),
+        ),
+        *((name, value) for name in ("attempts", "allowed") for value in (-1, 10**4000, 1.5, True, "1")),
+        *((name, value) for name in ("scheduled_at", "ran_s") for value in ("now", [], -1, 10**4000, 1e300)),
+        *((name, value) for name in ("scheduled_at", "ran_s") for value in (float("nan"), float("inf"), False)),
+        *((name, ["text"]) for name in ("queue", "reason", "host", "endpoint", "call", "exception", "traceback")),
+        *(("death", value) for value in ("yes", [], 9, False)),
+        *(("death", {name: 10**4000}) for name in ("exit_signal", "exit_status", "worker_pid", "lived_s", "user_s")),
+        *(("death", {name: {}}) for name in ("exit_signal", "exit_kind", "task", "max_rss_bytes")),
+        ("death", {"running_s": float("nan")}),
     ],
 )
 def test_a_foreign_note_with_odd_values_is_refused(odd):
