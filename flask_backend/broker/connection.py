@@ -293,7 +293,7 @@ class Connection:
         ``asked`` is the result of :meth:`prefetch_stats` for the job.
         """
         deadline = time.monotonic() + wait_s
-        if self._timed_out_last_time and not self.wire.is_readable(0):
+        if self._timed_out_last_time and self.is_awaiting and not self.wire.is_readable(0):
             return None  # still no answer
         if asked is None:
             asked = self.prefetch_stats(job_id)

@@ -338,6 +338,17 @@ def test_an_interruption_at_any_line_never_sends_a_job_to_a_wrong_queue(broker, 
     assert broker.count("default", "ready") == 0
 
 
+def test_a_late_reply_that_another_command_has_read_does_not_hide_the_next_one(broker):
+    job_id = broker.put("q", b"", ttr=600)
+    connection = Connection(Address.parse(broker.uri), timeout_s=5)
+    broker.freeze()
+    assert connection.counters_within(job_id, 0.01) is None
+    broker.thaw()
+    assert connection.counters(job_id).ttr_s == 600
+    assert connection.counters_within(job_id, 5).ttr_s == 600
+    connection.close()
+
+
 # -- one reply after another, without a server -----------------------------------------------------------------
 
 
