@@ -108,7 +108,8 @@ class BulkOutcome:
             first = next(iter(self.reasons.items()))
             parts.append(f"refused: {_shown(self.refused)}, at index {first[0]} because {first[1]}")
         if self.unknown:
-            parts.append(f"unknown, because the connection broke ({self.failure}): {_shown(self.unknown)}")
+            why = f" ({self.failure})" if self.failure is not None else ""
+            parts.append(f"unknown, because the connection broke{why}: {_shown(self.unknown)}")
         elif self.failure is not None and not self.refused:
             parts.append(str(self.failure))
         if self.unsent_from is not None:

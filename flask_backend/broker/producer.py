@@ -56,6 +56,7 @@ class _Sent:
     chunk: Chunk
     pending: SentPuts | None = None
     failure: BrokerConnectionError | None = None
+    is_settled: bool = False
 
 
 class Producer:
@@ -90,12 +91,12 @@ class Producer:
         try:
             while outcome.failure is None:
                 chunk = _next_chunk(source, encode)  # while the server handles the previous one
-                sent, last = None, sent
-                if last is not None:
-                    self._settle(last, outcome)
+                if sent is not None:
+                    self._settle(sent, outcome)
                 if not chunk or outcome.failure is not None:
                     break
-                sent = self._send(queue, chunk, options, outcome)
+                sent = _Sent(chunk)
+                self._send(sent, queue, options, outcome)
         except BaseException as error:
             if sent is not None:
                 self._settle(sent, outcome)
@@ -103,24 +104,27 @@ class Producer:
             raise
         return outcome
 
-    def _send(self, queue: str, chunk: Chunk, options: Options, outcome: BulkOutcome) -> _Sent | None:
+    def _send(self, sent: _Sent, queue: str, options: Options, outcome: BulkOutcome) -> None:
         """Send the items of a chunk that could be encoded; record a failure if the server cannot be reached."""
-        bodies = [body for body in chunk.values() if isinstance(body, bytes)]
+        bodies = [body for body in sent.chunk.values() if isinstance(body, bytes)]
         try:
             connection = self.connection()
         except BrokerConnectionError as error:
-            outcome.failure, outcome.unsent_from = error, min(chunk)
-            return None
-        sent = _Sent(chunk)
+            outcome.failure, outcome.unsent_from = error, min(sent.chunk)
+            return
         if bodies:
             try:
                 sent.pending = connection.send_puts(queue, bodies, options.resolve(self.settings.ttr_s))
             except BrokerConnectionError as error:
                 sent.failure = error
-        return sent
 
     def _settle(self, sent: _Sent, outcome: BulkOutcome) -> None:
-        """Record the outcome of a chunk that was sent."""
+        """Record the outcome of a chunk that was sent, once.
+
+        An exception of a signal handler may come while this waits for the replies: then call it again.
+        """
+        if sent.is_settled:
+            return
         end = max(sent.chunk) + 1
         results: list[int | BrokerError] = []
         try:
@@ -130,6 +134,7 @@ class Producer:
                 sent.pending.receive(results)
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, end
+        sent.is_settled = True
         answers = iter(results)
         for index, body in sent.chunk.items():
             match body if isinstance(body, BackendError) else next(answers, None):

@@ -20,10 +20,11 @@ from support.waiting import wait_until
 from flask_backend import broker as broker_room
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
+from flask_backend.broker.producer import Producer
 from flask_backend.broker.wire import OutOfStepError, Replies, Reply, Wire
 from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, JobNotFoundError
-from flask_backend.options import PutOptions
+from flask_backend.options import Options, PutOptions
 
 JOBS = 30
 QUEUES = ["q", "other", "another"]
@@ -336,6 +337,20 @@ def test_an_interruption_at_any_line_never_sends_a_job_to_a_wrong_queue(broker, 
         while broker.count(queue, "ready"):
             assert broker.take(queue) == queue.encode()
     assert broker.count("default", "ready") == 0
+
+
+def test_an_interrupted_map_says_which_items_may_have_been_sent(broker):
+    producer = Producer(Settings(Address.parse(broker.uri)))
+    producer.put("q", b"first", Options())
+    broker.freeze()
+    with pytest.raises(Interruption) as caught, interrupted_after(0.3):
+        producer.put_many("q", range(1200), lambda _index, item: b"%d" % item, Options())
+    broker.thaw()
+    [note] = caught.value.__notes__
+    assert note == (
+        "of the items before it: accepted: none; unknown, because the connection broke "
+        f"(the connection to Beanstalkd at {broker.uri} is closed): 0 to 499; not sent: from index 500 on"
+    )
 
 
 def test_a_late_reply_that_another_command_has_read_does_not_hide_the_next_one(broker):
