@@ -38,7 +38,7 @@ class Link:
     """The connection in use, with its pipeline; a new one replaces it when it breaks.
 
     ``silent_ns`` is how long the worker may wait for a broker that does not answer: the timeout for sending a reserve,
-    and again for its reply.
+    and again for its reply. The worker sets ``jobs_settled``, the number of its jobs when the last replies were sound.
     """
 
     def __init__(self, settings: Settings, handlers: Handlers, host: Host, stop: StopSignals) -> None:
@@ -51,6 +51,7 @@ class Link:
         self._poll: select.poll | None = None  # for that connection
         self._undeleted: list[ReservedJob] = []  # finished while their connection broke
         self.silent_ns = int(2 * settings.timeout_s * 1e9)
+        self.jobs_settled = 0
 
     def connected(self) -> Pipeline:
         """Return the pipeline in use, or connect. Raises :exc:`BrokerConnectionError`."""
@@ -63,14 +64,14 @@ class Link:
                 self._stop.wait(RECLAIM_PATIENCE_S)
         return pipeline
 
-    def wait_after(self, error: BrokerError, jobs_done: int) -> None:
+    def wait_after(self, error: BrokerError) -> None:
         """Give up the connection, which gives back its jobs, and wait for a while or until a stop is requested."""
         if self._pipeline is not None:
             self._disconnect(self._pipeline)
         if not self._backoff.is_away:  # one warning for each outage
             logger.warning(wording.BROKER_AWAY, self._handlers.queue, error)
         most_s = RECLAIM_EVERY_S if self._undeleted else RECONNECT_MAX_S
-        self._stop.wait(self._backoff.next(most_s, jobs_done))
+        self._stop.wait(self._backoff.next(most_s, self.jobs_settled))
 
     def replacing(self, pipeline: Pipeline) -> Pipeline:
         """Return the pipeline that has replaced this one: see :meth:`take_over`."""
@@ -172,14 +173,15 @@ def _has_own_id(job: ReservedJob) -> bool:
 class Backoff:
     """Delays that double, with jitter, during outages of the broker.
 
-    They go on doubling if the next outage begins within ``RECONNECT_MAX_S`` and no job was done in between: a server
-    that accepts and breaks each connection causes as few attempts and log lines as an unreachable one.
+    They go on doubling if the next outage begins within ``RECONNECT_MAX_S`` and no job was settled in between: a server
+    that accepts and breaks each connection, even after it has handed out a job, causes as few attempts and log lines as
+    an unreachable one.
     """
 
     def __init__(self) -> None:
         self.is_away = False
         self._tries = 0
-        self._jobs_done = 0
+        self._jobs_settled = 0
         self._began = 0.0
         self._ended = 0.0
 
@@ -189,13 +191,13 @@ class Backoff:
         self._ended = time.monotonic()
         return self._ended - self._began
 
-    def next(self, most_s: float, jobs_done: int) -> float:
+    def next(self, most_s: float, jobs_settled: int) -> float:
         """Return the seconds to wait before the next attempt, at most ``most_s``."""
         now = time.monotonic()
         if not self.is_away:
             self.is_away, self._began = True, now
-            if jobs_done != self._jobs_done or now - self._ended > RECONNECT_MAX_S:
-                self._tries, self._jobs_done = 0, jobs_done
+            if jobs_settled != self._jobs_settled or now - self._ended > RECONNECT_MAX_S:
+                self._tries, self._jobs_settled = 0, jobs_settled
         delay_s = min(most_s, RECONNECT_MIN_S * 2.0 ** min(self._tries, 16))
         self._tries += 1
         return delay_s * random.uniform(0.5, 1.0)

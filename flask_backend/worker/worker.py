@@ -144,13 +144,14 @@ class Worker:
                 self._process_jobs(self._link.connected())
             except BrokerError as error:
                 self._host.live()
-                self._link.wait_after(error, self._jobs_done)
+                self._link.wait_after(error)
 
     def _process_jobs(self, pipeline: Pipeline) -> None:
         """Process jobs until a stop is requested; then give back the reserved jobs that have not begun.
 
         One write deletes a job and reserves the next. After a failure the next reserve waits until that is settled.
         """
+        done_before = self._jobs_done
         while not self._stop.requested:
             self._host.live(self._link.silent_ns)
             if self._wanted() == 0:
@@ -159,6 +160,8 @@ class Worker:
             if not pipeline.is_reserving:
                 pipeline.reserve(RESERVE_S, self._wanted())
             held = self._receive(pipeline)
+            if self._jobs_done > done_before:
+                self._link.jobs_settled = self._jobs_done  # all replies to them were sound
             while held and not self._stop.requested:
                 self._process(held.popleft(), is_last=not held)
             pipeline = self._link.replacing(pipeline)

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
+from support.workload import QUEUE
 
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
@@ -245,3 +246,34 @@ def test_each_of_many_replies_has_the_whole_timeout():
         started = time.monotonic()
         assert len(connection.ask([b"put 1 1 1 0\r\n\r\n"] * 4)) == 4
         assert time.monotonic() - started > TIMEOUT_S
+
+
+def test_a_server_that_hands_out_a_job_and_then_nonsense_causes_no_storm_of_reconnects(broker, command):
+    started: list[float] = []
+
+    def serve() -> None:
+        while len(started) < 6:
+            client, _ = listener.accept()
+            started.append(time.monotonic())
+            with client, client.makefile("rb") as lines, suppress(OSError):
+                for line in lines:
+                    match line.split()[0]:
+                        case b"watch" | b"ignore":
+                            client.sendall(b"WATCHING 1\r\n")
+                        case b"stats":
+                            client.sendall(ok(b"---\nuptime: 100000\n"))
+                        case b"stats-tube":
+                            client.sendall(b"NOT_FOUND\r\n")
+                        case b"reserve-with-timeout":
+                            client.sendall(b"RESERVED 7 2\r\n[]\r\n")
+                        case _:
+                            client.sendall(b"NONSENSE\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        worker = command("worker", QUEUE, BACKEND_CONNECTION_URI=f"btq://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(timeout=30)
+        worker.end()
+    assert worker.log.count("job 7 of ") == 6
+    assert started[-1] - started[0] > 1.5, "the delays have doubled, from 0.05 or more"
