@@ -11,6 +11,7 @@ import pytest
 
 import flask_backend
 import flask_backend.testing
+from flask_backend import signals
 from flask_backend.config import KEYS, Settings
 from flask_backend.system.exits import ExitCode
 
@@ -61,6 +62,12 @@ def test_every_public_name_is_in_the_reference(page, module):
     text = (DOCS / "reference" / f"{page}.md").read_text()
     named = set(re.findall(r"^\.\. (?:auto)?(?:class|exception|function|data):: (\w+)", text, re.MULTILINE))
     assert set(module.__all__) <= named
+
+
+def test_every_signal_is_in_the_reference():
+    text = (DOCS / "reference" / "events.md").read_text()
+    named = re.findall(r"^\.\. autodata:: (\w+)", text, re.MULTILINE)
+    assert named == [name for name, each in vars(signals).items() if isinstance(each, signals.NamedSignal)]
 
 
 def test_the_lines_in_troubleshooting_are_logged():
