@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 
+import hypothesis
 import pytest
 from flask import Flask
 from support import workload
@@ -13,6 +14,10 @@ from support.terminal import Terminal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Under nohup SIGHUP is ignored, and supervisors keep that: no HUP would reload them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# A machine that others use too may stop for longer than any deadline.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 
 def pytest_addoption(parser):

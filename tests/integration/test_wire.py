@@ -309,6 +309,7 @@ def probe(connection):
     connection.probe_last_id("probe")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may strike while Python cleans up
 @pytest.mark.parametrize("use", [put_one, put_two, look_while_a_put_is_in_flight, probe])
 def test_an_interruption_at_any_line_never_sends_a_job_to_a_wrong_queue(broker, use):
     """As when a web server's timeout raises in a signal handler just before the command is written."""
