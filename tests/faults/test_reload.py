@@ -97,7 +97,7 @@ def _is_busy(pid: int) -> bool:
     ids=["raises", "syntax", "exits", "dies", "hangs", "hook"],
 )
 def test_a_bad_deploy_leaves_the_old_code_serving_and_says_so_once(supervise, tasks, tmp_path, deploy, code, reason):
-    supervised = start(supervise, tmp_path, "--boot-timeout", "5", workers=2)
+    supervised = start(supervise, tmp_path, "--boot-timeout", "10", workers=2)
     workers = supervised.workers()
     deploy(code)
     supervised.send(signal.SIGHUP)
