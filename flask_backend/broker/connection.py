@@ -402,10 +402,10 @@ class Connection:
 
     def _peek_first(self, command: bytes, queues: Iterable[str]) -> dict[str, int]:
         names = list(queues)
-        pairs = (each for name in names for each in (b"use %b\r\n" % check_queue_name(name).encode(), command))
-        replies = self._ask_in_tubes(list(pairs))
-        found = zip(names, (self._read(reply, "FOUND", _job_id) for reply in replies[1::2]), strict=False)
-        return {name: job_id for name, job_id in found if job_id is not None}
+        pairs = [each for name in names for each in (b"use %b\r\n" % check_queue_name(name).encode(), command)]
+        replies = self._ask_in_tubes(pairs)
+        found = [self._read(reply, "FOUND", _job_id) for reply in replies[1:-1:2]]
+        return {name: job_id for name, job_id in zip(names, found, strict=True) if job_id is not None}
 
     def kick_job(self, ids: Iterable[int]) -> list[int]:
         """Make buried or delayed jobs ready; return the ids of the jobs that were."""
