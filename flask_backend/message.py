@@ -86,12 +86,14 @@ def encode_call(head: str, args: Sequence[Any], kwargs: Mapping[str, Any], uid: 
     ``head`` is that of the task, see :func:`head_of`.
     """
     try:
+        values = _encode_text(args)
         named = _encode_text(kwargs) if kwargs else "{}"
         headers = f'{{"id":"{uid}","at":{time.time():.3f}}}'
-        body = f'{head}{_encode_text(args)},"kwargs":{named},"headers":{headers}}}'.encode()
+        body = f'{head}{values},"kwargs":{named},"headers":{headers}}}'.encode()
     except _FAULTS as error:
         raise MessageEncodeError(show_error(error)) from error
-    _check(body, args, kwargs)
+    if kwargs or '":' in values or len(values) > MAX_DEPTH:  # else there is no key, and not much to nest
+        _check(body, args, kwargs)
     return body
 
 

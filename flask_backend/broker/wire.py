@@ -235,6 +235,13 @@ class Wire:
         while self._awaited:
             self.receive_next()
 
+    def exchange(self, command: bytes, taker: ReplyReceiver) -> None:
+        """Send a command while no reply is awaited, and wait for its reply."""
+        self.send(command, taker)
+        deadline = self._deadline()
+        while self._awaited:
+            self._take_in(self._read_some(deadline))
+
     def _has_come_soon(self, within_s: float) -> bool:
         until = time.monotonic() + within_s
         while not (has_come := bool(self._poll.poll(0))) and time.monotonic() < until:
@@ -290,9 +297,11 @@ class Wire:
 
     def _read_some(self, deadline: float | None) -> bytes:
         # The socket's timeout applies to each read. A reply that drips in gets no extra time.
-        if deadline is not None and not self.is_readable(max(0.0, deadline - time.monotonic())):
+        if deadline is None:
+            return _checked(self._socket.recv(_READ_BYTES))
+        if not self.is_readable(max(0.0, deadline - time.monotonic())):
             raise TimeoutError
-        return _checked(self._socket.recv(_READ_BYTES))
+        return _checked(os.read(self._fd, _READ_BYTES))  # the socket's own method would wait once more
 
     def _dispatch(self, received: bytes | bytearray) -> int:
         """Give each complete reply to its receiver; return where the rest begins."""
