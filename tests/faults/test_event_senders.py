@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 from support import supervised
-from support.supervised import title
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.any_broker
@@ -56,13 +55,12 @@ class Eventful:
         return [child.pid for child in psutil.Process(self.process.pid).children()]
 
     def wait_full(self, without: set[int] = frozenset()) -> list[int]:
-        """Wait until all workers are ready, and none of these."""
+        """Wait until all workers are ready, and none of these lives."""
 
         def find() -> list[int] | None:
-            found = self.children()
             ready = {record["ready"] for record in self.records() if "ready" in record}
-            is_full = len(found) == self.workers and set(found) <= ready - without
-            return found if is_full and not any("helper" in title(pid) for pid in found) else None
+            found = [pid for pid in self.children() if pid in ready]
+            return found if len(found) == self.workers and not without & set(found) else None
 
         return wait_until(find, f"{self.workers} workers; log:\n{self.log}")
 
@@ -127,7 +125,7 @@ def test_the_sender_of_events_has_no_socket_of_a_worker(eventful):
 def test_without_a_receiver_there_is_no_event_and_no_helper(eventful):
     program = eventful(DEAF="1")
     os.kill(program.wait_full()[0], signal.SIGKILL)
-    program.wait_for_log("; replaced at once")
+    program.wait_for_log("; replaced ")
     assert program.stop() == 0
     assert not any("name" in record for record in program.records())
 
@@ -167,7 +165,7 @@ def test_a_receiver_that_misbehaves_harms_nothing(eventful, how):
             program.wait_for_log(
                 "worker_exited may not have reached all receivers: they took too long, and their process was killed"
             )
-    assert program.log.count("; replaced at once") == 4
+    assert program.log.count("; replaced ") == 4
     assert "giving up" not in program.log
     assert program.stop() == 0
 
