@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,7 +55,9 @@ class Beanstalkd:
         return {"BACKEND_CONNECTION_URI": self.uri}
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self._command, stderr=subprocess.PIPE)
+        # Not a pipe: beanstalkd writes a line about each broken connection, and blocks when a pipe is full.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        self.process = subprocess.Popen(self._command, stderr=self._errors)
         wait_until(self._answers, "beanstalkd answers")
 
     def kill(self) -> None:
@@ -122,7 +125,8 @@ class Beanstalkd:
 
     def _answers(self) -> bool:
         if self.process.poll() is not None:
-            raise AssertionError(f"beanstalkd ended: {self.process.stderr.read()!r}")
+            self._errors.seek(0)
+            raise AssertionError(f"beanstalkd ended: {self._errors.read()!r}")
         try:
             with self.client() as client:
                 client.stats()
@@ -135,7 +139,7 @@ class Beanstalkd:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
         self.process.wait()
-        self.process.stderr.close()
+        self._errors.close()
 
 
 class RealBeanstalkd(Beanstalkd):
