@@ -50,6 +50,8 @@ def test_the_third_crash_buries_the_job_whole_with_its_story_and_a_kick_allows_t
     supervised.wait_for_log(f"job {job_id} is buried: it has crashed its worker 3 times (worker")
     assert "was killed by signal 9 (Killed, perhaps out of memory)" in supervised.log.partition("is buried")[2]
     supervised.wait_reserving(2)
+    # The count of crashes begins again when the process that has buried the job has ended.
+    wait_until(lambda: len(supervised.children()) == 2, "only the workers are left")
     with broker.client(QUEUE) as client:
         client.kick_job(job_id)
     wait_until(lambda: broker.job(job_id)["state"] == "delayed", "the job has another three")
