@@ -92,7 +92,7 @@ def encode_call(head: str, args: Sequence[Any], kwargs: Mapping[str, Any], uid: 
         body = f'{head}{values},"kwargs":{named},"headers":{headers}}}'.encode()
     except _FAULTS as error:
         raise MessageEncodeError(show_error(error)) from error
-    if kwargs or '":' in values or len(values) > MAX_DEPTH:  # else there is no key, and not much to nest
+    if kwargs or '":' in values or len(values) > MAX_DEPTH:  # shorter text without keys is always valid
         _check(body, args, kwargs)
     return body
 

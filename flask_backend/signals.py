@@ -9,7 +9,7 @@ take ``**extra`` too, since later versions may add some::
     def count_failure(app, job, error, **extra):
         ...
 
-A receiver that raises an exception is logged, and changes nothing else. Receivers run in the process and the thread
+An exception of a receiver is logged, and has no other effect. Receivers run in the process and the thread
 that the signal is about, so they must be quick, and cannot be ``async``.
 
 ``job`` is a :class:`~flask_backend.current.CurrentJob`. Its ``attempt`` is known after a failure; its endpoint is empty
@@ -79,9 +79,9 @@ worker_stopping = _signals.signal(
 
 worker_exited = _signals.signal(
     "worker-exited",
-    """A worker has ended. ``description`` says how, in words; the facts are ``queue``, ``worker_pid``, ``exit_kind``
-    (``planned``, ``cannot_work``, ``died_idle`` or ``died_busy``), ``exit_status``, ``exit_signal``, ``lived_s``,
-    ``job_id``, ``task``, ``running_s``, ``user_s``, ``system_s``, ``max_rss_bytes``, ``private_bytes``,
+    """A worker has ended. ``description`` is the reason in words. The facts are ``queue``, ``worker_pid``,
+    ``exit_kind`` (``planned``, ``cannot_work``, ``died_idle`` or ``died_busy``), ``exit_status``, ``exit_signal``,
+    ``lived_s``, ``job_id``, ``task``, ``running_s``, ``user_s``, ``system_s``, ``max_rss_bytes``, ``private_bytes``,
     ``was_given_back`` (it was stopped, and its job, if any, returned to the queue), ``is_old`` (it ran the code from
     before a reload), ``generation`` (the number of reloads) and ``supervisor_pid``.
 

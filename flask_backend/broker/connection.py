@@ -475,7 +475,7 @@ class Connection:
         return [self._read(reply, status, read) for reply in self.ask(commands)]
 
     def _read(self, reply: Reply, status: str, read: Callable[[Reply], R]) -> R | None:
-        """Return the contents of a reply with this status, or None if what was asked for does not exist.
+        """Return the contents of a reply with this status, or None if the requested object does not exist.
 
         Any other reply, or other contents, close the connection and raise :exc:`BrokerConnectionError`.
         """

@@ -17,7 +17,7 @@ UNTIL_RESUMED_S = MAX_SECONDS
 
 
 def stat(stats: Stats, key: str) -> int:
-    """Return a number of the statistics; raise :exc:`LookupError` or :exc:`ValueError` if there is none."""
+    """Return a number of the statistics; raise :exc:`LookupError` or :exc:`ValueError` without one."""
     value = stats[key]
     return value if isinstance(value, int) else number(value)
 

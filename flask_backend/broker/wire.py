@@ -60,7 +60,7 @@ class Reply:
         return show([word.encode() for word in (self.status, *self.words)], self.data)
 
     def read(self, read: Callable[[Reply], R]) -> R:
-        """Return what ``read`` finds in the reply; raise :exc:`OutOfStepError` if it does not find what it expects."""
+        """Return what ``read`` finds in the reply; raise :exc:`OutOfStepError` for unexpected contents."""
         try:
             return read(self)
         except (LookupError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Find queues, jobs and failures at the broker, and say what is missing."""
+"""Find queues, jobs and failures at the broker, and report missing ones."""
 
 from __future__ import annotations
 

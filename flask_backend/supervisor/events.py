@@ -1,8 +1,8 @@
 """Events for the app, sent in a short-lived helper and never in the process that forks.
 
 A receiver is code of the app. In the supervisor, one that blocks would stop the loop, and one that starts a thread
-would break every later fork. In a helper it can do neither. Whatever happens there restarts no worker and stops
-nothing: an event may be lost, and the log says so.
+would break every later fork. In a helper it can do neither: a failure there affects neither the workers nor the
+supervisor. An event may be lost; this is logged.
 """
 
 from __future__ import annotations

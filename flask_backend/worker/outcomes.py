@@ -32,7 +32,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was done with a job after an attempt.
+    """The action that followed an attempt at a job.
 
     An ``action`` of None means that the job was not settled here: with ``is_lost`` its reservation had ended before,
     else the connection broke, and the broker gives it to another worker.

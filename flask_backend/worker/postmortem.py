@@ -62,7 +62,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class _FormerLease:
-    """What is known of a job that is no longer held."""
+    """The known facts of a job whose reservation has ended."""
 
     job_id: int
     known: JobCounters

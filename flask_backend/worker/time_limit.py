@@ -1,6 +1,6 @@
 """The time limit of the running task: an exception that a signal raises inside it.
 
-A signal handler that raises breaks off whatever code runs at that moment. So the exception is raised only in the task's
+A signal handler that raises breaks off the code that runs at that moment. So the exception is raised only in the task's
 own code: a coroutine is cancelled where it awaits, so that asyncio and background tasks stay whole, and code that is
 logging a line is interrupted after that, since log handlers swallow the exceptions raised inside them.
 """
