@@ -6,17 +6,15 @@ prints medians, ranges and ratios, as text. For a comparison of ways to share mo
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figures import Figure, Goal
-from printing import show
+from printing import Part, main, measure_parts
 from supervision import OURS, supervised
 from support.beanstalkd import Beanstalkd
 from support.supervised import Supervised
@@ -93,24 +91,12 @@ def pss_mb(process: Supervised) -> float:
     return sum(memory.pss_bytes for memory in memories if memory) / (1 << 20)
 
 
-PARTS: list[Callable[[Beanstalkd, int], list[Figure]]] = [measure_private, measure_pss]
+PARTS: list[Part] = [measure_private, measure_pss]
 
 
-def measure(rounds: int, only: str = "") -> list[Figure]:
-    broker = Beanstalkd()
-    try:
-        return [figure for part in PARTS if only in part.__name__ for figure in part(broker, rounds)]
-    finally:
-        broker.stop()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="private or pss")
-    options = parser.parse_args()
-    show(measure(options.rounds, options.only), GOALS)
+def measure(rounds: int) -> list[Figure]:
+    return measure_parts(PARTS, rounds)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, PARTS, GOALS, rounds=3)

@@ -6,21 +6,20 @@ medians, ranges and ratios, as text. Times depend on the machine: compare number
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figures import Figure, Goal
-from printing import show
+from printing import Part, main, measure_parts
 from records import make_records
 from support.beanstalkd import Beanstalkd
 from support.supervised import Supervised
@@ -207,7 +206,7 @@ def measure_crowd(broker: Beanstalkd, rounds: int) -> list[Figure]:
     return [cpu, *figures]
 
 
-PARTS: list[Callable[[Beanstalkd, int], list[Figure]]] = [
+PARTS: list[Part] = [
     measure_idle,
     measure_start,
     measure_replacement,
@@ -216,21 +215,9 @@ PARTS: list[Callable[[Beanstalkd, int], list[Figure]]] = [
 ]
 
 
-def measure(rounds: int, only: str = "") -> list[Figure]:
-    broker = Beanstalkd()
-    try:
-        return [figure for part in PARTS if only in part.__name__ for figure in part(broker, rounds)]
-    finally:
-        broker.stop()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="idle, start, replacement, end or crowd")
-    options = parser.parse_args()
-    show(measure(options.rounds, options.only), GOALS)
+def measure(rounds: int) -> list[Figure]:
+    return measure_parts(PARTS, rounds)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, PARTS, GOALS, rounds=5)
