@@ -74,6 +74,8 @@ class Request:
     time_limit: float | None
     kill_grace: float
     boot_timeout: float
+    give_up_after: int | None
+    give_up_within: float
     drain_timeout: float
     log_format: LogFormat
 
@@ -143,6 +145,8 @@ def _make_options(
         boot_timeout_s=request.boot_timeout,
         max_memory_bytes=share_of_memory(pools) if request.max_memory == "auto" else request.max_memory,
         max_memory_hard_bytes=request.max_memory_hard,
+        give_up_after=request.give_up_after,
+        give_up_within_s=request.give_up_within,
         descriptors=descriptors,
         terminal=terminal,
     )

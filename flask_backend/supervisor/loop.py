@@ -59,7 +59,9 @@ class Supervisor:
         self._processes = options.processes
         self._terminal = options.terminal
         self._lifecycle = Lifecycle(options.drain_timeout_s, handover.generation if handover else 0)
-        self._pools = Pools(Plan(pools, options.descriptors.most_children))
+        self._pools = Pools(
+            Plan(pools, options.descriptors.most_children), options.give_up_after, options.give_up_within_s
+        )
         loans, inbox = Loans(), Inbox(self._terminal)
         inbox.register(loans.fileno(), loans.receive)
         self._links = Links(inbox, Lifeline(), loans, notifier, options.descriptors)

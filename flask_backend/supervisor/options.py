@@ -37,6 +37,8 @@ class SupervisorOptions:
     boot_timeout_s: float = 60.0  # the time that a child has to become ready
     max_memory_bytes: int | None = None  # a child with more private memory is recycled
     max_memory_hard_bytes: int | None = None  # and one with more than this is killed
+    give_up_after: int | None = None  # deaths of children of one pool, see Breaker
+    give_up_within_s: float = 60.0
     descriptors: Descriptors = field(default_factory=Descriptors.count)  # those open, and the limit of children
     terminal: Terminal = field(default_factory=Terminal.find)
     processes: Processes = field(default_factory=Processes)

@@ -50,8 +50,8 @@ class PoolRecord:
 
     def check_give_up(self, slot: Slot, size: int, status: int | None, now: float, progress: int) -> GiveUp | None:
         """Record an abnormal exit; return the reason to give up a pool of this size, if any."""
-        if self.breaker.trips(now, progress):
-            reason = wording.died_too_often(slot.pool, self.breaker.limit, self.breaker.window_s)
+        if self.breaker.trips(now, progress, size):
+            reason = wording.died_too_often(slot.pool, self.breaker.limit_of(size), self.breaker.window_s)
             return GiveUp(reason, ExitCode.GAVE_UP)
         if not self.was_ever_ready and status == ExitCode.CONFIG:
             self.failed_first.add(slot)
@@ -63,9 +63,12 @@ class PoolRecord:
 class Pools:
     """All pools: their plan, their past, and which slots must wait for their next child."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, give_up_after: int | None = None, give_up_within_s: float = 60.0) -> None:
+        """Take the plan, and the numbers of each pool's :class:`Breaker`."""
         self.plan = plan
-        self._records: defaultdict[str, PoolRecord] = defaultdict(PoolRecord)
+        self._records: defaultdict[str, PoolRecord] = defaultdict(
+            lambda: PoolRecord(breaker=Breaker(give_up_after, give_up_within_s))
+        )
         self._not_before: dict[Slot, float] = {}  # slots whose next child must wait
         self._held_up: set[str] = set()  # pools whose next children must wait
 

@@ -51,15 +51,21 @@ class RestartPolicy:
 class Breaker:
     """Stops a supervisor whose children only crash.
 
-    It trips after ``limit`` abnormal exits of a pool within ``window_s`` seconds without a job settled in between.
+    It trips after a number of abnormal exits of a pool within ``window_s`` seconds without a job settled in between:
+    ``limit``, by default 10, or twice the size of the pool if that is more.
     """
 
-    limit: int = 10
+    limit: int | None = None
     window_s: float = 60.0
     _exits: deque[float] = field(default_factory=deque[float])
     _progress: int = 0
 
-    def trips(self, now: float, progress: int) -> bool:
+    def limit_of(self, size: int) -> int:
+        """Return the number of exits of a pool of ``size`` at which it trips."""
+        # Something that kills all children of a large pool at once should not stop it before their successors died too.
+        return max(10, 2 * size) if self.limit is None else self.limit
+
+    def trips(self, now: float, progress: int, size: int) -> bool:
         """Record an abnormal exit and the number of jobs settled so far; return whether the breaker trips."""
         if progress != self._progress:
             self._progress = progress
@@ -67,4 +73,4 @@ class Breaker:
         self._exits.append(now)
         while now - self._exits[0] > self.window_s:
             self._exits.popleft()
-        return len(self._exits) >= self.limit
+        return len(self._exits) >= self.limit_of(size)

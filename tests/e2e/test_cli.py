@@ -163,6 +163,8 @@ OPTIONS = [
     "time-limit",
     "kill-grace",
     "boot-timeout",
+    "give-up-after",
+    "give-up-within",
     "drain-timeout",
     "log-format",
 ]

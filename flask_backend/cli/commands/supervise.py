@@ -79,6 +79,22 @@ MAX_PREFETCH = 100
     metavar="SECONDS",
     help="Kill a worker whose before_first_task hooks take longer.",
 )
+@env_option(
+    "BACKEND_GIVE_UP_AFTER",
+    "--give-up-after",
+    type=click.IntRange(min=1),
+    metavar="DEATHS",
+    help="Give up, with exit code 5, when this many workers of a queue have died within the time of --give-up-within "
+    "and finished no job in between.  [default: 10, or twice the workers of the queue if that is more]",
+)
+@env_option(
+    "BACKEND_GIVE_UP_WITHIN",
+    "--give-up-within",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    metavar="SECONDS",
+    help="The time for --give-up-after.",
+)
 @drain_timeout_option
 @log_format_option
 @click.pass_context

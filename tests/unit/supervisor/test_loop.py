@@ -15,7 +15,7 @@ from flask_backend.supervisor.pools import MAX_LEAVING
 from flask_backend.supervisor.restart import Breaker
 from flask_backend.supervisor.states import ChildState
 
-LIMIT = Breaker().limit
+LIMIT = Breaker().limit_of(2)
 
 
 @pytest.fixture

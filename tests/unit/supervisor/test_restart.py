@@ -59,14 +59,25 @@ def test_jitter_takes_at_most_half():
 
 def test_the_breaker_trips_at_the_tenth_exit_within_a_minute_without_a_finished_job():
     breaker = Breaker()
-    assert [breaker.trips(second, progress=5) for second in range(10)] == [False] * 9 + [True]
+    assert [breaker.trips(second, progress=5, size=4) for second in range(10)] == [False] * 9 + [True]
+
+
+@pytest.mark.parametrize(("size", "limit"), [(1, 10), (5, 10), (6, 12), (200, 400)])
+def test_the_breaker_of_a_large_pool_takes_two_deaths_of_each_child(size, limit):
+    breaker = Breaker()
+    assert [breaker.trips(0.0, progress=5, size=size) for _ in range(limit)] == [False] * (limit - 1) + [True]
+
+
+def test_the_numbers_of_the_breaker_can_be_chosen():
+    breaker = Breaker(limit=3, window_s=5)
+    assert [breaker.trips(second, progress=0, size=200) for second in (0, 1, 6.5, 7, 7.5)] == [False] * 4 + [True]
 
 
 def test_a_pool_that_gets_work_done_never_trips_the_breaker():
     breaker = Breaker()
-    assert not any(breaker.trips(n / 100, progress=n // 9) for n in range(1000))
+    assert not any(breaker.trips(n / 100, progress=n // 9, size=1) for n in range(1000))
 
 
 def test_exits_that_are_far_apart_never_trip_the_breaker():
     breaker = Breaker()
-    assert not any(breaker.trips(n * 6.7, progress=0) for n in range(100))
+    assert not any(breaker.trips(n * 6.7, progress=0, size=1) for n in range(100))
