@@ -36,7 +36,8 @@ myst_heading_anchors = 4
 nitpicky = True
 smartquotes = False  # they make a dash of the hyphens of an option
 default_role = "code"  # for the single backticks in the help of commands
-nitpick_ignore_regex = [("py:(class|obj)", ".*~?\\b(P|R|R_co|T|Around|Hook|Receiver)")]  # type variables have no page
+# Type variables have no page.
+nitpick_ignore_regex = [("py:(class|obj)", ".*~?\\b(P|R|R_co|T|AroundRun|AroundSchedule|Hook|Receiver)")]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

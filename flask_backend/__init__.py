@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .flask_script import BackendCommand
     from .job import BulkError, Job, Jobs, JobState
     from .retry import Retry
+    from .scheduling import ScheduledCall
     from .task import Task
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "RegistrationError",
     "Retry",
     "RetryLater",
+    "ScheduledCall",
     "Task",
     "TaskArgumentsError",
     "TaskDecision",
@@ -77,6 +79,7 @@ _HOMES = {
     "Jobs": "job",
     "Retry": "retry",
     "RetryLater": "decisions",
+    "ScheduledCall": "scheduling",
     "Task": "task",
     "TaskDecision": "decisions",
     "current_job": "current",

@@ -16,13 +16,15 @@ from .config import KEYS, Settings, StandIn
 from .current import CurrentJob
 from .durations import Delay
 from .errors import ConfigError, MessageEncodeError, RegistrationError
-from .functions import check_fits, check_function, may_be_async, name_of, shown_name
+from .functions import check_fits, check_function, name_of, shown_name
 from .job import Batch, BulkError, Job, Jobs, batch_uid
 from .message import encode_json, new_uid, show_value
+from .middleware import Middleware, check_middleware
 from .names import check_queue_name, check_worked_queue_name
 from .options import DEFAULTS, Options
-from .registry import Handler, Handlers, Middleware, check_endpoint, check_retry, check_time_limit
+from .registry import Handler, Handlers, check_endpoint, check_retry, check_time_limit
 from .retry import Retry
+from .scheduling import Around, ScheduledCall, make_around
 from .signals import send, task_scheduled
 from .system.launch import launched
 from .task import Task
@@ -34,7 +36,8 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 Hook = TypeVar("Hook", bound=Callable[[], Any])
-Around = TypeVar("Around", bound=Callable[[CurrentJob, Callable[[], Any]], Any])
+AroundRun = TypeVar("AroundRun", bound=Callable[[CurrentJob, Callable[[], Any]], Any])
+AroundSchedule = TypeVar("AroundSchedule", bound=Callable[[ScheduledCall, Callable[[], Job | None]], Any])
 Receiver = TypeVar("Receiver", bound=Callable[[Any], Any])
 
 EXTENSION_KEY = "backend"
@@ -70,6 +73,8 @@ class Backend:
     def __init__(self, app: Flask | None = None) -> None:
         self._handlers: dict[str, Handlers] = {}
         self._middleware: list[Middleware] = []
+        self._schedule_middleware: list[Middleware] = []
+        self.around: Around | None = None  # the latter, composed
         self._producers: weakref.WeakKeyDictionary[Flask, Producer] = weakref.WeakKeyDictionary()
         # Each app's settings as ``init_app`` read them; the first use compares and removes them.
         self._read: weakref.WeakKeyDictionary[Flask, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -189,7 +194,7 @@ class Backend:
 
         return decorate
 
-    def middleware(self, function: Around) -> Around:
+    def middleware(self, function: AroundRun) -> AroundRun:
         """Register a function around each run of each task and receiver: ``function(job, proceed)``.
 
         ``job`` is the :class:`CurrentJob`; ``proceed()`` runs the rest, and returns the result or raises the exception
@@ -198,14 +203,20 @@ class Backend:
         job fails with :exc:`MiddlewareError`. The one that was registered first is the outermost. Raises
         :exc:`RegistrationError` for an ``async`` function, and for one that cannot be called with two arguments.
         """
-        called = check_function("@backend.middleware", function)
-        check_fits("@backend.middleware", called, "job", "proceed")
-        if may_be_async(called):
-            raise RegistrationError(
-                f"{shown_name(called)} is async, and @backend.middleware calls it as a plain function: write `def`; "
-                "proceed() also runs async tasks to their end"
-            )
-        self._middleware.append(called)
+        self._middleware.append(check_middleware("@backend.middleware", function, "job"))
+        return function
+
+    def schedule_middleware(self, function: AroundSchedule) -> AroundSchedule:
+        """Register a function around each scheduling of a call, in a ``map`` too: ``function(call, proceed)``.
+
+        ``call`` is a :class:`ScheduledCall`, whose ``headers`` it may write. ``proceed()`` schedules the call and
+        returns its :class:`Job`, or raises the error; in a ``map`` it only encodes the call, and returns None. What the
+        function raises is raised by the call. If it returns without a call of ``proceed``, or calls it twice, that is a
+        :exc:`MiddlewareError`. The one that was registered first is the outermost. Raises :exc:`RegistrationError` as
+        :meth:`middleware` does.
+        """
+        self._schedule_middleware.append(check_middleware("@backend.schedule_middleware", function, "call"))
+        self.around = make_around(self._schedule_middleware)
         return function
 
     def send(

@@ -18,6 +18,7 @@ from .errors import MessageDecodeError, MessageEncodeError
 # How deep arrays and objects may be nested, including the envelope. Python 3.11 fails from about 970 levels on, and
 # sooner in code that recurses more than once per level, like copy.deepcopy and pprint: the limit leaves room for these.
 MAX_DEPTH = 256
+OUR_HEADERS = ("id", "at")  # of each message of a task
 END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242: some platforms have no later dates
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -80,20 +81,22 @@ def encode_json(value: Any) -> bytes:
     return body
 
 
-def encode_call(head: str, args: Sequence[Any], kwargs: Mapping[str, Any], uid: str) -> bytes:
+def encode_call(
+    head: str, args: Sequence[Any], kwargs: Mapping[str, Any], uid: str, headers: Mapping[str, Any] | None = None
+) -> bytes:
     """Return the body of a call's job, scheduled now; raise :exc:`MessageEncodeError` with the reason.
 
-    ``head`` is that of the task, see :func:`head_of`.
+    ``head`` is that of the task, see :func:`head_of`; ``headers`` are those to send besides ``id`` and ``at``.
     """
     try:
         values = _encode_text(args)
         named = _encode_text(kwargs) if kwargs else "{}"
-        headers = f'{{"id":"{uid}","at":{time.time():.3f}}}'
-        body = f'{head}{values},"kwargs":{named},"headers":{headers}}}'.encode()
+        more = f",{text[1:-1]}" if headers and (text := _encode_text(headers)) else ""
+        body = f'{head}{values},"kwargs":{named},"headers":{{"id":"{uid}","at":{time.time():.3f}{more}}}}}'.encode()
     except _FAULTS as error:
         raise MessageEncodeError(show_error(error)) from error
-    if kwargs or '":' in values or len(values) > MAX_DEPTH:  # shorter text without keys is always valid
-        _check(body, args, kwargs)
+    if kwargs or headers or '":' in values or len(values) > MAX_DEPTH:  # shorter text without keys is always valid
+        _check(body, args, kwargs, headers)
     return body
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import ConfigError, RegistrationError
 from .message import show_value
+from .middleware import Middleware
 from .options import DEFAULTS, Options
 from .retry import Retry
 
@@ -24,10 +25,6 @@ class Handler:
     time_limit_s: float | None = None
     retry: Retry | None = None
     defaults: Options = DEFAULTS
-
-
-# Called with the running job, a CurrentJob, and the function that runs the rest.
-Middleware = Callable[[Any, Callable[[], Any]], Any]
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from .durations import Delay
@@ -14,6 +14,7 @@ from .functions import bind, signature_of
 from .job import Job, Jobs
 from .message import encode_call, encode_json, head_of, new_uid, show_value
 from .options import Options
+from .scheduling import Around, ScheduledCall
 from .worker.event_loop import run_here
 
 P = ParamSpec("P")
@@ -54,8 +55,10 @@ def _arities(signature: inspect.Signature) -> range:
 
 
 class Scheduler(Protocol):
-    """The part of the extension that a task uses."""
+    """The part of the extension that a task uses. ``around`` is unset without middleware."""
 
+    @property
+    def around(self) -> Around | None: ...
     def put(self, queue: str, body: bytes, options: Options, uid: str | None, endpoint: str) -> Job: ...
     def put_many(
         self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options, endpoint: str
@@ -149,16 +152,31 @@ class Task(Generic[P, R_co]):
 
     def schedule(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Job:
         uid = new_uid()
-        return self._scheduler.put(self.queue, self.encode(args, kwargs, uid), options, uid, self.endpoint)
+        around = self._scheduler.around
+        if around is None:
+            return self._scheduler.put(self.queue, self.encode(args, kwargs, uid), options, uid, self.endpoint)
+
+        def put(headers: dict[str, Any]) -> Job:
+            body = self.encode(args, kwargs, uid, headers)
+            return self._scheduler.put(self.queue, body, options, uid, self.endpoint)
+
+        return around(ScheduledCall(self.queue, self.endpoint, args, kwargs, uid, options), put)
 
     def schedule_many(self, iterables: tuple[Iterable[Any], ...], options: Options) -> Jobs:
+        around = self._scheduler.around
+
         def encode_item(args: tuple[Any, ...], uid: str) -> bytes:
-            return self.encode(args, {}, uid)
+            if around is None:
+                return self.encode(args, {}, uid)
+            call = ScheduledCall(self.queue, self.endpoint, args, {}, uid, options)
+            return around(call, lambda headers: self.encode(args, {}, uid, headers))
 
         items = zip(*iterables, strict=False)
         return self._scheduler.put_many(self.queue, items, encode_item, options, self.endpoint)
 
-    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], uid: str) -> bytes:
+    def encode(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], uid: str, headers: Mapping[str, Any] | None = None
+    ) -> bytes:
         """Return the body of a call's job. Raises the errors of a call with invalid arguments."""
         # Binding takes far longer than to see that such a call fits.
         if kwargs:
@@ -166,8 +184,9 @@ class Task(Generic[P, R_co]):
         elif len(args) not in self._arities:
             bind(self.endpoint, self.__signature__, args, kwargs)
         try:
-            return encode_call(self._head, args, kwargs, uid)
+            return encode_call(self._head, args, kwargs, uid, headers)
         except MessageEncodeError as error:
+            self._check_headers(headers or {})
             raise self._blame(bind(self.endpoint, self.__signature__, args, kwargs), error) from error
 
     def _bind_once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -177,6 +196,17 @@ class Task(Generic[P, R_co]):
             bind(self.endpoint, self.__signature__, args, kwargs)
             if len(self._shapes) < _MAX_SHAPES:
                 self._shapes.add(shape)
+
+    def _check_headers(self, headers: Mapping[str, Any]) -> None:
+        """Raise an error that names the first header that JSON cannot carry, if any."""
+        for name, value in headers.items():
+            try:
+                encode_json({name: value})
+            except MessageEncodeError as error:
+                raise MessageEncodeError(
+                    f"the header {name!r} of a call of {self.endpoint} is {show_value(value)}, which JSON cannot carry "
+                    f"({error})"
+                ) from error
 
     def _blame(self, bound: inspect.BoundArguments, reason: MessageEncodeError) -> MessageEncodeError:
         """Return an error that names the first argument that JSON cannot carry."""

@@ -10,15 +10,16 @@ from urllib.parse import SplitResult
 from flask import Flask
 
 from flask_backend.config import BASE_URL_KEY
+from flask_backend.current import job_being_run
 from flask_backend.errors import UnknownEndpointError
 from flask_backend.functions import may_be_async
 from flask_backend.message import decode, decode_json, show_call
+from flask_backend.middleware import compose
 from flask_backend.registry import Handler, Handlers
 from flask_backend.retry import Retry
 from flask_backend.visible import MAX_NAME, listed, visible
 
 from .event_loop import EventLoop
-from .middleware import compose
 from .results import finish
 
 
@@ -86,7 +87,7 @@ class Runner:
         has_own_loop = _is_overridden(app.async_to_sync, Flask.async_to_sync)
         self._ensure_sync = app.ensure_sync if has_own_way or has_own_loop else None
         self._wait_for = app.async_to_sync(_wait_for) if has_own_loop else event_loop.run
-        self._call_with_middleware = compose(handlers.middleware, self._call)
+        self._call_with_middleware = compose(handlers.middleware, self._call, lambda _call: job_being_run.get())
 
     def run(self, call: Call) -> None:
         self._run(call, self._call_with_middleware)

@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 
 # The values, which all rooms may use; they import only each other.
 VALUES = {"bulk", "config", "deaths", "decisions", "durations", "errors", "functions", "message", "names", "options"}
-VALUES |= {"outcome", "retry", "stories", "tracebacks", "visible"}
+VALUES |= {"middleware", "outcome", "retry", "stories", "tracebacks", "visible"}
 # The rooms that each of the others imports, beside the values: docs/architecture.md draws these arrows.
 ARROWS = {
     "values": set(),
@@ -27,8 +27,9 @@ ARROWS = {
     "worker": {"current", "broker", "registry", "signals", "system"},
     "inprocess": {"worker", "current", "broker", "embedded", "registry", "signals"},
     "job": set(),
-    "task": {"job", "worker"},
-    "extension": {"task", "job", "current", "inprocess", "broker", "registry", "signals", "system"},
+    "scheduling": {"job"},
+    "task": {"job", "scheduling", "worker"},
+    "extension": {"task", "job", "scheduling", "current", "inprocess", "broker", "registry", "signals", "system"},
     "operations": {"broker", "registry"},
     "logs": {"current", "system"},
     "development": {"system"},

@@ -1,4 +1,4 @@
-"""Middleware around each run, in memory; execution is the same in a worker."""
+"""Middleware around each run and each scheduling, in memory; execution is the same in a worker."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from flask import Flask, g
 
 from flask_backend import (
     Backend,
+    BulkError,
     Bury,
     Discard,
+    Job,
+    MessageEncodeError,
     MiddlewareError,
     RegistrationError,
     Retry,
@@ -152,8 +155,8 @@ def test_an_exception_instead_of_the_run_is_the_outcome(backend):
 @pytest.mark.parametrize(
     ("middleware", "said"),
     [
-        (lambda _job, _proceed: None, "has returned without calling proceed(), so the task has not run: call it, or"),
-        (lambda _job, proceed: (proceed(), proceed()), "has called proceed() twice for one run"),
+        (lambda _job, _proceed: None, "has returned without calling proceed(), so nothing was done: call it, or raise"),
+        (lambda _job, proceed: (proceed(), proceed()), "has called proceed() twice"),
     ],
     ids=["not called", "twice"],
 )
@@ -212,3 +215,141 @@ def test_it_is_around_the_runs_of_sync(backend):
     assert seen == [1]
     assert hello.run() == 1  # a plain call: no job, no middleware
     assert seen == [1]
+
+
+# -- around scheduling ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hello(backend):
+    seen = []
+
+    @backend.task(QUEUE)
+    def hello(name, *, loud=False):
+        seen.append((name, dict(current_job.headers)))
+
+    hello.seen = seen
+    return hello
+
+
+def test_a_call_is_seen_and_headers_that_are_written_arrive(backend, hello):
+    calls = []
+
+    @backend.schedule_middleware
+    def traced(call, proceed):
+        call.headers["trace"] = {"id": "żółw", "n": [1]}
+        call.headers["id"] = call.headers["at"] = "not taken"
+        job = proceed()
+        calls.append((call, job))
+
+    job = hello.options(delay=0.5)("world", loud=True)
+    [(call, its_job)] = calls
+    assert its_job is job
+    assert (call.queue, call.endpoint, call.args, call.kwargs) == (QUEUE, "hello", ("world",), {"loud": True})
+    assert (call.id, call.options.delay) == (job.uid, 0.5)
+    testing.move_time(1, backend)
+    drain(backend)
+    [(_, headers)] = hello.seen
+    assert headers["trace"] == {"id": "żółw", "n": [1]}
+    assert headers["id"] == job.uid
+    assert isinstance(headers["at"], float)
+
+
+def test_without_headers_the_message_is_the_usual_one(backend, hello):
+    backend.schedule_middleware(lambda _call, proceed: proceed())
+    job = hello("world")
+    drain(backend)
+    assert hello.seen[0][1].keys() == {"id", "at"}
+    assert isinstance(job, Job)
+
+
+def test_each_call_of_a_map_has_its_own_headers(backend, hello):
+    order = []
+
+    @backend.schedule_middleware
+    def outer(call, proceed):
+        order.append(("outer", *call.args))
+        call.headers["of"] = call.args[0]
+        assert proceed() is None
+
+    @backend.schedule_middleware
+    def inner(call, proceed):
+        order.append(("inner", *call.args))
+        call.headers["inner"] = call.headers["of"] * 2
+        return proceed()
+
+    jobs = hello.map(["a", "b"])
+    assert order == [("outer", "a"), ("inner", "a"), ("outer", "b"), ("inner", "b")]
+    drain(backend)
+    assert [(name, headers["of"], headers["inner"], headers["id"]) for name, headers in hello.seen] == [
+        ("a", "a", "aa", jobs[0].uid),
+        ("b", "b", "bb", jobs[1].uid),
+    ]
+
+
+def test_the_errors_of_a_call_pass_through(backend, hello):
+    seen = []
+
+    @backend.schedule_middleware
+    def watch(_call, proceed):
+        try:
+            return proceed()
+        except Exception as error:
+            seen.append(error)
+            raise
+
+    with pytest.raises(MessageEncodeError, match="argument 'name' of hello is") as raised:
+        hello(object())
+    assert seen == [raised.value]
+    with pytest.raises(BulkError) as raised:
+        hello.map(["a", object()])
+    assert list(raised.value.reasons.values()) == seen[1:]
+    assert list(raised.value.jobs) == [0]
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"odd": object()}, "the header 'odd' of a call of hello is <object object"),
+        ({"nan": float("nan")}, "the header 'nan' of a call of hello is nan"),
+        ({1: "x"}, "the header 1 of a call of hello is 'x', which JSON cannot carry"),
+        ({"deep": functools.reduce(lambda inner, _: [inner], range(300), [])}, "the header 'deep'"),
+    ],
+)
+def test_a_header_that_json_cannot_carry_is_an_error_of_the_call(backend, hello, headers, said):
+    @backend.schedule_middleware
+    def bad(call, proceed):
+        call.headers.update(headers)
+        return proceed()
+
+    with pytest.raises(MessageEncodeError) as raised:
+        hello("world")
+    assert said in str(raised.value)
+    testing.assert_not_scheduled(hello)
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_schedule_middleware_that_does_not_proceed_once_is_an_error_of_the_call(backend, hello, times):
+    backend.schedule_middleware(lambda _call, proceed: [proceed() for _ in range(times)])
+    with pytest.raises(MiddlewareError, match=r"proceed\(\)"):
+        hello("world")
+    with pytest.raises(BulkError) as raised:
+        hello.map(["a"])
+    assert isinstance(raised.value.reasons[0], MiddlewareError)
+
+
+def test_messages_to_other_systems_have_no_headers_and_no_middleware(backend):
+    @backend.schedule_middleware
+    def fail(_call, _proceed):
+        raise AssertionError
+
+    backend.send("com.example/elsewhere", {"any": "json"})
+
+
+def test_what_cannot_be_schedule_middleware_is_refused(backend):
+    with pytest.raises(
+        RegistrationError, match=r"@backend\.schedule_middleware: workers call <lambda>\(call, proceed\)"
+    ):
+        backend.schedule_middleware(lambda _call: None)
+    with pytest.raises(RegistrationError, match=r"is async, and @backend\.schedule_middleware calls it"):
+        backend.schedule_middleware(is_async)
