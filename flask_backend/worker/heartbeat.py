@@ -26,7 +26,7 @@ from flask_backend.system.stacks import dump_stacks
 
 from . import wording
 from .host import Host
-from .signal_guard import STOPPING
+from .signal_guard import STOPPING, sigmask
 
 logger = get_logger("flask_backend.worker")
 
@@ -181,7 +181,7 @@ class Heartbeat:
         if os.getpid() != self._pid:
             raise BrokerConnectionError("the job is held by the process that this one was forked from")
         # Block the signals whose handlers raise (our time limit, a task's alarm) while the lock is held.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _MAY_RAISE)
+        mask = sigmask(signal.SIG_BLOCK, _MAY_RAISE)
         try:
             if not self._lock.acquire(timeout=wait_s):
                 raise BrokerConnectionError("the connection to Beanstalkd is in use")
@@ -192,7 +192,7 @@ class Heartbeat:
             finally:
                 self._lock.release()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            sigmask(signal.SIG_SETMASK, mask)
 
     def leave_by(self, deadline: float) -> None:
         """End the process at ``deadline`` on the monotonic clock, unless it ends by itself before."""
