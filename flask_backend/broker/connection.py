@@ -579,7 +579,7 @@ _NOTHING = {"NOT_FOUND", "TIMED_OUT", "DEADLINE_SOON"}
 
 
 def _counters(reply: Reply) -> JobCounters:
-    return JobCounters.from_stats(reply.stats)
+    return JobCounters.find(reply.data) or JobCounters.from_stats(reply.stats)
 
 
 def _record(reply: Reply) -> JobRecord:

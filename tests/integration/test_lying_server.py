@@ -13,10 +13,12 @@ from support.workload import QUEUE
 
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
+from flask_backend.broker.stats import JobCounters
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Address
 from flask_backend.errors import BrokerConnectionError, BrokerError
 from flask_backend.options import PutOptions
+from flask_backend.retry import Attempts
 
 TIMEOUT_S = 0.4
 JOB = ReservedJob(1, b"{}")
@@ -194,6 +196,16 @@ def test_statistics_without_a_value_or_with_an_odd_one_are_an_error_that_shows_t
 def test_sound_statistics_are_read(name, sound):
     with lying(ok(sound), b"OK 6\r\n---\n- \r\n") as connection:
         assert CALLS[name](connection)
+
+
+def test_counters_are_found_without_reading_the_rest_and_read_in_any_other_order():
+    first, *lines = JOB_STATS.replace(b"releases: 0\nburies: 0", b"releases: 3\nburies: 4").splitlines(keepends=True)
+    usual, other = b"".join([first, *lines]), b"".join([first, *reversed(lines)])
+    expected = JobCounters(priority=1, ttr_s=60, age_s=2, attempts=Attempts(releases=3, buries=4))
+    assert (JobCounters.find(usual), JobCounters.find(other)) == (expected, None)
+    for data in (usual, other):
+        with lying(ok(data)) as connection:
+            assert connection.counters(1) == expected
 
 
 @pytest.mark.parametrize("name", ["has_old_jobs", "probe_last_id", "put"])
