@@ -46,11 +46,17 @@ class Pipeline:
         """
         self.connection.guard(lambda: self._wire.send(_reserves(wait_s, count), *self._expect_jobs(count)))
 
-    def delete_and_reserve(self, job: ReservedJob, wait_s: int = 0, count: int = 0) -> None:
-        """Delete a job, and ask for ``count`` jobs as :meth:`reserve` does, all in one write."""
+    def delete_and_reserve(self, job: ReservedJob, wait_s: int = 0, count: int = 0, *, with_next: bool = False) -> None:
+        """Delete a job, and ask for ``count`` jobs as :meth:`reserve` does, all in one write.
+
+        ``with_next`` leaves a deletion without a reserve to the system, which sends it with the next command, after
+        about 200 ms, or when this process dies, whichever is first.
+        """
         try:
             self._deletions.pending.append(job)
-            if count == 0:
+            if count == 0 and with_next:
+                self._wire.send_with_next(b"delete %d\r\n" % job.id, self._deletions)
+            elif count == 0:
                 self._wire.send(b"delete %d\r\n" % job.id, self._deletions)
             else:
                 commands = b"delete %d\r\n%b" % (job.id, _reserves(wait_s, count))

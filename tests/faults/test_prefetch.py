@@ -51,7 +51,7 @@ def test_a_drain_gives_back_jobs_that_have_not_begun_and_it_counts_as_no_attempt
     waiting = [put(broker, "note", n, priority=3) for n in range(5)]
     supervised = start()
     supervised.wait_for_line("begin waited")
-    assert broker.count(QUEUE, "reserved") == 6, "the finished one is deleted"
+    wait_until(lambda: broker.count(QUEUE, "reserved") == 6, "the finished one is deleted", 0.9)
     supervised.send(signal.SIGTERM)
     supervised.wait_for_log("SIGTERM: stopping")
     gate.touch()
@@ -77,17 +77,20 @@ def test_a_failure_among_them_is_settled_alone(start, broker):
     supervised.assert_clean_exit(0)
 
 
-def test_a_worker_that_dies_at_one_of_them_gives_the_others_back_at_once(start, broker, tmp_path):
+@pytest.mark.parametrize("how", ["kill", "0"])
+def test_a_worker_that_dies_at_one_of_them_gives_only_the_others_back_at_once(start, broker, tmp_path, how):
+    """Those that it has finished are deleted, although their deletions wait for the next one."""
     put(broker, "note", "before")
-    deadly = put(broker, "die_once", "kill", str(tmp_path / "marker"))
-    for n in range(6):
+    put(broker, "note", "just before")
+    deadly = put(broker, "die_once", how, str(tmp_path / "marker"))
+    for n in range(5):
         put(broker, "note", n)
     supervised = start()
-    supervised.wait_for_line("note 5")
+    supervised.wait_for_line("note 4")
     assert broker.job(deadly)["state"] == "delayed"
     supervised.wait_for_line("survived")
     counts = Counter(line for line in supervised.ledger if line.startswith("note"))
-    assert counts == {"note before": 1, **{f"note {n}": 1 for n in range(6)}}
+    assert counts == {"note before": 1, "note just before": 1, **{f"note {n}": 1 for n in range(5)}}
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import random
 import signal
 import socket
 import sys
+import time
 import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,7 +114,7 @@ class Driver:
 
     def finish(self):
         if job := self._let_go():
-            self.pipeline.delete_and_reserve(job)
+            self.pipeline.delete_and_reserve(job, with_next=self.rng.random() < 0.5)
 
     def finish_and_reserve(self):
         if job := self._let_go():
@@ -363,6 +365,66 @@ def test_a_late_reply_that_another_command_has_read_does_not_hide_the_next_one(b
     assert connection.counters(job_id).ttr_s == 600
     assert connection.counters_within(job_id, 5).ttr_s == 600
     connection.close()
+
+
+# -- deletions that are sent with the next command ---------------------------------------------------------------
+
+
+@pytest.fixture
+def two_held(broker):
+    """A worker's pipeline, with two jobs that it holds."""
+    for _ in range(2):
+        broker.put("q", b"", ttr=600)
+    pipeline = Pipeline(Connection(Address.parse(broker.uri), timeout_s=5, watch="q"))
+    pipeline.reserve(0, 2)
+    pipeline.connection.receive_all()
+    yield pipeline, pipeline.take_jobs()
+    pipeline.connection.close()
+
+
+def test_a_deletion_goes_with_the_next_command(two_held):
+    pipeline, jobs = two_held
+    for job in jobs:
+        pipeline.delete_and_reserve(job, with_next=True)
+    pipeline.reserve(0)
+    pipeline.connection.receive()
+    assert not pipeline.pending_deletes
+
+
+def test_a_deletion_goes_before_its_reply_is_waited_for(two_held):
+    pipeline, jobs = two_held
+    pipeline.delete_and_reserve(jobs[0], with_next=True)
+    start = time.monotonic()
+    assert pipeline.connection.counters(jobs[1].id).ttr_s == 600
+    assert time.monotonic() - start < 0.15, "it does not wait for the system"
+
+
+def test_a_deletion_goes_by_itself_well_within_the_shortest_ttr(two_held, broker):
+    pipeline, jobs = two_held
+    pipeline.delete_and_reserve(jobs[0], with_next=True)
+    wait_until(lambda: broker.count("q", "reserved") == 1, "it is deleted", 0.9)
+
+
+def test_a_deletion_goes_at_once_while_another_reply_is_unread(two_held):
+    """Closing a socket with unread data drops what the system has not sent."""
+    pipeline, jobs = two_held
+    pipeline.connection.prefetch_stats(jobs[0].id)
+    pipeline.delete_and_reserve(jobs[0], with_next=True)
+    start = time.monotonic()
+    pipeline.connection.wire.receive_all()
+    assert time.monotonic() - start < 0.15
+
+
+def test_a_deletion_goes_even_if_its_process_dies_at_once(broker):
+    broker.put("q", b"", ttr=600)
+    if (pid := os.fork()) == 0:
+        pipeline = Pipeline(Connection(Address.parse(broker.uri), timeout_s=5, watch="q"))
+        pipeline.reserve(0)
+        pipeline.connection.receive_all()
+        pipeline.delete_and_reserve(*pipeline.take_jobs(), with_next=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_until(lambda: broker.is_empty("q"), "it is deleted")
 
 
 # -- one reply after another, without a server -----------------------------------------------------------------
