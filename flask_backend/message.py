@@ -174,6 +174,8 @@ def _is_too_deep(body: bytes) -> bool:
     return max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_DEPTH
 
 
+_SEQUENCES = (list, tuple)
+
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: one level in, one level out
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -188,7 +190,7 @@ def decode(body: bytes) -> Message:
     part: Callable[..., Any] = fields.get
     endpoint, args, kwargs, headers = part("endpoint"), part("args", ()), part("kwargs", {}), part("headers", {})
     # Not a loop over _PARTS: this runs for every job.
-    has_name, has_args = isinstance(endpoint, str), isinstance(args, list | tuple)
+    has_name, has_args = isinstance(endpoint, str), isinstance(args, _SEQUENCES)
     has_kwargs, has_headers = isinstance(kwargs, dict), isinstance(headers, dict)
     if has_name and has_args and has_kwargs and has_headers:
         return Message(endpoint, args, kwargs, headers)

@@ -260,10 +260,10 @@ class Connection:
         self.guard(self.wire.send, b"stats-job %d\r\n" % job_id, replies)
         return replies
 
-    def receive(self) -> None:
-        """Read the replies that have arrived. Call it when :meth:`fileno` is readable."""
+    def receive(self) -> bool:
+        """Read the replies that have arrived; return whether there was something to read."""
         try:
-            self.wire.receive()
+            return self.wire.receive()
         except BaseException as error:  # raised again, once the connection is closed if need be
             self.fail(error)
 

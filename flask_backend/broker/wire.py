@@ -136,14 +136,15 @@ class Deletions:
     late: list[ReservedJob] = field(default_factory=list[ReservedJob])
 
     def take(self, words: list[bytes], data: bytes) -> None:
-        if words == _NOT_FOUND:
+        if words != _DELETED:
+            if words != _NOT_FOUND:
+                raise OutOfStepError(f"it answered {show(words, data)} to a delete")
             self.late.append(self.pending[0])
-        elif words != _DELETED:
-            raise OutOfStepError(f"it answered {show(words, data)} to a delete")
         self.pending.popleft()
 
 
 _DELETED, _NOT_FOUND = [b"DELETED"], [b"NOT_FOUND"]
+_DELETED_LINE = b"DELETED\r\n"
 
 
 @dataclass(slots=True)
@@ -154,15 +155,11 @@ class Reservations:
     pending: int = 0
 
     def take(self, words: list[bytes], data: bytes) -> None:
-        match words:
-            case [b"RESERVED", job_id, _]:
-                self.jobs.append(ReservedJob(number(job_id), data))
-            case [b"TIMED_OUT"]:
-                pass
-            case [b"DEADLINE_SOON"] if self.jobs:
-                pass  # a job that has just arrived, with a TTR of one second; otherwise we have forgotten a job
-            case _:
-                raise OutOfStepError(f"it answered {show(words, data)} to a reserve")
+        if words[0] == b"RESERVED":
+            self.jobs.append(ReservedJob(number(words[1]), data))
+        # DEADLINE_SOON is about a job that has just arrived, with a TTR of one second, or one that we have forgotten.
+        elif words != [b"TIMED_OUT"] and not (words == [b"DEADLINE_SOON"] and self.jobs):
+            raise OutOfStepError(f"it answered {show(words, data)} to a reserve")
         self.pending -= 1
 
 
@@ -238,9 +235,14 @@ class Wire:
         self._holds_back = True
         self._socket.sendall(command, _MORE)
 
-    def receive(self) -> None:
-        """Dispatch the replies that have arrived. Call it when there is something to read."""
-        self._take_in(_checked(os.read(self._fd, _READ_BYTES)))
+    def receive(self) -> bool:
+        """Dispatch the replies that have arrived; return whether there was something to read."""
+        try:
+            data = os.read(self._fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        self._take_in(_checked(data))
+        return True
 
     def receive_next(self) -> None:
         """Wait for the next reply, up to the socket's timeout, and dispatch what has arrived."""
@@ -329,6 +331,10 @@ class Wire:
         """Give each complete reply to its receiver; return where the rest begins."""
         start = 0
         while self._awaited:
+            if received.startswith(_DELETED_LINE, start):  # half of a worker's replies
+                start += len(_DELETED_LINE)
+                self._awaited.popleft().take(_DELETED, b"")
+                continue
             end = received.find(b"\r\n", start, start + _MAX_LINE)
             if end < 0:
                 if len(received) - start >= _MAX_LINE:
@@ -339,13 +345,8 @@ class Wire:
                 raise OutOfStepError("it sent an empty line")
             end += 2
             data = b""
-            if (count := _WITH_DATA.get(words[0])) is not None:
-                if len(words) != count or not words[-1].isdigit():
-                    raise OutOfStepError(f"it sent data without its size, as {show(words)}")
-                size = int(words[-1])
-                if size > _MAX_DATA:
-                    raise OutOfStepError(f"it announced too much data, as {show(words)}")
-                begin, end = end, end + size + 2
+            if words[0] in _WITH_DATA:
+                begin, end = end, end + _size_of_data(words) + 2
                 if len(received) < end:
                     break
                 # The last two bytes should be a line break, but after a crash the server's binlog may have a job whose
@@ -358,6 +359,15 @@ class Wire:
             except (ValueError, IndexError) as error:
                 raise OutOfStepError(f"it answered {show(words, data)}") from error
         return start
+
+
+def _size_of_data(words: list[bytes]) -> int:
+    if len(words) != _WITH_DATA[words[0]] or not words[-1].isdigit():
+        raise OutOfStepError(f"it sent data without its size, as {show(words)}")
+    size = int(words[-1])
+    if size > _MAX_DATA:
+        raise OutOfStepError(f"it announced too much data, as {show(words)}")
+    return size
 
 
 def number(text: str | bytes) -> int:

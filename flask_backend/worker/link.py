@@ -84,20 +84,22 @@ class Link:
         """
         soon = False
         connection = pipeline.connection
-        while connection.is_awaiting:
+        while connection.is_awaiting and not self._stop.requested:
             is_owed = bool(pipeline.pending_deletes)  # this reply comes at once; the one to the reserve may follow
             soon |= is_owed
-            patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
-            if self._stop.wait(patience_s, self._poll, soon=soon):
-                connection.receive()
-                for job in pipeline.pop_expired():
-                    label = read_call(self._handlers, job.body).label
-                    logger.warning(wording.OUTLIVED, job.id, label)
-            elif self._stop.requested:
-                break
-            else:
-                raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
+            if not (is_owed and connection.receive()):  # on a busy host it is there before we look
+                self._wait_and_receive(connection, is_owed=is_owed, soon=soon)
+            for job in pipeline.pop_expired():
+                label = read_call(self._handlers, job.body).label
+                logger.warning(wording.OUTLIVED, job.id, label)
         return pipeline.take_jobs()
+
+    def _wait_and_receive(self, connection: Connection, *, is_owed: bool, soon: bool) -> None:
+        patience_s = self._settings.timeout_s + (0 if is_owed else RESERVE_S)
+        if self._stop.wait(patience_s, self._poll, soon=soon):
+            connection.receive()
+        elif not self._stop.requested:
+            raise BrokerConnectionError(f"Beanstalkd at {self._settings.address} does not answer")
 
     def open(self) -> Connection:
         """Return a new connection, which this link does not use yet."""

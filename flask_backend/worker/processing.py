@@ -47,7 +47,8 @@ class Processor:
         leave_if_forked: Callable[[BaseException | None], None],
     ) -> None:
         self._app = app
-        self._settings = settings
+        self._queue = handlers.queue
+        self._retry = settings.retry
         self._handlers = handlers
         self._host = host
         self._limits = limits
@@ -79,14 +80,14 @@ class Processor:
         self._host.end(ending)
 
     def _bury(self, lease: WorkerLease, error: MessageDecodeError) -> None:
-        job = CurrentJob(lease.job.id, self._handlers.queue, "", {}, self._settings.retry, lease)
+        job = CurrentJob(lease.job.id, self._queue, "", {}, self._retry, lease)
         outcome = bury_undecodable(lease.connection, job, error)
         self._end(outcome.ending)
         announce_failure(self._app, job, outcome, error, None)
 
     def _run_and_settle(self, lease: WorkerLease, call: Call, count_next: Callable[[], int]) -> None:
-        retry = call.handler.retry or self._settings.retry
-        job = CurrentJob(lease.job.id, self._handlers.queue, call.label, call.headers, retry, lease)
+        retry = call.handler.retry or self._retry
+        job = CurrentJob(lease.job.id, self._queue, call.label, call.headers, retry, lease)
         token = job_being_run.set(job)
         try:
             error = self._run(lease, call, job)

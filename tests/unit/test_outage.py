@@ -129,7 +129,7 @@ class Frozen:
     def take_jobs(self) -> list:
         return []
 
-    pop_pending_deletes = take_jobs
+    pop_pending_deletes = pop_expired = take_jobs
 
     def has_old_jobs(self, _queue: str, _within_s: float) -> bool:
         return False
