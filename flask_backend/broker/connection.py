@@ -306,11 +306,12 @@ class Connection:
             return None  # still no answer
         if asked is None:
             asked = self.prefetch_stats(job_id)
+        self._timed_out_last_time = False
         while not asked:
-            self._timed_out_last_time = not self.wire.is_readable(max(0.0, deadline - time.monotonic()))
-            if self._timed_out_last_time:
+            # Most replies are there already: the worker has requested them before it called the task.
+            if not self.receive() and not self.wire.is_readable(max(0.0, deadline - time.monotonic())):
+                self._timed_out_last_time = True
                 return None
-            self.receive()
         return self._read(asked[0], "OK", _counters)
 
     def reserve_again(self, job: ReservedJob) -> bool:

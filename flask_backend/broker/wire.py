@@ -44,9 +44,12 @@ class OutOfStepError(ConnectionError):
     """The server has sent a reply that does not fit the command."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
-    """The server's reply to one command: a status word, further words, and the data of some replies."""
+    """The server's reply to one command: a status word, further words, and the data of some replies.
+
+    Not frozen: a job that logs a line creates one, which would take twice the time.
+    """
 
     status: str
     words: tuple[str, ...] = ()
@@ -55,7 +58,7 @@ class Reply:
     @classmethod
     def of(cls, words: list[bytes], data: bytes) -> Reply:
         """Return the reply; raise :exc:`OutOfStepError` if the server did not understand the command."""
-        status, *others = (word.decode("ascii") for word in words)
+        status, *others = [word.decode("ascii") for word in words]
         if status in _OUT_OF_STEP:
             raise OutOfStepError(f"it answered {status}")
         return cls(status, tuple(others), data)
