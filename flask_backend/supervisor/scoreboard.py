@@ -118,8 +118,8 @@ class Row:
         """Record that the job is over. ``ending`` is how this child settled it, if it did."""
         words = self._words
         words[_JOB] = 0  # first: a crash after this point must not be blamed on the job
-        words[_ALIVE_NS] = time.monotonic_ns()
-        took_ns = words[_ALIVE_NS] - words[_STARTED_NS]
+        words[_ALIVE_NS] = now_ns = time.monotonic_ns()
+        took_ns = now_ns - words[_STARTED_NS]
         words[_BUSY_NS] += took_ns
         words[_KILL_AT_NS] = 0
         if ending is None:

@@ -99,14 +99,14 @@ class Processor:
         finally:
             error = None  # as in _run
             job_being_run.reset(token)
-            if job.has_logged is not (call.label in self._loggers):
-                self._loggers ^= {call.label}
+            if job.has_logged is not (job.endpoint in self._loggers):
+                self._loggers ^= {job.endpoint}
 
     def _run(self, lease: WorkerLease, call: Call, job: CurrentJob) -> BaseException | None:
         """Run the task; return the exception that it raised, if any."""
-        lease.label = call.label
+        lease.label = job.endpoint
         lease.started = time.monotonic()
-        if call.label in self._loggers:
+        if lease.label in self._loggers:
             lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for its log lines
         if signals.task_started.receivers:
             self._announce_start(lease, job)
