@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -124,6 +125,10 @@ _JOB_FIELDS: dict[str, Callable[[CurrentJob], str | int | None]] = {
 }
 
 
+# The beginning of a line that looks like a record of FORMAT: the text of an exception may come from a job.
+_LIKE_A_RECORD = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
+
+
 class TextFormatter(logging.Formatter):
     """A line for people, which ends with its job: ``... hello world [hello job 12 attempt 2]``."""
 
@@ -131,7 +136,8 @@ class TextFormatter(logging.Formatter):
         super().__init__(line)
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible_lines(super().format(record))
+        line, end, more = visible_lines(super().format(record)).partition("\n")
+        return line + end + _LIKE_A_RECORD.sub("  ", more)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name; a traceback follows
         line = super().formatMessage(record) + _job_of(record)

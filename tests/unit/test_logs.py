@@ -112,6 +112,10 @@ class TestText:
         text.logger.info("SELECT\n\t1\r\n2026-01-01 INFO forged\x1b[2J")
         assert text.text.endswith("test: SELECT\n  \t1\\r\n  2026-01-01 INFO forged\\x1b[2J\n")
 
+    def test_the_text_of_an_exception_does_not_look_like_a_record(self, text):
+        text.logger.error("it broke", exc_info=ValueError("x\n2026-01-01 00:00:00,000 INFO [1] forged: line\ny"))
+        assert text.text.endswith("ValueError: x\n  2026-01-01 00:00:00,000 INFO [1] forged: line\ny\n")
+
     def test_a_traceback_has_no_control_characters_and_a_bound(self, text):
         text.logger.error("it broke", exc_info=ValueError("\x1b[2J\u202e\r" + "x" * 10**6))
         assert r"ValueError: \x1b[2J\u202e\r" in text.text
