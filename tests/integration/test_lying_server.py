@@ -1,62 +1,46 @@
-"""A server that answers as Beanstalkd does at first, and then lies."""
+"""A server that answers as Beanstalkd does, and lies at some places."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import re
+import resource
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 
+import psutil
 import pytest
+from click.testing import CliRunner
+from flask import Flask
+from flask.cli import ScriptInfo
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from support import hasty_app
+from support.lying import JOB_STATS, TUBE_STATS, Liar, Lie, Script, body_of, greetings, ok, scripts
+from support.supervised import Command
 from support.workload import QUEUE
 
+from flask_backend import Backend
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
+from flask_backend.broker.producer import Producer
 from flask_backend.broker.stats import JobCounters
 from flask_backend.broker.wire import ReservedJob
-from flask_backend.config import Address
+from flask_backend.cli import main
+from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, BrokerError
-from flask_backend.options import PutOptions
+from flask_backend.options import DEFAULTS, PutOptions
 from flask_backend.retry import Attempts
+from flask_backend.visible import visible_lines
 
 TIMEOUT_S = 0.4
 JOB = ReservedJob(1, b"{}")
 OPTIONS = PutOptions(1, 0, 60)
-
-JOB_STATS = b"""---
-id: 1
-tube: q
-state: ready
-pri: 1
-age: 2
-delay: 0
-ttr: 60
-time-left: -1
-file: 0
-reserves: 1
-timeouts: 0
-releases: 0
-buries: 0
-kicks: 0
-"""
-TUBE_STATS = b"""---
-name: q
-current-jobs-ready: 1
-current-jobs-reserved: 0
-current-jobs-delayed: 0
-current-jobs-buried: 0
-total-jobs: 1
-current-waiting: 0
-current-watching: 1
-cmd-delete: 0
-pause-time-left: 0
-"""
-SERVER_STATS = b"---\ntotal-jobs: 5\nmax-job-size: 65535\nuptime: 3\n"
-
-
-def ok(data: bytes) -> bytes:
-    return b"OK %d\r\n%b\r\n" % (len(data), data)
 
 
 @contextmanager
@@ -100,8 +84,10 @@ def reserve_as_a_worker(connection: Connection):
     pipeline = Pipeline(connection)
     pipeline.reserve(0)
     while connection.is_awaiting:
-        if connection.wire.is_readable(5):
-            connection.receive()
+        if not connection.wire.is_readable(TIMEOUT_S):  # as a worker's Link
+            connection.close()
+            raise BrokerConnectionError("it does not answer")
+        connection.receive()
 
 
 def delete_as_a_worker(connection: Connection):
@@ -139,7 +125,7 @@ CALLS = {
     "reserve": reserve_as_a_worker,
     "delete_and_reserve": delete_as_a_worker,
 }
-LIES = [
+ODD_REPLIES = [
     *(b"OK 0\r\n\r\n", b"OK 3\r\nabc\r\n", b"OK 3\r\n\xff\xfe\xfd\r\n", b"OK 1 0\r\n\r\n", b"OK -1\r\n", b"OK x\r\n"),
     *(
         ok(b"---\nid: 1\n"),
@@ -157,7 +143,7 @@ LIES = [
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_no_reply_raises_anything_but_our_errors(call):
-    for lie in LIES:
+    for lie in ODD_REPLIES:
         with lying(lie) as connection:
             told = ""
             try:
@@ -289,3 +275,198 @@ def test_a_server_that_hands_out_a_job_and_then_nonsense_causes_no_storm_of_reco
         worker.end()
     assert worker.log.count("job 7 of ") == 6
     assert started[-1] - started[0] > 1.5, "the delays have doubled, from 0.05 or more"
+
+
+# -- any lies, by Hypothesis ---------------------------------------------------------------------------------------
+
+SHORT_S = 0.04  # a server may well take longer on a busy machine: that is one more thing to survive
+# ``LIES`` in the environment is the number of scripts in the long version of each test.
+LIES = int(os.environ.get("LIES", "3000"))
+
+
+def tried(examples: int, *, anew: bool = False):
+    """Have a test tried with this many scripts of lies: the same ones each time, or others."""
+    options = settings(
+        max_examples=examples,
+        derandomize=not anew,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],  # to shrink an example would take many timeouts
+    )
+    return lambda test: options(given(data=st.data())(test))
+
+
+@pytest.fixture
+def liar():
+    server = Liar(drip_s=SHORT_S / 4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield server
+    server.stop()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    told = ", ".join(f"{how} {count:,}" for how, count in server.told.most_common())
+    print(f"{server.commands:,} commands were answered, some with lies: {told}")  # noqa: T201
+    print(f"{grown >> 10:,} MiB more memory at the peak, of the client, the server and Hypothesis")  # noqa: T201
+    assert grown < 200 << 10
+
+
+@contextmanager
+def only_our_errors(script: Script):
+    """Whatever is raised is one of our errors, short and safe to show; and each reply was waited for at most once."""
+    started = time.monotonic()
+    told = ""
+    try:
+        yield
+    except BrokerError as error:
+        told = str(error)
+    assert told == "" or told.isprintable()
+    assert len(told) < 400
+    assert time.monotonic() - started < SHORT_S * (script.commands + 5) + 5
+
+
+def talk(liar: Liar, data: st.DataObject) -> None:
+    """After any calls, the connection is closed, or its next reply is that to its next command."""
+    script = liar.tell(data.draw(scripts), data.draw(greetings))
+    names = data.draw(st.lists(st.sampled_from(list(CALLS)), min_size=1, max_size=4))
+    connection = None
+    with only_our_errors(script):
+        connection = Connection(liar.address, SHORT_S, watch="q")
+    for name in names:
+        if connection is None or not connection.is_usable:
+            break
+        with only_our_errors(script):
+            CALLS[name](connection)
+        assert len(connection.wire._received) < 4_000_000
+    script.lies.clear()
+    if connection is not None and connection.is_usable and not connection.is_awaiting:
+        with only_our_errors(script):
+            assert connection.peek([1234]) in ({1234: body_of(1234)}, {})
+    if connection is not None:
+        connection.close()
+
+
+def produce(liar: Liar, data: st.DataObject) -> None:
+    """Each job is accepted, refused, unknown or not sent."""
+    script = liar.tell(data.draw(scripts), data.draw(greetings))
+    producer = Producer(Settings(liar.address, timeout_s=SHORT_S))
+    for _ in range(data.draw(st.integers(1, 3))):
+        count = data.draw(st.sampled_from([0, 1, 1, 3, 3, 600]))
+        with only_our_errors(script):
+            outcome = producer.put_many("q", range(count), lambda _index, item: b"%d" % item, DEFAULTS)
+            sent = count if outcome.unsent_from is None else outcome.unsent_from
+            known = [*outcome.accepted, *(index for run in (*outcome.refused, *outcome.unknown) for index in run)]
+            assert sorted(known) == list(range(sent))
+            assert sent == count or outcome.failure is not None
+        with only_our_errors(script):
+            assert isinstance(producer.put("q", b"{}", DEFAULTS), int)
+        with only_our_errors(script):
+            assert producer.state("q", 7, "7") in (None, "buried", "ready", "delayed", "reserved")
+        with only_our_errors(script):
+            assert producer.cancel("q", 7, None) in (True, False)
+    if (connection := getattr(producer._local, "connection", None)) is not None:
+        connection.close()
+
+
+COMMANDS = [
+    *(["queues", "--interval", "0"], ["queues", "--check"], ["jobs", "q"], ["jobs", "q", "--scan", "2000"]),
+    *(["peek", "7"], ["explain", "7"], ["failures"], ["failures", "q"], ["failures", "--job", "7"]),
+    *(["retry", "7", "8", "--yes"], ["retry", "--all", "--yes"], ["delete", "7", "--yes"], ["delete", "--all", "-y"]),
+    *(["pause", "q", "--yes"], ["resume", "q"], ["call", "note", "[1]", "--yes"], ["check", "--waiting"]),
+]
+NOTE = {"job": 7, "queue": "q", "reason": "failed", "buried_at": 1.8e9, "host": "h", "pid": 1, "traceback": "\x1b[2J\n"}
+NOTES = [json.dumps(each).encode() for each in (NOTE, {**NOTE, "job": 8, "message": "\ud800\r"}, {**NOTE, "pid": "x"})]
+
+
+def command_app(address: Address) -> Flask:
+    app = Flask("commands")
+    app.config.update(BACKEND_CONNECTION_URI=str(address), BACKEND_TIMEOUT=SHORT_S)
+    Backend(app).task("q", endpoint="note")(lambda _number: None)
+    return app
+
+
+def use_commands(liar: Liar, data: st.DataObject) -> None:
+    """A command ends well or with one line, and prints only what is safe."""
+    script = liar.tell(data.draw(scripts), data.draw(greetings), NOTES, jobs=len(NOTES))
+    args = data.draw(st.sampled_from(COMMANDS)) + data.draw(st.sampled_from([[], ["--json"]]))
+    started = time.monotonic()
+    result = CliRunner().invoke(main, args, obj=ScriptInfo(create_app=lambda: command_app(liar.address)))
+    assert time.monotonic() - started < SHORT_S * (script.commands + 5) + 5
+    told = f"{args}: {result.output[-2000:]}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), told
+    assert result.exit_code in (0, 1), told
+    assert visible_lines(result.output) == result.output, told
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) <= result.exit_code, told
+    assert "Traceback" not in result.output, told
+
+
+@pytest.fixture
+def lied_to(liar, command):
+    """A worker at the liar, which the test has to leave alive and well."""
+    worker = command("worker", hasty_app.QUEUE, app="support.hasty_app", BACKEND_CONNECTION_URI=str(liar.address))
+    serve(liar, worker, [])
+    before = psutil.Process(worker.pid).memory_full_info().uss
+    yield worker
+    grown = psutil.Process(worker.pid).memory_full_info().uss - before
+    print(f"{len(worker.log.splitlines()):,} lines of its log; {grown >> 10:,} KiB more private memory")  # noqa: T201
+    assert grown < 10 << 20
+    assert visible_lines(worker.log) == worker.log
+    others = {line for line in worker.log.splitlines() if not re.match(r"\d{4}-\d\d-\d\d |  |Traceback \(", line)}
+    assert {line.partition(": ")[0] for line in others} == {
+        *("ValueError", "flask_backend.errors.UnknownEndpointError")
+    }, "the only tracebacks are those of the tasks"
+
+
+def serve(liar: Liar, worker: Command, lies: Sequence[Lie | None], greeting: bytes = b"") -> None:
+    """After all lies, the worker takes jobs again and settles them."""
+    script = liar.tell(lies, greeting, hasty_app.BODIES, jobs=math.inf)
+    assert script.is_over.wait(20), f"{script}; log:\n{worker.log[-3000:]}"
+    assert worker.process.poll() is None
+
+
+@tried(150)
+def test_no_lies_break_a_connection(liar, data):
+    talk(liar, data)
+
+
+@tried(25)
+def test_no_lies_break_a_producer(liar, data):
+    produce(liar, data)
+
+
+@tried(50)
+def test_no_lies_break_a_command(liar, data):
+    use_commands(liar, data)
+
+
+@pytest.mark.any_broker
+@tried(30)
+def test_no_lies_break_a_worker(liar, lied_to, data):
+    serve(liar, lied_to, data.draw(scripts), data.draw(greetings))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@tried(5 * LIES, anew=True)
+def test_no_lies_at_all_break_a_connection(liar, data):
+    talk(liar, data)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@tried(LIES, anew=True)
+def test_no_lies_at_all_break_a_producer(liar, data):
+    produce(liar, data)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@tried(LIES, anew=True)
+def test_no_lies_at_all_break_a_command(liar, data):
+    use_commands(liar, data)
+
+
+@pytest.mark.soak
+@pytest.mark.any_broker
+@pytest.mark.timeout(3600)
+@tried(LIES, anew=True)
+def test_no_lies_at_all_break_a_worker(liar, lied_to, data):
+    serve(liar, lied_to, data.draw(scripts), data.draw(greetings))
