@@ -96,7 +96,7 @@ _SHAPES = {
     b"use ": _ONE_TUBE,
     b"reserve": _NOTHING,
     # Read as C does: any text may follow the number. A timeout is a non-negative int.
-    b"reserve-with-timeout ": _Shape(re.compile(_NUMBER + rb"[^\0]*"), (2**31,)),
+    b"reserve-with-timeout ": _Shape(re.compile(_NUMBER + rb"(?s:.*)"), (2**31,)),
     b"reserve-job ": _numbers(_ID),
     b"delete ": _numbers(_ID),
     b"release ": _numbers(_ID, _U32, _U32),  # id, priority, delay
@@ -108,7 +108,7 @@ _SHAPES = {
     b"peek-ready": _NOTHING,
     b"peek-delayed": _NOTHING,
     b"peek-buried": _NOTHING,
-    b"kick ": _Shape(re.compile(rb"\s*([+-]?\d+)[^\0]*"), (_ID,)),
+    b"kick ": _Shape(re.compile(rb"(?s:\s*([+-]?\d+).*)"), (_ID,)),
     b"kick-job ": _numbers(_ID),
     b"stats": _NOTHING,
     b"stats-job ": _numbers(_ID),
@@ -126,6 +126,8 @@ _BEGINNINGS = (*(name for name in _SHAPES if not name.endswith(b" ")), b"pause-t
 
 def parse(text: bytes) -> Command | bytes:
     """Return the command in a line, or the reply to an invalid line."""
+    if b"\0" in text:  # beanstalkd refuses it before it reads the name, even of an unknown command or of quit
+        return BAD_FORMAT
     word, space, rest = text.partition(b" ")
     shape = _SHAPES.get(name := word + space)
     if shape is None:

@@ -22,6 +22,23 @@ ID = re.compile(rb"^(INSERTED |RESERVED |FOUND |OK \d+\r\n---\nid: )(\d+)")
 
 # The embedded broker answers as 1.13 does: differences of earlier versions are left to their own tests.
 IS_NEWEST = installed_release() >= (1, 13)
+CONTROLS = [
+    bytes([code]) for code in (*range(32), 127, 128, 255) if code != 13
+]  # a carriage return: a known difference
+COMMANDS = [
+    *(
+        b"put 0 0 1 1",
+        b"use a",
+        b"reserve",
+        b"reserve-with-timeout 0",
+        b"reserve-job 99",
+        b"delete 99",
+        b"release 99 1 1",
+    ),
+    *(b"bury 99 1", b"touch 99", b"watch a", b"ignore a", b"peek 99", b"peek-ready", b"peek-delayed", b"peek-buried"),
+    *(b"kick 1", b"kick-job 99", b"stats", b"stats-job 99", b"stats-tube never-seen", b"list-tubes", b"list-tube-used"),
+    *(b"list-tubes-watched", b"pause-tube never-seen 0", b"quit", b"no-command", b""),
+]
 QUOTED = re.compile(rb'^(tube|name): "(.*)"$', re.MULTILINE)
 
 clients = st.integers(0, CLIENTS - 1)
@@ -256,3 +273,22 @@ def test_random_commands_have_the_same_replies(controls):
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
+
+
+def test_a_control_byte_anywhere_in_a_line_has_the_same_reply(controls):
+    for byte in CONTROLS:
+        for line in lines_with(byte):
+            real, embedded = (wire.ask(line) for wire in controls)
+            assert real == embedded, line
+            if byte == b"\0":
+                assert real == b"BAD_FORMAT", line
+
+
+def lines_with(byte: bytes) -> set[bytes]:
+    """Return each command with a byte at each place, without those that have no reply."""
+    found = {command[:at] + byte + command[at:] for command in COMMANDS for at in range(len(command) + 1)}
+    if byte == b"\0":
+        return found
+    if not IS_NEWEST:
+        found.discard(b"reserve-with-timeout %b0" % byte)
+    return {line for line in found if not line.startswith(b"quit")}
