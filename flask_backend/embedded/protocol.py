@@ -69,7 +69,8 @@ def _with_yaml(lines: Iterable[str]) -> bytes:
 
 # -- commands ------------------------------------------------------------------------------------------------
 
-_TUBE = rb"([A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199})"
+# The name of a tube.
+TUBE = rb"([A-Za-z0-9+/;.$_()][A-Za-z0-9+/;.$_()-]{0,199})"
 _NUMBER = rb" *(\d+)"
 _ID = 2**64  # the bounds of numbers
 _U32 = 2**32
@@ -88,7 +89,7 @@ def _numbers(*bounds: int) -> _Shape:
 
 
 _NOTHING = _Shape(re.compile(b""))
-_ONE_TUBE = _Shape(re.compile(_TUBE), has_tube=True)
+_ONE_TUBE = _Shape(re.compile(TUBE), has_tube=True)
 
 # A command with arguments is not recognised without the space.
 _SHAPES = {
@@ -116,7 +117,7 @@ _SHAPES = {
     b"list-tubes": _NOTHING,
     b"list-tube-used": _NOTHING,
     b"list-tubes-watched": _NOTHING,
-    b"pause-tube ": _Shape(re.compile(b" *" + _TUBE + b" " + _NUMBER), (_U32,), has_tube=True),
+    b"pause-tube ": _Shape(re.compile(b" *" + TUBE + b" " + _NUMBER), (_U32,), has_tube=True),
     b"quit": _NOTHING,
 }
 _NAMES = {name: name.rstrip().decode() for name in _SHAPES}

@@ -111,12 +111,15 @@ class Store:
         self._tube(DEFAULT_TUBE)
 
     def restore(self, jobs: Iterable[StoredJob], next_id: int) -> None:
-        """Restore the jobs of an earlier run. Buried jobs must come in the order in which they were buried."""
+        """Restore the jobs of an earlier run. Buried jobs must come in the order in which they were buried.
+
+        The next id is above all of theirs, even if ``next_id`` is not: a new job never replaces one.
+        """
         for job in jobs:
             job.tube = self._tube(job.tube.name)
             self.jobs[job.id] = job
             self._enter(job, job.state, job.at)
-        self.next_id = next_id
+        self.next_id = max(next_id, max(self.jobs, default=0) + 1)
 
     # -- the time --------------------------------------------------------------------------------------------
 

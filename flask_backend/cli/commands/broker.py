@@ -64,6 +64,8 @@ def broker(listen: str, port: int, file: Path | None, max_job_size: int) -> None
             f"broker at {address}, jobs {place}; for development and small installs; production runs beanstalkd",
             err=True,
         )
+        for warning in journal.warnings if journal else ():
+            echo(f"warning: {warning}", err=True)
 
     journal = Journal(file) if file else None
     try:
