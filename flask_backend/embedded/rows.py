@@ -17,7 +17,7 @@ from .protocol import TUBE
 from .store import State, StoredJob, Tube
 
 # Counting from here, a broker never reaches the largest integer of SQLite.
-MAX_NEXT_ID = 2**62
+_MAX_ID = 2**62
 _U32 = 2**32
 _MAX_TIME = 2.0**40  # seconds since the epoch; far beyond the longest delay
 _STATES = {state.value: state for state in State if state is not State.RESERVED}
@@ -29,27 +29,45 @@ class RowError(BackendError):
 
 
 class _Check(NamedTuple):
-    passes: Callable[[Any], bool]
+    passes: Callable[[object], bool]
     expected: str
 
 
-def _is_number(value: object, least: int, bound: int) -> bool:
-    return type(value) is int and least <= value < bound
+def _from(least: int, bound: int) -> Callable[[object], bool]:
+    """Return a check for whole numbers from ``least``, below ``bound``."""
+    return lambda value: type(value) is int and least <= value < bound
 
 
-_NUMBER = _Check(lambda value: _is_number(value, 0, _U32), "a number below 2**32")
-_TIME = _Check(lambda value: isinstance(value, float) and abs(value) < _MAX_TIME, "seconds since the epoch")
-_COUNT = _Check(lambda value: _is_number(value, 0, MAX_NEXT_ID), "a number")
+def _is_tube(value: object) -> bool:
+    return isinstance(value, str) and bool(_TUBE.fullmatch(value))
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, bytes)
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, str) and value in _STATES
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, float) and abs(value) < _MAX_TIME
+
+
+_NUMBER = _Check(_from(0, _U32), "a number below 2**32")
+_TIME = _Check(_is_time, "seconds since the epoch")
+_COUNT = _Check(_from(0, _MAX_ID), "a number")
+_is_next_id = _from(-_MAX_ID, _MAX_ID)
 
 # The columns of a job, in the order of the table.
 _CHECKS = {
-    "id": _Check(lambda value: _is_number(value, 1, MAX_NEXT_ID), "a number from 1, below 2**62"),
-    "tube": _Check(lambda value: isinstance(value, str) and bool(_TUBE.fullmatch(value)), "the name of a tube"),
-    "body": _Check(lambda value: isinstance(value, bytes), "bytes"),
-    "state": _Check(lambda value: isinstance(value, str) and value in _STATES, f"one of {', '.join(_STATES)}"),
+    "id": _Check(_from(1, _MAX_ID), "a number from 1, below 2**62"),
+    "tube": _Check(_is_tube, "the name of a tube"),
+    "body": _Check(_is_bytes, "bytes"),
+    "state": _Check(_is_state, f"one of {', '.join(_STATES)}"),
     "priority": _NUMBER,
     "delay_s": _NUMBER,
-    "ttr_s": _Check(lambda value: _is_number(value, 1, _U32), "a number from 1, below 2**32"),
+    "ttr_s": _Check(_from(1, _U32), "a number from 1, below 2**32"),
     "created_at": _TIME,
     "at": _TIME,
     **dict.fromkeys(("reserves", "timeouts", "releases", "buries", "kicks"), _COUNT),
@@ -80,8 +98,8 @@ def write_job(job: StoredJob, shift_s: float) -> tuple[object, ...]:
 
 
 def read_next_id(rows: Sequence[Sequence[Any]]) -> int:
-    """Return the id of the next job, of the rows of the counter; raise :exc:`RowError` if it is not there."""
+    """Return the id of the next job from the rows of the counter; raise :exc:`RowError` unless it is one number."""
     found = [row[0] for row in rows]
-    if len(found) != 1 or not _is_number(found[0], -MAX_NEXT_ID, MAX_NEXT_ID):
+    if len(found) != 1 or not _is_next_id(found[0]):
         raise RowError(f"the counter of ids has {show_value(found)}, expected one number below 2**62")
     return int(found[0])
