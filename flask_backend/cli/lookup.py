@@ -27,7 +27,7 @@ def find_story(console: Console, record: JobRecord) -> Story | None:
     if record.state != "buried":
         return None
     stories = console.failures(record.queue).stories
-    return next((stored.note for stored in stories if stored.note.job == record.id), None)
+    return next(console.read_stories(stored for stored in stories if stored.job == record.id), None)
 
 
 def find_queue(console: Console, name: str) -> Queue:
@@ -41,11 +41,12 @@ def no_such_queue(console: Console, name: str) -> str:
     return f"queue {name} does not exist at {console.address}: it has no jobs and no clients"
 
 
-def find_failures(console: Console, queue: str | None) -> list[Failures]:
+def find_failures(console: Console, queue: str | None, limit: int | None = None) -> list[Failures]:
+    """Return the failures of a queue, or of all, with at most the newest ``limit`` stories of each."""
     if queue is None:
-        return console.all_failures()
-    found = console.failures(queue)
-    return [found] if found.count else []
+        return console.all_failures(limit)
+    found = console.failures(queue, limit)
+    return [] if found.is_empty else [found]
 
 
 def nothing_buried(console: Console, queue: str | None) -> str:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -18,6 +18,7 @@ import click
 from flask_backend.visible import json_visible, visible, visible_lines
 
 LISTED_QUEUES = 20  # the rest is only counted
+_JSON_AT_ONCE = 1 << 16  # characters that are printed at once
 LABEL = 11  # columns of the name before a value
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -30,23 +31,45 @@ def echo(text: object = "", *, err: bool = False, **style: Any) -> None:
 
 
 def echo_json(value: object) -> None:
-    """Print JSON that every parser reads. NaN and the infinities become strings: JSON lacks such numbers."""
+    """Print JSON that every parser reads. NaN and the infinities become strings: JSON lacks such numbers.
+
+    An iterator becomes an array, and is printed while it is read, so that it may be of any length.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or ""
     is_ascii = not encoding.lower().startswith("utf")  # other encodings would escape differently from JSON
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=is_ascii, allow_nan=False)
-    click.echo(json_visible(text))
+    encoder = json.JSONEncoder(ensure_ascii=is_ascii, allow_nan=False)
+    pieces: list[str] = []
+    size = 0
+    for piece in _json_pieces(value, encoder, "\n"):
+        pieces.append(piece)
+        size += len(piece)
+        if size > _JSON_AT_ONCE:
+            click.echo(json_visible("".join(pieces)), nl=False)
+            pieces, size = [], 0
+    click.echo(json_visible("".join(pieces)))
 
 
-def _finite(value: Any) -> Any:
+def _json_pieces(value: Any, encoder: json.JSONEncoder, margin: str) -> Iterator[str]:
+    """Yield the JSON of a value, indented by two; ``margin`` is the line break with the current indent."""
     match value:
         case dict():
-            return {name: _finite(each) for name, each in cast("dict[str, Any]", value).items()}
-        case list() | tuple():
-            return [_finite(each) for each in cast("Sequence[Any]", value)]
+            ends = "{}"
+            items = ((f"{encoder.encode(name)}: ", each) for name, each in cast("dict[str, Any]", value).items())
+        case list() | tuple() | Iterator():
+            ends = "[]"
+            items = (("", each) for each in cast("Iterable[Any]", value))
         case float() if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+            yield '"NaN"' if math.isnan(value) else '"Infinity"' if value > 0 else '"-Infinity"'
+            return
         case _:
-            return value
+            yield encoder.encode(value)
+            return
+    before = ends[0]
+    for name, each in items:
+        yield f"{before}{margin}  {name}"
+        yield from _json_pieces(each, encoder, f"{margin}  ")
+        before = ","
+    yield f"{margin}{ends[1]}" if before == "," else ends
 
 
 def styled(text: str, **style: Any) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from flask_backend.broker.connection import PIPELINE_JOBS, Connection
 from flask_backend.broker.stats import JobRecord, Queue
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
 from flask_backend.errors import MessageDecodeError, QueueNameError
+from flask_backend.message import cut
 from flask_backend.names import check_worked_queue_name, failures_tube, is_failures_tube
 from flask_backend.stories import Story
 
@@ -22,8 +25,12 @@ from flask_backend.stories import Story
 _PROBE_TUBE = "flask-backend.probe"
 # Notes are large: read them in batches, so that the server does not buffer megabytes.
 _NOTES_AT_ONCE = 50
+# Characters of the names by which stories are grouped; our workers write shorter ones.
+_MAX_NAME = 1000
 # The longest random wait, in seconds, before reading notes again that another reader holds.
 _LOOK_AGAIN_S = 0.05
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +55,38 @@ def measure_rates(before: Iterable[Queue], after: Iterable[Queue], seconds: floa
 
 @dataclass(frozen=True, slots=True)
 class StoredStory:
-    """A note, and the id of the job that stores it."""
+    """A story on the broker: the id of its note, and the few facts that group and select it.
+
+    There may be very many, so the story itself stays on the broker until it is shown.
+    """
 
     id: int
-    note: Story
+    job: int
+    buried_at: float
+    endpoint: str | None
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """The buried jobs of a queue: their stories, newest first, and the number of jobs without a story."""
+    """The buried jobs of a queue: those with a story that was read, newest first, and the number of the others.
+
+    ``untold`` jobs have no story, ``unread`` ones have a story beyond the limit.
+    """
 
     queue: str
     stories: Sequence[StoredStory]
     untold: int
+    unread: int = 0
 
     @property
     def count(self) -> int:
+        """The number of jobs that an action on these failures affects."""
         return len(self.stories) + self.untold
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.count + self.unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +200,7 @@ class Console:
 
     # -- buried jobs and their stories -----------------------------------------------------------------------
 
-    def failures(self, queue: str, limit: int = 100_000) -> Failures:
+    def failures(self, queue: str, limit: int | None = None) -> Failures:
         """Return the buried jobs of a queue, with at most the newest ``limit`` stories.
 
         Deletes stale stories, whose jobs are not buried any longer.
@@ -186,16 +208,26 @@ class Console:
         before = self._buried(queue)
         stories, unread = self._stories(queue, limit)
         # The smaller number: a job that was buried, kicked or deleted in between does not lack a story.
-        buried = min(before, self._buried(queue))
-        return Failures(queue, stories, max(0, buried - len(stories) - unread))
+        left = max(0, min(before, self._buried(queue)) - len(stories))
+        return Failures(queue, stories, max(0, left - unread), min(left, unread))
 
-    def all_failures(self) -> list[Failures]:
-        """Return the failures of each queue that has buried jobs, by name."""
+    def all_failures(self, limit: int | None = None) -> list[Failures]:
+        """Return the failures of each queue that has buried jobs, by name, as :meth:`failures` does."""
         tubes = self._tubes()
         # Also read the stories of queues without buried jobs, to delete the stories of jobs that others have kicked.
         queues = {tube.removesuffix(failures_tube("")) for tube in tubes if is_failures_tube(tube)}
         queues |= {queue.name for queue in self.queues() if queue.buried}
-        return [failures for queue in sorted(queues) if (failures := self.failures(queue)).count]
+        found = (self.failures(queue, limit) for queue in sorted(queues))
+        return [failures for failures in found if not failures.is_empty]
+
+    def read_stories(self, stories: Iterable[StoredStory]) -> Iterator[Story]:
+        """Yield stories in full, in the same order, without those that are gone. A few at a time are in memory."""
+        for part in _parts(stories, _NOTES_AT_ONCE):
+            bodies = self.bodies(stored.id for stored in part)
+            for stored in part:
+                note = _decode(bodies.get(stored.id, b""))
+                if note is not None and note.job == stored.job:
+                    yield note
 
     def retry_jobs(self, ids: Iterable[int]) -> ActionResult:
         """Kick buried and delayed jobs, and delete the stories of the buried ones."""
@@ -217,7 +249,7 @@ class Console:
         known = self.queue(queue)
         return known.buried if known else 0
 
-    def _stories(self, queue: str, limit: int) -> tuple[list[StoredStory], int]:
+    def _stories(self, queue: str, limit: int | None) -> tuple[list[StoredStory], int]:
         """Return the stories, newest first, and the number of notes that were not read.
 
         Without reserving, the protocol shows only the first job of a tube, so the notes are reserved while they are
@@ -233,35 +265,41 @@ class Console:
             is_last = time.monotonic() > deadline
             if not known.reserved or is_last:
                 with _reading(self._settings, tube) as reader:
+                    held, notes = 0, list[StoredStory]()
                     # Up to the limit, not only the known number: notes that have just arrived come first.
-                    held = list(_reserve(reader, limit))
+                    for job in _reserve(reader, limit):
+                        held += 1
+                        if (note := _decode(job.body)) and note.queue == queue:  # we must not delete other jobs
+                            notes.append(_stored(job.id, note))
                     left = self.queue(tube) or known
-                    is_alone = left.reserved == len(held) >= min(limit, known.ready)
+                    wanted = known.ready if limit is None else min(limit, known.ready)
+                    is_alone = left.reserved == held >= wanted
                     if is_alone or is_last:
-                        return self._sort_out(queue, held, reader), left.ready
+                        return self._sort_out(queue, notes, reader), left.ready
             time.sleep(_LOOK_AGAIN_S * random.random())
         return [], 0
 
-    def _sort_out(self, queue: str, held: Iterable[ReservedJob], reader: Connection) -> list[StoredStory]:
+    def _sort_out(self, queue: str, notes: list[StoredStory], reader: Connection) -> list[StoredStory]:
         """Return the valid notes, newest first, and delete the stale ones. ``reader`` holds all of them."""
-        notes = sorted((note for each in held if (note := _decode(queue, each))), key=lambda note: -note.id)
-        states = {job.id: job.state for job in self.jobs({each.note.job for each in notes}) if job.queue == queue}
+        notes.sort(key=lambda note: -note.id)
         stories: dict[int, StoredStory] = {}
-        stale: list[int] = []
-        for each in notes:
-            state = states.get(each.note.job)
-            if state == "buried" and each.note.job not in stories:
-                stories[each.note.job] = each
-            elif state != "reserved":  # a reserved job may be about to be buried: its story is written first
-                stale.append(each.id)
-        reader.delete_each(stale)
+        for part in _parts(notes, PIPELINE_JOBS):
+            states = {job.id: job.state for job in self.jobs({each.job for each in part}) if job.queue == queue}
+            stale: list[int] = []
+            for each in part:
+                state = states.get(each.job)
+                if state == "buried" and each.job not in stories:
+                    stories[each.job] = each
+                elif state != "reserved":  # a reserved job may be about to be buried: its story is written first
+                    stale.append(each.id)
+            reader.delete_each(stale)
         return list(stories.values())
 
     def _act_on(self, ids: Iterable[int], act: Callable[[Iterable[int]], list[int]]) -> ActionResult:
         wanted = list(dict.fromkeys(ids))
         jobs = [job for job in self.jobs(wanted) if not is_failures_tube(job.queue)]
         queues = {job.queue for job in jobs if job.state == "buried"}
-        notes = {each.note.job: each.id for queue in queues for each in self.failures(queue).stories}
+        notes = {each.job: each.id for queue in queues for each in self.failures(queue).stories}
         done = act(job.id for job in jobs)
         self.delete_each(notes[job_id] for job_id in done if job_id in notes)
         left = set(wanted).difference(done)
@@ -269,11 +307,14 @@ class Console:
         return ActionResult(done, {job_id: _what_it_is(now.get(job_id)) for job_id in wanted if job_id in left})
 
     def _act_on_failures(self, failures: Failures, act: Callable[[Iterable[int]], list[int]]) -> list[int]:
-        notes = {each.note.job: each.id for each in failures.stories}
-        # The person may have taken a while to confirm: check the states again.
-        done = act(job.id for job in self.jobs(notes) if job.state == "buried")
-        self.delete_each(notes[job_id] for job_id in done)
-        seen = set(notes)
+        done: list[int] = []
+        for part in _parts(failures.stories, PIPELINE_JOBS):
+            notes = {each.job: each.id for each in part}
+            # The person may have taken a while to confirm: check the states again.
+            acted = act(job.id for job in self.jobs(notes) if job.state == "buried")
+            self.delete_each(notes[job_id] for job_id in acted)
+            done += acted
+        seen = {each.job for each in failures.stories}
         for _ in range(failures.untold):
             job_id = self.next_buried(failures.queue)
             if job_id is None or job_id in seen:  # buried again, behind all earlier ones
@@ -293,22 +334,34 @@ def _reading(settings: Settings, tube: str) -> Generator[Connection, None, None]
         reader.quit()  # then the notes are ready again, for other readers and for our next command
 
 
-def _reserve(reader: Connection, count: int) -> Iterator[ReservedJob]:
-    while count > 0:
-        jobs = reader.reserve_ready(wanted := min(count, _NOTES_AT_ONCE))
+def _reserve(reader: Connection, limit: int | None) -> Iterator[ReservedJob]:
+    left = sys.maxsize if limit is None else limit
+    while left > 0:
+        jobs = reader.reserve_ready(wanted := min(left, _NOTES_AT_ONCE))
         yield from jobs
-        count -= wanted
+        left -= wanted
         if len(jobs) < wanted:
             return
 
 
-def _decode(queue: str, job: ReservedJob) -> StoredStory | None:
-    """Read a note, if the job is one of our notes: we must not delete other jobs."""
+def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    left = iter(items)
+    while part := list(islice(left, size)):
+        yield part
+
+
+def _decode(body: bytes) -> Story | None:
+    """Read a note, if the job is one of our notes."""
     try:
-        note = Story.decode(job.body)
+        return Story.decode(body)
     except (MessageDecodeError, TypeError):
         return None
-    return StoredStory(job.id, note) if note.queue == queue else None
+
+
+def _stored(note_id: int, note: Story) -> StoredStory:
+    # The names are few, and the notes many: each name is kept once, and a forged one is cut.
+    endpoint = note.endpoint and sys.intern(cut(note.endpoint, _MAX_NAME))
+    return StoredStory(note_id, note.job, note.buried_at, endpoint, sys.intern(cut(note.kind, _MAX_NAME)))
 
 
 def _what_it_is(job: JobRecord | None) -> str:

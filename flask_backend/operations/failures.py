@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from flask_backend.stories import Story
-
 from .console import Failures, StoredStory
 
 
@@ -21,8 +19,8 @@ class FailureGroup:
     stories: Sequence[StoredStory]
 
     @property
-    def newest(self) -> Story:
-        return self.stories[0].note
+    def newest(self) -> StoredStory:
+        return self.stories[0]
 
 
 def group(found: Iterable[Failures]) -> list[FailureGroup]:
@@ -30,8 +28,8 @@ def group(found: Iterable[Failures]) -> list[FailureGroup]:
     groups: dict[tuple[str, str | None, str], list[StoredStory]] = {}
     for failures in found:
         for story in failures.stories:
-            groups.setdefault((failures.queue, story.note.endpoint, story.note.kind), []).append(story)
-    in_order = sorted(groups.items(), key=lambda item: item[1][0].note.buried_at, reverse=True)
+            groups.setdefault((failures.queue, story.endpoint, story.kind), []).append(story)
+    in_order = sorted(groups.items(), key=lambda item: item[1][0].buried_at, reverse=True)
     return [FailureGroup(*key, stories) for key, stories in in_order]
 
 
@@ -45,17 +43,17 @@ class Pattern:
 
     text: str
 
-    def covers(self, note: Story) -> bool:
-        endpoint = note.endpoint or ""
+    def covers(self, story: StoredStory) -> bool:
+        endpoint = story.endpoint or ""
         if fnmatchcase(endpoint, self.text):  # without a slash, or with a slash in the endpoint itself
             return True
         wanted, slash, kind = self.text.rpartition("/")
-        kinds = (note.kind, note.kind.rpartition(".")[2])
+        kinds = (story.kind, story.kind.rpartition(".")[2])
         return bool(
             slash and fnmatchcase(endpoint, wanted or "*") and any(fnmatchcase(each, kind or "*") for each in kinds)
         )
 
     def choose(self, failures: Failures) -> Failures:
-        """Return the failures that match; jobs without a story never match."""
-        chosen = [story for story in failures.stories if self.covers(story.note)]
-        return replace(failures, stories=chosen, untold=0)
+        """Return the failures that match; jobs whose story is missing or unread never match."""
+        chosen = [story for story in failures.stories if self.covers(story)]
+        return replace(failures, stories=chosen, untold=0, unread=0)

@@ -90,6 +90,43 @@ def at_terminal(environment, tmp_path):
     return at_terminal
 
 
+MANY = 20_000
+EVERY = {
+    ("failures", "--json"): 1_000_000,
+    ("failures", "--limit", "1000000"): 100,
+    ("failures", "--limit", "1000000", "--json"): MANY * 1900,
+    ("delete", "--all", "--yes"): 10,
+}
+SHOW_PEAK = """
+import sys
+from flask_backend.cli import main
+try:
+    main(prog_name="flask-backend")
+finally:
+    print(open("/proc/self/status").read(), file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def many_buried(broker):
+    """Bury many jobs, each with a story of two kilobytes, in little time."""
+
+    def make(count: int) -> None:
+        worker = Connection(Address("127.0.0.1", broker.port), 30, watch=QUEUE)
+        worker.ask([b"use %b\r\n" % QUEUE.encode()])
+        ids = [int(reply.words[0]) for reply in worker.ask([b"put 0 0 600 2\r\n{}\r\n"] * count)]
+        worker.ask([b"reserve-with-timeout 0\r\n"] * count)
+        worker.ask([b"use %b.failures\r\n" % QUEUE.encode()])
+        for job_id in ids:
+            told = FAILED | here_and_now() | {"traceback": "x" * 1500, "message": f"no luck with {job_id}"}
+            note = Story(job=job_id, queue=QUEUE, **told).encode()
+            worker.ask([b"put 0 0 60 %d\r\n%b\r\n" % (len(note), note)])
+        worker.ask([b"bury %d 0\r\n" % job_id for job_id in ids])
+        worker.close()
+
+    return make
+
+
 @pytest.fixture
 def buried(broker):
     """Bury jobs as workers do; return their ids. Jobs without a reason have no story."""
@@ -268,6 +305,59 @@ class TestFailures:
         }
         assert [(note["job"], note["traceback"]) for note in told["notes"]] == [(second, TRACEBACK), (first, TRACEBACK)]
         assert untold == {**told, "endpoint": None, "kind": None, "count": 3, "notes": []}
+
+    def test_older_stories_than_the_limit_are_only_counted(self, run, run_json, buried):
+        for second in range(5):
+            buried(1, **FAILED, buried_at=1_000_000_000 + second)
+        buried()
+        for options, read, unread in (((), 5, 0), (("--limit", "2"), 2, 3), (("--limit", "5"), 5, 0)):
+            result = run("failures", *options)
+            assert re.search(rf"\n{QUEUE} +hello +ValueError +{read} ", result.stdout)
+            assert bool(re.search(rf"\n{QUEUE} +- +with an older story, not read +{unread} ", result.stdout)) == (
+                unread > 0
+            )
+            left_out = f"the newest {read} stories; {unread} older ones were not read: --limit N reads more\n"
+            assert (left_out in result.stderr) == (unread > 0)
+            told = run_json("failures", *options)
+            assert [(each["kind"], each["count"], len(each["notes"]), each["is_unread"]) for each in told] == [
+                ("ValueError", read, read, False),
+                (None, 1, 0, False),
+                *([(None, unread, 0, True)] if unread else []),
+            ]
+        result = run("failures", "--limit", "0")
+        assert (result.returncode, "--limit" in result.stderr) == (2, True)
+
+    def test_a_thousand_stories_of_a_queue_are_read_by_default(self, run_json, many_buried):
+        many_buried(1001)
+        assert [(each["kind"], each["count"]) for each in run_json("failures")] == [("ValueError", 1000), (None, 1)]
+
+    def test_memory_does_not_grow_with_the_number_of_stories(self, environment, many_buried):
+        def measure(*args: str) -> tuple[int, int]:
+            """Return the peak of the memory of a command, in bytes, and the number of bytes that it printed."""
+            command = [sys.executable, "-c", SHOW_PEAK, *args]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+                printed = sum(map(len, iter(lambda: process.stdout.read(1 << 16), b"")))
+                peak_kb = int(re.search(rb"VmHWM:\s+(\d+) kB", process.stderr.read())[1])
+            assert process.returncode == 0
+            return peak_kb * 1024, printed
+
+        least, _ = measure("failures", "--json")
+        many_buried(MANY)
+        for args, least_printed in EVERY.items():
+            peak, printed = measure(*args)
+            assert peak - least < 16 * 1024**2, args  # the stories have 40 MB, and took 230 MB as JSON
+            assert printed >= least_printed
+
+    def test_forged_numbers_make_a_job_one_without_a_story(self, run, run_json, broker, buried):
+        [job_id] = buried(1)
+        note = {"job": job_id, "queue": QUEUE, "reason": "x", "buried_at": 1e9, "host": "h", "pid": 1}
+        for field in ("ran_s", "attempts", "scheduled_at", "pid", "buried_at"):
+            for number in ("1" + "0" * 4000, "1" + "0" * 5000, "1e999", "-1", "NaN"):
+                forged = json.dumps(note | {field: 7}).replace(f'"{field}": 7', f'"{field}": {number}')
+                broker.put(f"{QUEUE}.failures", forged.encode())
+        result = run("failures")
+        assert (result.returncode, "buried without a story" in result.stdout) == (0, True)
+        assert [(each["kind"], each["count"]) for each in run_json("failures")] == [(None, 1)]
 
     def test_nothing_buried_is_not_an_error(self, run, broker):
         result = run("failures")

@@ -92,7 +92,7 @@ def a_note(job_id: int, queue: str = "q", **told) -> Story:
 
 
 def jobs_of(failures) -> list[int]:
-    return [story.note.job for story in failures.stories]
+    return [story.job for story in failures.stories]
 
 
 def put_note(broker, note: Story) -> int:
@@ -305,7 +305,7 @@ class TestFailures:
         buried_without_story(3)
         failures = console.failures("q")
         assert (jobs_of(failures), failures.untold, failures.count) == ([second, first], 3, 5)
-        assert failures.stories[0].note.message == "no luck"
+        assert next(console.read_stories(failures.stories)).message == "no luck"
 
     def test_only_the_newest_of_many_are_returned_and_the_others_do_not_count_as_untold(
         self, console, buried, buried_without_story
@@ -313,7 +313,30 @@ class TestFailures:
         ids = [buried(1, buried_at=1_000_000_000 + number)[0] for number in range(10)]
         buried_without_story()
         failures = console.failures("q", limit=4)
-        assert (jobs_of(failures), failures.untold) == (ids[:-5:-1], 1)
+        assert (jobs_of(failures), failures.untold, failures.unread) == (ids[:-5:-1], 1, 6)
+        whole = console.failures("q")
+        assert (jobs_of(whole), whole.untold, whole.unread) == (ids[::-1], 1, 0)
+
+    def test_stories_beyond_the_limit_are_counted_even_if_all_others_are_stale(self, console, broker, buried):
+        ids = [buried(1, buried_at=1_000_000_000 + number)[0] for number in range(5)]
+        console.kick_each(ids[3:])
+        failures = console.failures("q", limit=2)
+        assert (jobs_of(failures), failures.unread, failures.is_empty) == ([], 3, False)
+        assert jobs_of(console.failures("q", limit=2)) == ids[2:0:-1]
+
+    def test_stories_are_read_in_full_in_the_same_order_without_those_that_are_gone(self, console, buried):
+        ids = buried(120, message="no luck")
+        stored = console.failures("q").stories
+        console.delete(stored[60].id)
+        told = list(console.read_stories(stored))
+        assert [story.job for story in told] == [job_id for job_id in ids[::-1] if job_id != stored[60].job]
+        assert {story.message for story in told} == {"no luck"}
+
+    def test_forged_names_are_cut_before_they_are_kept(self, console, broker, buried):
+        [job_id] = buried()
+        put_note(broker, a_note(job_id, exception="X" * 50_000))
+        [stored] = console.failures("q").stories
+        assert len(stored.kind) == 1000
 
     @pytest.mark.parametrize("fate", ["kicked", "deleted", "delayed", "taken elsewhere"])
     def test_the_story_of_a_job_that_is_no_longer_buried_is_deleted(self, console, broker, buried, connect, fate):
@@ -340,7 +363,7 @@ class TestFailures:
         worker = connect("q")
         reserve(worker)
         bury(worker, a_note(job_id, message="after", buried_at=1_000_000_000), 0)
-        assert [story.note.message for story in console.failures("q").stories] == ["after"]
+        assert [story.message for story in console.read_stories(console.failures("q").stories)] == ["after"]
         assert broker.count(TUBE, "ready") == 1
 
     def test_a_story_is_kept_while_its_job_is_held_since_it_is_written_before_the_job_is_buried(
@@ -504,7 +527,7 @@ class TestActing:
         stays, in_ground = buried(2)
         others = [broker.put("q", b"x"), broker.put("q", b"x", delay=100)]
         story = console.failures("q").stories[1]
-        assert story.note.job == stays
+        assert story.job == stays
         acted = console.delete_jobs([in_ground, *others, reserved, story.id])
         assert acted.done == [in_ground, *others]
         assert acted.refused == {reserved: "reserved: it runs now", story.id: "not a job but the story of one"}

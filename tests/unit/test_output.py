@@ -41,6 +41,40 @@ def test_any_json_is_valid_and_shows_no_control_characters(value, encoding):
     assert json.loads(text, parse_constant=pytest.fail) == with_names(value)
 
 
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text("aä"),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text("aä"), inner),
+        max_leaves=10,
+    )
+)
+def test_json_is_indented_as_by_the_standard_library(value):
+    stdout = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        echo_json(value)
+    stdout.flush()
+    assert stdout.buffer.getvalue().decode() == json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def test_an_iterator_is_printed_while_it_is_read(capsys):
+    printed = 0
+
+    def read():
+        nonlocal printed
+        for _ in range(1000):
+            yield {"text": "x" * 1000, "none": iter([])}
+            printed += len(capsys.readouterr().out)
+
+    echo_json({"all": read()})
+    assert printed > 900_000
+
+
+def test_json_of_iterators_is_that_of_lists(capsys):
+    echo_json(iter([1, iter([]), {"a": iter([2])}]))
+    assert capsys.readouterr().out == json.dumps([1, [], {"a": [2]}], indent=2) + "\n"
+
+
 def with_names(value):
     """Return a value with names in place of the numbers that JSON does not have."""
     if isinstance(value, dict):

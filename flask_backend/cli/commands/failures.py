@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -36,19 +36,28 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("queue", required=False)
 @click.option("--job", "job_id", type=parse_job_id, metavar="ID", help="Show only the story of this job.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Read at most the newest N stories of each queue.",
+)
 @json_option
 @broker_option
 @click.pass_context
-def failures(
-    ctx: click.Context, queue: str | None, job_id: int | None, broker_uri: str | None, *, as_json: bool
+def failures(  # noqa: PLR0913  # one parameter for each option
+    ctx: click.Context, queue: str | None, job_id: int | None, limit: int, broker_uri: str | None, *, as_json: bool
 ) -> None:
     """Show why jobs are buried.
 
     Failures are counted by queue, endpoint and exception, or by what killed the worker; the newest one is shown in
-    full. Without QUEUE, all queues are shown. Jobs that another program has buried have no story and are only counted.
+    full. Without QUEUE, all queues are shown. Jobs that another program has buried have no story and are only counted,
+    as are those with older stories than --limit.
     """
     if job_id is None:
-        _show_failures(ctx, broker_uri, queue, as_json=as_json)
+        _show_failures(ctx, broker_uri, queue, limit, as_json=as_json)
     elif queue is None:
         _show_story(ctx, broker_uri, job_id, as_json=as_json)
     else:
@@ -65,26 +74,32 @@ def _show_story(ctx: click.Context, broker_uri: str | None, job_id: int, *, as_j
         _echo_next_steps(ctx, console.address, note.job)
 
 
-def _show_failures(ctx: click.Context, broker_uri: str | None, queue: str | None, *, as_json: bool) -> None:
+def _show_failures(ctx: click.Context, broker_uri: str | None, queue: str | None, limit: int, *, as_json: bool) -> None:
     from flask_backend.operations.failures import group
 
     with open_console(ctx, broker_uri) as console:
-        found = find_failures(console, queue)
+        found = find_failures(console, queue, limit)
         if not found:
             echo(nothing_buried(console, queue), err=True)
-    groups = group(found)
-    if as_json:
-        echo_json(_as_dicts(console.address, groups, found))
-    elif found:
-        _echo_failures(ctx, console.address, groups, found)
+        groups = group(found)
+        if as_json:
+            echo_json(_as_dicts(console, groups, found))
+        elif found:
+            _echo_failures(ctx, console, groups, found)
+    if unread := sum(each.unread for each in found):
+        read = sum(len(each.stories) for each in found)
+        echo(f"\nthe newest {read:,} stories; {unread:,} older ones were not read: --limit N reads more", err=True)
 
 
-def _echo_failures(ctx: click.Context, address: str, groups: Sequence[FailureGroup], found: Sequence[Failures]) -> None:
-    _echo_groups(groups, found)
-    if groups:
+def _echo_failures(
+    ctx: click.Context, console: Console, groups: Sequence[FailureGroup], found: Sequence[Failures]
+) -> None:
+    address = console.address
+    _echo_groups(console, groups, found)
+    if newest := next(console.read_stories(group.newest for group in groups[:1]), None):
         echo()
-        echo_story(groups[0].newest)
-        _echo_next_steps(ctx, address, groups[0].newest.job)
+        echo_story(newest)
+        _echo_next_steps(ctx, address, newest.job)
     with_untold = [each for each in found if each.untold]
     for each in with_untold[:LISTED_QUEUES]:
         echo(
@@ -107,29 +122,47 @@ def _find_story(console: Console, job_id: int) -> Story:
     return story
 
 
-def _as_dicts(address: str, groups: Sequence[FailureGroup], found: Sequence[Failures]) -> list[dict[str, Any]]:
-    told = [(each.queue, each.endpoint, each.kind, len(each.stories), each.stories) for each in groups]
-    untold = [(each.queue, None, None, each.untold, ()) for each in found if each.untold]
-    return [
-        {
-            "broker": address,
-            "queue": queue,
-            "endpoint": endpoint,
-            "kind": kind,
-            "count": count,
-            "notes": [asdict(story.note) for story in stories],
-        }
-        for queue, endpoint, kind, count, stories in (*told, *untold)
-    ]
+def _as_dicts(console: Console, groups: Sequence[FailureGroup], found: Sequence[Failures]) -> Iterator[dict[str, Any]]:
+    for group in groups:
+        notes = map(asdict, console.read_stories(group.stories))
+        yield _as_dict(console, group.queue, group.endpoint, group.kind, len(group.stories), notes)
+    for each in found:
+        if each.untold:
+            yield _as_dict(console, each.queue, None, None, each.untold, [])
+        if each.unread:
+            yield _as_dict(console, each.queue, None, None, each.unread, [], is_unread=True)
 
 
-def _echo_groups(groups: Sequence[FailureGroup], found: Sequence[Failures]) -> None:
+def _as_dict(  # noqa: PLR0913  # one for each field
+    console: Console,
+    queue: str,
+    endpoint: str | None,
+    kind: str | None,
+    count: int,
+    notes: Iterable[Any],
+    *,
+    is_unread: bool = False,
+) -> dict[str, Any]:
+    return {
+        "broker": console.address,
+        "queue": queue,
+        "endpoint": endpoint,
+        "kind": kind,
+        "count": count,
+        "is_unread": is_unread,
+        "notes": notes,
+    }
+
+
+def _echo_groups(console: Console, groups: Sequence[FailureGroup], found: Sequence[Failures]) -> None:
     columns = [
         *(Column("queue"), Column("endpoint"), Column("exception", least=30)),
         *(Column(title, is_number=True) for title in ("count", "last", "newest")),
         Column("message", least=20),
     ]
     now = time.time()
+    newest = console.read_stories(group.newest for group in groups)
+    messages = {story.job: visible(story.message or "-", MAX_MESSAGE) for story in newest}
     rows = [
         [
             group.queue,
@@ -138,14 +171,17 @@ def _echo_groups(groups: Sequence[FailureGroup], found: Sequence[Failures]) -> N
             str(len(group.stories)),
             f"{show_seconds(now - group.newest.buried_at)} ago",
             str(group.newest.job),
-            visible(group.newest.message or "-", MAX_MESSAGE),
+            messages.get(group.newest.job, "-"),  # kicked or deleted since
         ]
         for group in groups
     ]
-    untold = [
-        [each.queue, "-", "buried without a story", str(each.untold), "-", "-", "-"] for each in found if each.untold
+    others = [
+        [each.queue, "-", reason, str(count), "-", "-", "-"]
+        for each in found
+        for reason, count in (("buried without a story", each.untold), ("with an older story, not read", each.unread))
+        if count
     ]
-    echo_table(columns, rows + untold)
+    echo_table(columns, rows + others)
 
 
 def _echo_next_steps(ctx: click.Context, address: str, job_id: int) -> None:
