@@ -184,17 +184,21 @@ class Matrix:
                 self._work_for(self._rng.uniform(0, 0.02))
             case When.BOOTING:
                 signal_pid(pid, TERM)
-                return self._newborn(life, set(before))
+                return self._newborn(life, set(before), pid)
         return pid
 
-    def _newborn(self, life: Life, before: set[int]) -> int | None:
-        """Wait for the next child, and pick an instant of its start, or shortly after."""
+    def _newborn(self, life: Life, before: set[int], drained: int) -> int | None:
+        """Wait for the child after ``drained``, and pick an instant of its start, or shortly after.
+
+        There is none if ``drained`` was about to end, and had its successor already.
+        """
         found: list[int] = []
 
         def is_there() -> bool:
             self._feed()
+            is_gone = not psutil.pid_exists(drained)  # looked at first: a successor comes before it ends
             found[:] = set(life.supervised.workers()) - before
-            return bool(found) or self._has_ended(life)
+            return bool(found) or is_gone or self._has_ended(life)
 
         self._wait_for(is_there, "the next child")
         time.sleep(self._rng.uniform(0, BIRTH_S))
