@@ -89,8 +89,8 @@ class PendingPuts:
     puts: Puts = field(default_factory=Puts)
     use_refusal: Reply | None = None
 
-    def take(self, words: list[bytes], data: bytes) -> None:
-        """Take the reply to the ``use``.
+    def receive(self, words: list[bytes], data: bytes) -> None:
+        """Receive the reply to the ``use``.
 
         Only now the connection is known to use the tube. If the sender recorded it, an exception of a signal handler
         between that and the write would leave the record wrong, and later jobs would go into another queue.
@@ -100,7 +100,7 @@ class PendingPuts:
         else:
             self.use_refusal = Reply.of(words, data)
 
-    def receive(self, results: list[int | BrokerError]) -> None:
+    def collect(self, results: list[int | BrokerError]) -> None:
         """Wait for the replies, see :meth:`Connection.receive_results`."""
         self.connection.receive_results(self, results)
 
@@ -199,11 +199,11 @@ class Connection:
         pending = PendingPuts(self, queue, bodies)
         head = b"put %d %d %d" % (options.priority, options.delay_s, options.ttr_s)
         commands = [b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies]
-        takers: list[ReplyReceiver] = [pending.puts] * len(bodies)
+        receivers: list[ReplyReceiver] = [pending.puts] * len(bodies)
         if queue != self.used:
             commands.insert(0, b"use %b\r\n" % check_queue_name(queue).encode())
-            takers.insert(0, pending)
-        self.guard(self.wire.send, b"".join(commands), *takers)
+            receivers.insert(0, pending)
+        self.guard(self.wire.send, b"".join(commands), *receivers)
         return pending
 
     def receive_results(self, pending: PendingPuts, results: list[int | BrokerError]) -> None:

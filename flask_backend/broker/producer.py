@@ -35,7 +35,7 @@ _PIPELINE_BYTES = 1 << 20
 class SentPuts(Protocol):
     """Jobs that were sent, and may still await their replies."""
 
-    def receive(self, results: list[int | BrokerError], /) -> None:
+    def collect(self, results: list[int | BrokerError], /) -> None:
         """Wait for the replies; append to ``results`` the id of each job, or the error if it was refused."""
         ...
 
@@ -131,7 +131,7 @@ class Producer:
             if sent.failure is not None:
                 raise sent.failure
             if sent.pending is not None:
-                sent.pending.receive(results)
+                sent.pending.collect(results)
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, end
         sent.is_settled = True

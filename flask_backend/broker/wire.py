@@ -96,27 +96,27 @@ class Reply:
 class ReplyReceiver(Protocol):
     """The receiver of a reply."""
 
-    def take(self, words: list[bytes], data: bytes) -> None:
-        """Take its words, the status first, and its data.
+    def receive(self, words: list[bytes], data: bytes) -> None:
+        """Receive its words, the status first, and its data.
 
         Raises :exc:`OutOfStepError`, :exc:`ValueError` or :exc:`IndexError` if it does not fit.
         """
 
 
 class Replies(list[Reply]):
-    """Takes any replies, in order."""
+    """Receives any replies, in order."""
 
-    def take(self, words: list[bytes], data: bytes) -> None:
+    def receive(self, words: list[bytes], data: bytes) -> None:
         self.append(Reply.of(words, data))
 
 
 @dataclass(slots=True)
 class Puts:
-    """Takes the replies to puts: the ids of stored jobs, and all other replies."""
+    """Receives the replies to puts: the ids of stored jobs, and all other replies."""
 
     answers: list[int | Reply] = field(default_factory=list["int | Reply"])
 
-    def take(self, words: list[bytes], data: bytes) -> None:
+    def receive(self, words: list[bytes], data: bytes) -> None:
         self.answers.append(number(words[1]) if words[0] == b"INSERTED" else Reply.of(words, data))
 
 
@@ -130,7 +130,7 @@ class ReservedJob:
 
 @dataclass(slots=True)
 class Deletions:
-    """Takes the replies to deletes.
+    """Receives the replies to deletes.
 
     ``pending`` are the jobs without a reply yet, ``late`` the jobs that were no longer held.
     """
@@ -138,7 +138,7 @@ class Deletions:
     pending: deque[ReservedJob] = field(default_factory=deque[ReservedJob])
     late: list[ReservedJob] = field(default_factory=list[ReservedJob])
 
-    def take(self, words: list[bytes], data: bytes) -> None:
+    def receive(self, words: list[bytes], data: bytes) -> None:
         if words != _DELETED:
             if words != _NOT_FOUND:
                 raise OutOfStepError(f"it answered {show(words, data)} to a delete")
@@ -152,12 +152,12 @@ _DELETED_LINE = b"DELETED\r\n"
 
 @dataclass(slots=True)
 class Reservations:
-    """Takes the replies to reserves: ``jobs`` are the received jobs, ``pending`` is the number of awaited replies."""
+    """Receives the replies to reserves. ``jobs`` are the jobs in them, ``pending`` is the number of awaited replies."""
 
     jobs: list[ReservedJob] = field(default_factory=list[ReservedJob])
     pending: int = 0
 
-    def take(self, words: list[bytes], data: bytes) -> None:
+    def receive(self, words: list[bytes], data: bytes) -> None:
         if words[0] == b"RESERVED":
             self.jobs.append(ReservedJob(number(words[1]), data))
         # DEADLINE_SOON is about a job that has just arrived, with a TTR of one second, or one that we have forgotten.
@@ -213,9 +213,9 @@ class Wire:
         """Wait for data, or for the stream's end; return whether there is something to read."""
         return self._has_come_soon(min(wait_s, SPIN_S)) or bool(self._poll.poll(wait_s * 1000))
 
-    def send(self, commands: bytes, *takers: ReplyReceiver) -> None:
+    def send(self, commands: bytes, *receivers: ReplyReceiver) -> None:
         """Send commands, including line breaks, and record the receiver of each reply."""
-        self._awaited.extend(takers)
+        self._awaited.extend(receivers)
         self._holds_back = False
         # Not the socket's own method, which first polls whether it can write.
         try:
@@ -225,16 +225,16 @@ class Wire:
         if sent < len(commands):
             self._socket.sendall(memoryview(commands)[sent:])
 
-    def send_with_next(self, command: bytes, taker: ReplyReceiver) -> None:
+    def send_with_next(self, command: bytes, receiver: ReplyReceiver) -> None:
         """Send a command together with the next one, or by itself before its reply is waited for.
 
         At once while other replies are awaited: if the process died with data that it has not read, the system would
         drop what it holds back.
         """
         if self._awaited and not self._holds_back:
-            self.send(command, taker)
+            self.send(command, receiver)
             return
-        self._awaited.append(taker)
+        self._awaited.append(receiver)
         self._holds_back = True
         self._socket.sendall(command, _MORE)
 
@@ -262,9 +262,9 @@ class Wire:
         while self._awaited:
             self.receive_next()
 
-    def exchange(self, command: bytes, taker: ReplyReceiver) -> None:
+    def exchange(self, command: bytes, receiver: ReplyReceiver) -> None:
         """Send a command while no reply is awaited, and wait for its reply."""
-        self.send(command, taker)
+        self.send(command, receiver)
         deadline = self._deadline()
         while self._awaited:
             self._take_in(self._read_some(deadline))
@@ -336,7 +336,7 @@ class Wire:
         while self._awaited:
             if received.startswith(_DELETED_LINE, start):  # half of a worker's replies
                 start += len(_DELETED_LINE)
-                self._awaited.popleft().take(_DELETED, b"")
+                self._awaited.popleft().receive(_DELETED, b"")
                 continue
             end = received.find(b"\r\n", start, start + _MAX_LINE)
             if end < 0:
@@ -358,7 +358,7 @@ class Wire:
                 data = bytes(received[begin : end - 2])
             start = end
             try:
-                self._awaited.popleft().take(words, data)
+                self._awaited.popleft().receive(words, data)
             except (ValueError, IndexError) as error:
                 raise OutOfStepError(f"it answered {show(words, data)}") from error
         return start

@@ -40,7 +40,7 @@ class Put:
 class _AnsweredPuts:
     answers: list[int | BrokerError] = field(default_factory=list["int | BrokerError"])
 
-    def receive(self, results: list[int | BrokerError]) -> None:
+    def collect(self, results: list[int | BrokerError]) -> None:
         results += self.answers
 
 

@@ -83,6 +83,7 @@ class Runner:
             base_url.netloc, script_name=base_url.path or "/", url_scheme=base_url.scheme
         )
         self.hooks = handlers.hooks
+        self.event_loop = event_loop
         has_own_way = _is_overridden(app.ensure_sync, Flask.ensure_sync)
         has_own_loop = _is_overridden(app.async_to_sync, Flask.async_to_sync)
         self._ensure_sync = app.ensure_sync if has_own_way or has_own_loop else None

@@ -59,6 +59,10 @@ class Processor:
         self._loggers: set[str] = set()  # the tasks that logged a line in their last run
         self.is_holding = False
 
+    def install(self) -> None:
+        """Install the handler of the signal that interrupts a task."""
+        self._time_limit.install()
+
     def process(self, lease: WorkerLease, count_next: Callable[[], int]) -> None:
         """Run a job and settle it; with its deletion reserve ``count_next()`` jobs. Raises :exc:`BrokerError`."""
         self.is_holding = True

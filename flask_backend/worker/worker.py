@@ -53,12 +53,11 @@ class Worker:
         self._stop = StopSignals(self._on_signal, self._leave, self._on_hangup)
         self._guard = SignalGuard()
         self._link = Link(settings, handlers, host, self._stop)
-        self._event_loop = EventLoop()
-        self._time_limit = TimeLimit(self._event_loop)
-        self._runner = Runner(app, handlers, self._event_loop, settings.base_url)
+        self._runner = Runner(app, handlers, EventLoop(), settings.base_url)
+        time_limit = TimeLimit(self._runner.event_loop)
         self._heartbeat = Heartbeat(
             host,
-            interrupt=self._time_limit.interrupt,
+            interrupt=time_limit.interrupt,
             leave=self._leave,
             connect=self._link.open,
             take_over=self._link.take_over,
@@ -72,7 +71,7 @@ class Worker:
             limits,
             self._heartbeat,
             self._runner,
-            self._time_limit,
+            time_limit,
             self._leave_if_forked,
         )
         self._jobs_done = 0
@@ -83,25 +82,25 @@ class Worker:
         self._stop.install()
         # Otherwise each process that a task forks would print the buffered output of earlier tasks again.
         os.register_at_fork(before=flush, after_in_child=disown)
-        self._time_limit.install()
+        self._processor.install()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self._host.accept_signals()
         self._guard.begin()
         if self._limits.lifeline is not None:
             self._heartbeat.watch(self._limits.lifeline, self._orphaned)
         self._heartbeat.start()
-        loop_in_use.set(self._event_loop)
+        loop_in_use.set(self._runner.event_loop)
         try:
             waited = self._run_hooks()
         except BaseException as error:  # a worker cannot work after any exception of a hook, SystemExit included
             self._leave_if_forked(error)
             log_failure(logger, logging.ERROR, wording.HOOK_FAILED, self._queue, error=error)
-            self._event_loop.close()
+            self._runner.event_loop.close()
             return ExitCode.CONFIG
         self._leave_if_forked(None)
         if reason := find_patch():
             logger.error(wording.HOOK_PATCHED, self._queue, reason)
-            self._event_loop.close()
+            self._runner.event_loop.close()
             return ExitCode.CONFIG
         self._guard.look_after_hooks()
         self._hear_missed_drain()
@@ -112,7 +111,7 @@ class Worker:
         self._link.close()
         self._host.leaving()
         announce(self._app, signals.worker_stopping, queue=self._queue)
-        self._event_loop.close(self._limits.drain_timeout_s / 2)  # the rest is for threads and exit handlers
+        self._runner.event_loop.close(self._limits.drain_timeout_s / 2)  # the rest is for threads and exit handlers
         return ExitCode.OK
 
     def _run_hooks(self) -> bool:
