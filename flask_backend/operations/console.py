@@ -265,17 +265,19 @@ class Console:
             is_last = time.monotonic() > deadline
             if not known.reserved or is_last:
                 with _reading(self._settings, tube) as reader:
-                    held, notes = 0, list[StoredStory]()
+                    held: dict[int, StoredStory | None] = {}
                     # Up to the limit, not only the known number: notes that have just arrived come first.
                     for job in _reserve(reader, limit):
-                        held += 1
-                        if (note := _decode(job.body)) and note.queue == queue:  # we must not delete other jobs
-                            notes.append(_stored(job.id, note))
+                        if job.id in held:  # there are so many that its TTR has expired
+                            break
+                        note = _decode(job.body)
+                        # Without a story: we must not delete other jobs.
+                        held[job.id] = _stored(job.id, note) if note and note.queue == queue else None
                     left = self.queue(tube) or known
                     wanted = known.ready if limit is None else min(limit, known.ready)
-                    is_alone = left.reserved == held >= wanted
+                    is_alone = left.reserved == len(held) >= wanted
                     if is_alone or is_last:
-                        return self._sort_out(queue, notes, reader), left.ready
+                        return self._sort_out(queue, [each for each in held.values() if each], reader), left.ready
             time.sleep(_LOOK_AGAIN_S * random.random())
         return [], 0
 

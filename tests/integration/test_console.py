@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from flask_backend.broker.stats import UNTIL_RESUMED_S
 from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, QueueNameError
 from flask_backend.names import failures_tube
+from flask_backend.operations import console as console_module
 from flask_backend.operations.console import Console, Rates, measure_rates
 from flask_backend.operations.failures import Pattern, group
 from flask_backend.stories import Story, here_and_now
@@ -331,6 +333,22 @@ class TestFailures:
         told = list(console.read_stories(stored))
         assert [story.job for story in told] == [job_id for job_id in ids[::-1] if job_id != stored[60].job]
         assert {story.message for story in told} == {"no luck"}
+
+    def test_a_reader_slower_than_the_ttr_of_the_notes_ends_and_deletes_none(
+        self, broker, settings, buried_without_story, monkeypatch
+    ):
+        for job_id in buried_without_story(4):
+            broker.put(TUBE, a_note(job_id).encode(), ttr=1)
+
+        def read_slowly(body: bytes) -> Story:
+            time.sleep(0.6)
+            return Story.decode(body)
+
+        monkeypatch.setattr(console_module, "_decode", read_slowly)
+        monkeypatch.setattr(console_module, "_NOTES_AT_ONCE", 1)
+        with Console(replace(settings, timeout_s=0.2)) as console:
+            console.failures("q")
+        wait_until(lambda: broker.count(TUBE, "ready") == 4, "all are there")
 
     def test_forged_names_are_cut_before_they_are_kept(self, console, broker, buried):
         [job_id] = buried()
