@@ -77,7 +77,7 @@ class Journal:
         self._next_id = 1
         with self._explaining():
             _create(path)
-            self._folder = path.resolve().parent
+            self._file = path.resolve()  # not a link: beside it are its log and its free space
             self._warn_of_mode()
             self._db = sqlite3.connect(path, timeout=0, isolation_level=None)
         try:
@@ -119,17 +119,16 @@ class Journal:
         # With other columns, as without the primary key, a job could be there twice, or be lost when it is written.
         found = dict(self._db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
         for name, expected in _TABLES.items():
-            if found.get(name, "").split() != expected.split():
+            if (found.get(name) or "").split() != expected.split():
                 raise JournalError(
                     f"{self._path} {_damaged(f'table {name} is missing, or not as the broker creates it')}"
                 )
 
     def _warn_of_mode(self) -> None:
         # SQLite gives its log the mode of the database.
-        files = [self._path, self._path.with_name(f"{self._path.name}-wal")]
-        open_ones = [
-            str(file) for file in files if file.exists() and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-        ]
+        files = [self._file, self._file.with_name(f"{self._file.name}-wal")]
+        others = stat.S_IRWXG | stat.S_IRWXO
+        open_ones = [str(file) for file in files if file.exists() and file.stat().st_mode & others]
         if open_ones:
             self.warnings.append(
                 f"other users have access to the jobs in {self._path}; to end it: chmod 600 {shlex.join(open_ones)}"
@@ -141,9 +140,8 @@ class Journal:
     def load(self, store: Store) -> None:
         """Fill a new store from the file. Reserved jobs are ready again. Raise :exc:`JournalError` on failure."""
         with self._explaining():
-            [found] = self._db.execute(
-                "PRAGMA quick_check(1)"
-            ).fetchone()  # takes a fraction of the time of the loading
+            # This takes a fraction of the time that loading takes.
+            [found] = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise JournalError(f"{self._path} {_damaged(found)}")
             self._next_id = read_next_id(self._db.execute("SELECT next_id FROM counter").fetchall())
@@ -172,7 +170,7 @@ class Journal:
     def has_room(self, size: int) -> bool:
         """Whether the disk has room for a body of ``size`` bytes."""
         try:
-            disk = os.statvfs(self._folder)
+            disk = os.statvfs(self._file.parent)
         except OSError:  # the folder is gone, and the file with it: a job that is put now would be lost
             return False
         return disk.f_bavail * disk.f_frsize > _RESERVE_BYTES + 2 * size  # once in the log, once in the database

@@ -133,7 +133,11 @@ def test_a_dangling_link_is_not_followed(tmp_path):
 def test_a_link_to_a_file_is_followed(file, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(file)
-    assert len(load(link)[0].jobs) == 3
+    assert load(link)[1] == []
+    file.chmod(0o644)
+    store, [warning] = load(link)
+    assert len(store.jobs) == 3
+    assert warning.endswith(f"chmod 600 {file}")
 
 
 def test_a_dangling_link_in_place_of_the_log_is_not_followed(file, tmp_path):
