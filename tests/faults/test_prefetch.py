@@ -51,7 +51,7 @@ def test_a_drain_gives_back_jobs_that_have_not_begun_and_it_counts_as_no_attempt
     waiting = [put(broker, "note", n, priority=3) for n in range(5)]
     supervised = start()
     supervised.wait_for_line("begin waited")
-    wait_until(lambda: broker.count(QUEUE, "reserved") == 6, "the finished one is deleted", 0.9)
+    wait_until(lambda: broker.count(QUEUE, "reserved") == 6, "the finished one is deleted")
     supervised.send(signal.SIGTERM)
     supervised.wait_for_log("SIGTERM: stopping")
     gate.touch()

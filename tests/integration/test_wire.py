@@ -370,49 +370,73 @@ def test_a_late_reply_that_another_command_has_read_does_not_hide_the_next_one(b
 # -- deletions that are sent with the next command ---------------------------------------------------------------
 
 
+HELD_BACK_S = 0.15  # less than the system holds data back
+
+
 @pytest.fixture
-def two_held(broker):
-    """A worker's pipeline, with two jobs that it holds."""
-    for _ in range(2):
+def held(broker):
+    """A worker's pipeline, with four jobs that it holds."""
+    for _ in range(4):
         broker.put("q", b"", ttr=600)
     pipeline = Pipeline(Connection(Address.parse(broker.uri), timeout_s=5, watch="q"))
-    pipeline.reserve(0, 2)
+    pipeline.reserve(0, 4)
     pipeline.connection.receive_all()
     yield pipeline, pipeline.take_jobs()
     pipeline.connection.close()
 
 
-def test_a_deletion_goes_with_the_next_command(two_held):
-    pipeline, jobs = two_held
+def quickest(action, jobs) -> float:
+    """Return the shortest time that an action takes: on a busy machine any single one may take long."""
+    times: list[float] = []
+    for job in jobs:
+        start = time.monotonic()
+        action(job)
+        times.append(time.monotonic() - start)
+    return min(times)
+
+
+def test_a_deletion_goes_with_the_next_command(held):
+    pipeline, jobs = held
     for job in jobs:
         pipeline.delete_and_reserve(job, with_next=True)
     pipeline.reserve(0)
-    pipeline.connection.receive()
+    pipeline.connection.receive_all()
     assert not pipeline.pending_deletes
+    assert pipeline.pop_expired() == []
 
 
-def test_a_deletion_goes_before_its_reply_is_waited_for(two_held):
-    pipeline, jobs = two_held
-    pipeline.delete_and_reserve(jobs[0], with_next=True)
-    start = time.monotonic()
-    assert pipeline.connection.counters(jobs[1].id).ttr_s == 600
-    assert time.monotonic() - start < 0.15, "it does not wait for the system"
+def test_a_deletion_goes_before_its_reply_is_waited_for(held):
+    pipeline, jobs = held
+
+    def delete_and_ask(job):
+        pipeline.delete_and_reserve(job, with_next=True)
+        assert pipeline.connection.counters(jobs[3].id).ttr_s == 600
+
+    assert quickest(delete_and_ask, jobs[:3]) < HELD_BACK_S
 
 
-def test_a_deletion_goes_by_itself_well_within_the_shortest_ttr(two_held, broker):
-    pipeline, jobs = two_held
-    pipeline.delete_and_reserve(jobs[0], with_next=True)
-    wait_until(lambda: broker.count("q", "reserved") == 1, "it is deleted", 0.9)
-
-
-def test_a_deletion_goes_at_once_while_another_reply_is_unread(two_held):
+def test_a_deletion_goes_at_once_while_another_reply_is_unread(held):
     """Closing a socket with unread data drops what the system has not sent."""
-    pipeline, jobs = two_held
-    pipeline.connection.prefetch_stats(jobs[0].id)
-    pipeline.delete_and_reserve(jobs[0], with_next=True)
-    start = time.monotonic()
-    pipeline.connection.wire.receive_all()
-    assert time.monotonic() - start < 0.15
+    pipeline, jobs = held
+
+    def delete(job):
+        pipeline.connection.prefetch_stats(job.id)
+        pipeline.delete_and_reserve(job, with_next=True)
+        while pipeline.pending_deletes:
+            pipeline.connection.receive()  # unlike receive_next, this sends nothing
+
+    assert quickest(delete, jobs) < HELD_BACK_S
+
+
+def test_a_deletion_goes_by_itself_within_the_shortest_ttr(held):
+    pipeline, jobs = held
+
+    def delete(job):
+        pipeline.delete_and_reserve(job, with_next=True)
+        while pipeline.pending_deletes:
+            pipeline.connection.receive()
+
+    assert quickest(delete, jobs) < 0.5
 
 
 def test_a_deletion_goes_even_if_its_process_dies_at_once(broker):
