@@ -35,7 +35,7 @@ WORKERS = 2  # of each queue
 A_ROUND = 2_000
 WARM_UP_ROUNDS = 3
 # The largest bodies take a few MB while they are read; how much of that a process keeps varies.
-USS_SLACK_BYTES = 8 << 20
+USS_SLACK_BYTES = 4 << 20
 A_WRITE = 100  # of up to 64 KiB each
 
 RECORD = re.compile(r"(\d{4}-\d\d-\d\d) \d\d:\d\d:\d\d,\d{3} ([A-Z]+) \[(\d+)\] [\w.]+: ")
@@ -66,6 +66,7 @@ class Tally:
     log_lines: int = 0
     bytes: int = 0
     uss_bytes: list[list[int]] = field(default_factory=list)
+    cpu_s: float = 0
     commands: int = 0
 
     def __str__(self) -> str:
@@ -78,6 +79,7 @@ class Tally:
         lines.append(f"the fate of {self.certain:,} was foretold, and was theirs; nothing was executed but their calls")
         lines.append(f"no worker ended; {self.log_lines:,} lines of the log, none forged; {self.commands:,} commands")
         mib = [f"{max(each) / 2**20:.1f}" for each in self.uss_bytes]
+        lines.append(f"CPU of the workers: {self.cpu_s:.0f} s")
         lines.append(f"private memory of the largest worker after each round, MiB: {' '.join(mib)}")
         return "\n".join(lines)
 
@@ -124,6 +126,8 @@ class Trial:
             reader.close()
 
     def end(self) -> None:
+        times = [psutil.Process(pid).cpu_times() for pid in self._pids]
+        self.tally.cpu_s = sum(each.user + each.system for each in times)
         assert not (Path(self._supervised.environment["LEDGER"]).parent / MARKER).exists()
         self._connection.close()
         self._supervised.send(signal.SIGTERM)

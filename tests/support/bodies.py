@@ -395,7 +395,8 @@ def _for_receiver(random: Random) -> Body:
         if len(body) <= MAX_SIZE:
             return Body("message", INBOX, body, Fate.DONE, digest("receive", [message], {}))
     made = _KINDS[random.choice(list(_KINDS))](random)
-    return Body("message like a call", INBOX, made.data[:MAX_SIZE], None)
+    is_json = made.fate in (Fate.DONE, Fate.RETRIED) and len(made.data) <= MAX_SIZE
+    return Body("message like a call", INBOX, made.data[:MAX_SIZE], Fate.DONE if is_json else None)
 
 
 # -- notes -------------------------------------------------------------------------------------------------------
