@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # to import typing takes longer than a health check
 if TYPE_CHECKING:
+    from typing import Any
+
     from .current import CurrentJob, current_job
     from .decisions import Bury, Discard, RetryLater, TaskDecision
     from .errors import (
@@ -93,6 +93,8 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
     globals()[name] = value
     return value

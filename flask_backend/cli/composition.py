@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import traceback
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from flask_backend.supervisor import (
     Work,
     is_check,
 )
+from flask_backend.system import page
 from flask_backend.system.exits import ExitCode, leave, leave_at_once
 from flask_backend.system.loggers import delivery, get_logger
 from flask_backend.system.streams import WORKER_PATIENCE_S, streams
@@ -148,6 +150,7 @@ def _make_options(
         give_up_after=request.give_up_after,
         give_up_within_s=request.give_up_within,
         descriptors=descriptors,
+        page_folder=page.folder_for(os.environ),
         terminal=terminal,
     )
 

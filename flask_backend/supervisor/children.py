@@ -25,6 +25,7 @@ class Child:
     was_ready: bool = False
     is_old: bool = False  # runs the code from before a reload
     recycle_reason: str | None = None
+    is_too_large: bool = False  # the reason why it is recycled or killed
     reading: Reading | None = None  # the last reading of its memory
     dumped_at: float | None = None  # when it was asked to write its stacks, before it is killed
     drained_at: float = 0.0  # when it was first asked to drain, ...
@@ -34,6 +35,7 @@ class Child:
 
     def apply(self, event: ChildEvent) -> None:
         self.state = next_state(CHILD_TRANSITIONS, self.state, event)
+        self.row.show_state(self.state)
         self.was_ready |= event is ChildEvent.REPORTED_READY
 
     @property
@@ -41,9 +43,18 @@ class Child:
         return self.state in (ChildState.DRAINING, ChildState.LEAVING, ChildState.KILLED)
 
     @property
+    def is_killed(self) -> bool:
+        return self.state is ChildState.KILLED
+
+    @property
     def has_left(self) -> bool:
         """Whether it has settled its last job: its slot is free, and its exit counts as planned, however it ends."""
         return self.row.left_at is not None
+
+    def note(self, reading: Reading) -> None:
+        """Record a reading of its memory."""
+        self.reading = reading
+        self.row.show_memory(reading.private_bytes)
 
     def gave_back(self, number: int | None) -> bool:
         """Whether the child was draining when this signal ended it, and so gave back its job, if any.

@@ -23,6 +23,7 @@ class ChildContext:
         self._row = row
         # The body writes to the row directly, since it does so for every job.
         self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
+        self.show_broker = row.show_broker
         self.was_told_to_drain, self.heard_drain = row.was_told_to_drain, row.heard_drain
 
     def ready(self) -> None:

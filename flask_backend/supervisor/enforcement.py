@@ -101,7 +101,7 @@ class Enforcement:
         if now - self._last_sample >= SAMPLE_S and (children := list(self._children)):
             self._last_sample = now
             child = min(children, key=lambda child: child.reading.at if child.reading else float("-inf"))
-            child.reading = Reading(now, self._processes.private_bytes(child.pid), self._processes.usage(child.pid))
+            child.note(Reading(now, self._processes.private_bytes(child.pid), self._processes.usage(child.pid)))
 
     def _check_memory(self, now: float) -> None:
         for child in self._children:
@@ -109,9 +109,12 @@ class Enforcement:
                 continue
             usage = self._processes.usage(child.pid)
             if self._memory.needs_reading(usage, child.reading, now):
-                child.reading = Reading(now, self._processes.private_bytes(child.pid), usage)
-                if reason := self._memory.reason_to_kill(child.reading):
+                reading = Reading(now, self._processes.private_bytes(child.pid), usage)
+                child.note(reading)
+                if reason := self._memory.reason_to_kill(reading):
+                    child.is_too_large = True
                     logger.error(wording.KILLED_FOR_MEMORY, child.pid, child.slot.pool, reason)
                     self._kill(child)
                 elif child.recycle_reason is None:
-                    child.recycle_reason = self._memory.reason_to_recycle(child.reading)
+                    child.recycle_reason = self._memory.reason_to_recycle(reading)
+                    child.is_too_large = child.recycle_reason is not None

@@ -1,7 +1,7 @@
 """What one image of the supervisor hands over to the next in a reload.
 
 The records of its children cross in an unnamed file. Descriptors that must stay open are inherited: the old children's
-lifeline, the sockets they have lent, and the scoreboard.
+lifeline, the sockets they have lent, and the status pages.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .events import Event, EventName
-from .scoreboard import LabelStats, Totals, nameless_file
+from .history import History
+from .scoreboard import Totals, nameless_file
 
 HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
 # Increase it when Handover changes: an image with another number cannot take over, and fails the check.
-FORMAT = "4"
+FORMAT = "5"
 
 
 class HandoverError(Exception):
@@ -51,7 +52,7 @@ class Handover:
 
     ``generation`` counts the reloads, the coming one included. ``events`` are still to be sent. ``lifelines`` are the
     write ends, which are never used. ``soft_limit`` is the children's limit of descriptors. ``had_terminal`` refers to
-    the start of the first image.
+    the start of the first image. ``pages`` are the descriptors and the paths of the status pages.
     """
 
     generation: int
@@ -63,6 +64,8 @@ class Handover:
     soft_limit: int
     had_terminal: bool
     totals_of_exited: dict[str, Totals]
+    pages: list[tuple[int, str | None]]
+    history: History
 
     def write(self) -> int:
         """Write it to an unnamed file and return its descriptor; raise :exc:`OSError` if the system refuses."""
@@ -76,7 +79,7 @@ class Handover:
 
     def descriptors(self) -> set[int]:
         loans = {child.loan for child in self.children if child.loan is not None}
-        return {*self.lifelines, *loans, *(child.row_fd for child in self.children)}
+        return {*self.lifelines, *loans, *(fd for fd, _ in self.pages)}
 
     @classmethod
     def take(cls) -> Handover | None:
@@ -96,13 +99,9 @@ class Handover:
             notify_address=left["notify_address"],
             soft_limit=left["soft_limit"],
             had_terminal=left["had_terminal"],
-            totals_of_exited={
-                pool: {
-                    label: LabelStats(stats["done"], stats["failed"], tuple(stats["buckets"]))
-                    for label, stats in totals.items()
-                }
-                for pool, totals in left["totals_of_exited"].items()
-            },
+            totals_of_exited=left["totals_of_exited"],
+            pages=[(fd, path) for fd, path in left["pages"]],
+            history=History.read(left["history"]),
         )
         for fd in handover.descriptors():
             os.set_inheritable(fd, False)

@@ -70,9 +70,9 @@ class Helpers:
         helper.settles = keep_loan_of is not None
         return helper
 
-    def start_program(self, image: Image, on_exit: OnExit, *, within_s: float) -> tuple[Helper, int]:
+    def start_program(self, image: Image, on_exit: OnExit, *, within_s: float, stderr: int) -> tuple[Helper, int]:
         """Start a program as a helper; see :meth:`Processes.start_program`, also for the descriptor returned."""
-        pid, refusal = self._processes.start_program(image, self._links)
+        pid, refusal = self._processes.start_program(image, self._links, stderr)
         return self._add(pid, on_exit, within_s), refusal
 
     def dismiss(self, helper: Helper) -> None:

@@ -8,9 +8,10 @@ from .children import Child
 from .events import Events
 from .handover import Handover, OldChild, OldHelper
 from .helpers import Helpers
+from .history import History
 from .links import Links
 from .plan import Slot
-from .scoreboard import Place, Row, map_words
+from .scoreboard import Place, Row
 from .states import ChildState
 from .terminal import Terminal
 from .workers import Workers
@@ -25,6 +26,7 @@ class Inheritance:
     events: Events
     links: Links
     terminal: Terminal
+    history: History
 
     def hand_over(self, generation: int) -> Handover:
         """Collect what the next image, of this generation, needs."""
@@ -39,14 +41,17 @@ class Inheritance:
             notify_address=self.links.notifier.path,
             soft_limit=self.links.descriptors.soft,
             had_terminal=self.terminal.was_there,
-            totals_of_exited=self.workers.scoreboard.totals_of_exited(alive=[child.row for child in children]),
+            pages=self.workers.scoreboard.memories(),
+            history=self.history,
+            totals_of_exited=self.workers.scoreboard.totals_of_exited(
+                alive=[(child.slot.pool, child.row) for child in children]
+            ),
         )
 
     def adopt(self, handover: Handover, now: float) -> None:
         """Adopt the children of the previous image."""
         self.links.lifeline.keep(handover.lifelines)
-        self.workers.scoreboard.restore(handover.totals_of_exited)
-        memories = {fd: map_words(fd) for fd in {old.row_fd for old in handover.children}}
+        memories = self.workers.scoreboard.inherit(handover.pages)
         for old in handover.children:
             row = Row.find(Place(old.row_fd, old.row_offset, old.row_labels), memories[old.row_fd])
             self._adopt_child(old, row, now)

@@ -24,6 +24,11 @@ class Lifecycle:
         self._state = SupervisorState.STARTING
 
     @property
+    def state(self) -> str:
+        """The state's name, as the status page shows it."""
+        return self._state.name.lower()
+
+    @property
     def is_starting(self) -> bool:
         return self._state is SupervisorState.STARTING
 

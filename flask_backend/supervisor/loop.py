@@ -16,11 +16,12 @@ from flask_backend.system.streams import streams
 from . import wording
 from .children import Child, Children
 from .deadlines import Deadlines
-from .death import death_of
+from .death import death_of, reason_of
 from .enforcement import Enforcement
 from .events import EventName, Events
 from .handover import Handover
 from .helpers import Helpers
+from .history import History
 from .inbox import Inbox, Report, ReportKind
 from .inheritance import Inheritance
 from .lifecycle import LEAST_DRAIN_S, Lifecycle
@@ -33,7 +34,7 @@ from .plan import MAX_CHILDREN, Plan, Pool, Slot
 from .pools import MAX_LEAVING, Pools
 from .process import unblock_signals
 from .reload import Reload
-from .scoreboard import Scoreboard
+from .scoreboard import Publication, Scoreboard
 from .settling import Settling
 from .states import ChildEvent, ChildState, SupervisorEvent
 from .workers import Workers
@@ -65,19 +66,30 @@ class Supervisor:
         loans, inbox = Loans(), Inbox(self._terminal)
         inbox.register(loans.fileno(), loans.receive)
         self._links = Links(inbox, Lifeline(), loans, notifier, options.descriptors)
+        self._history = handover.history if handover else History()
         # Twice the maximum: each slot may have an old and a new child.
-        scoreboard = Scoreboard(work.labels, 2 * MAX_CHILDREN)
-        self._workers = Workers(work.body, scoreboard, self._links, self._processes, clock)
+        self._scoreboard = Scoreboard(
+            work.labels,
+            2 * MAX_CHILDREN,
+            Publication(options.page_folder, self._lifecycle.generation, self._history.checks),
+            handover.totals_of_exited if handover else None,
+        )
+        self._workers = Workers(work.body, self._scoreboard, self._links, self._processes, clock)
         self._helpers = Helpers(self._links, self._processes, clock)
         self._events = Events(work.events, self._helpers, clock)
         self._settling = Settling(work.settle, loans, self._helpers, clock)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
         self._enforcement = Enforcement(self._workers, deadlines, memory, self._processes, clock())
-        self._reload = Reload(self._links, self._helpers, options, self._end_check)
-        self._inheritance = Inheritance(self._workers, self._helpers, self._events, self._links, self._terminal)
+        self._reload = Reload(self._links, self._helpers, self._history, options, self._end_check)
+        self._inheritance = Inheritance(
+            self._workers, self._helpers, self._events, self._links, self._terminal, self._history
+        )
         if handover:
             self._inheritance.adopt(handover, clock())
+        self._publish()
+        self._scoreboard.publish()
+        self._scoreboard.let_go_of_earlier()
 
     def run(self) -> ExitCode:
         """Supervise until a signal stops it, or until it gives up a pool."""
@@ -92,6 +104,7 @@ class Supervisor:
 
     def turn(self, events: Iterable[signal.Signals | Report] = ()) -> None:
         """Act on the events, and on everything that has changed or become due since the last turn."""
+        self._scoreboard.note_turn()
         for event in events:
             self._handle(event)
         self._reap()
@@ -100,10 +113,12 @@ class Supervisor:
         self._reconcile()
         self._notify()
         self._finish()
+        self._publish()
 
     def close(self) -> None:
-        """Close the sockets that children have lent: the broker takes back their jobs."""
+        """Close the sockets that children have lent: the broker takes back their jobs. Remove the status page."""
         self._links.loans.close_all()
+        self._scoreboard.close()
 
     @property
     def children(self) -> Children:
@@ -225,6 +240,7 @@ class Supervisor:
         self._workers.remove(child)
         was_killed = child.state is ChildState.KILLED
         was_given_back = child.gave_back(exit_.signal) or (self.is_draining and was_killed)
+        self._note_exit(child, death, is_given_back=was_given_back)
         if death.activity and child.gave_back(exit_.signal):
             logger.warning(wording.DEATH_WHILE_DRAINING, death, extra=death.as_dict())
         child.apply(ChildEvent.EXIT)
@@ -243,6 +259,14 @@ class Supervisor:
             logger.error(wording.DEATH, death, wording.ran_old_code(is_old=child.is_old), extra=death.as_dict())
         if death.activity and not was_given_back:  # last: the log shows the death before the fate of its job
             self._settling.start(death, death.activity)
+
+    def _note_exit(self, child: Child, death: Death, *, is_given_back: bool) -> None:
+        is_wanted = child.is_old or self._pools.plan.wants(child.slot)
+        reason = reason_of(child, death.kind, is_stop=self.is_draining, is_wanted=is_wanted)
+        is_planned = death.kind is ExitKind.PLANNED or is_given_back
+        self._history.note_exit(death, reason, is_planned=is_planned)
+        if death.activity and not is_planned:
+            self._scoreboard.count_crash(death.pool, death.activity.label)
 
     def _fill_again(self, slot: Slot, death: Death, now: float) -> None:
         """Decide when the slot of a dead child gets its next one: at once, unless it is delayed."""
@@ -275,6 +299,7 @@ class Supervisor:
             if child.state is ChildState.STARTING:
                 self._workers.drain(child)  # its report would be sent to an inbox that no longer exists
         handover = self._inheritance.hand_over(self._lifecycle.generation + 1)
+        self._scoreboard.show_state("reloading")
         self._reload.execute(handover, self.children.count_new())
 
     # -- let go --------------------------------------------------------------------------------------------
@@ -346,6 +371,9 @@ class Supervisor:
             self._lifecycle.apply(SupervisorEvent.ALL_POOLS_READY)
             logger.info(wording.READY, self._pools.plan)
             self._links.notifier.send("READY=1")
+            if self._lifecycle.generation:
+                outcome = wording.generation_serves(self._lifecycle.generation)
+                self._history.note_reload(outcome, has_failed=False)
             self._note_ready()
         if self._lifecycle.is_running:
             status = f"STATUS={sum(ready)} of {self._pools.plan.total} workers ready"
@@ -364,6 +392,16 @@ class Supervisor:
     def _note_event(self, name: EventName, description: str, **facts: object) -> None:
         common = {"supervisor_pid": os.getpid(), "generation": self._lifecycle.generation}
         self._events.note(name, description, {**common, **facts})
+
+    # -- publish ---------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Show on the status page what has changed in this turn."""
+        self._scoreboard.show_state(self._lifecycle.state)
+        self._scoreboard.show_plan((pool.name, pool.size) for pool in self._pools.plan.pools)
+        if self._history.has_changed:
+            self._history.has_changed = False
+            self._scoreboard.show_facts(self._history.as_facts(), self._history.checks)
 
     # -- finish ----------------------------------------------------------------------------------------------
 

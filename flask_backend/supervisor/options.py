@@ -40,6 +40,7 @@ class SupervisorOptions:
     give_up_after: int | None = None  # deaths of children of one pool, see Breaker
     give_up_within_s: float = 60.0
     descriptors: Descriptors = field(default_factory=Descriptors.count)  # those open, and the limit of children
+    page_folder: str | None = None  # where the status page gets a name
     terminal: Terminal = field(default_factory=Terminal.find)
     processes: Processes = field(default_factory=Processes)
     clock: Callable[[], float] = time.monotonic

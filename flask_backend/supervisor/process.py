@@ -17,7 +17,7 @@ from flask_backend.deaths import Exit
 from flask_backend.system.exits import ExitCode, disown, leave_at_once
 from flask_backend.system.loggers import get_logger
 from flask_backend.system.stacks import STUCK, dump_on_signal
-from flask_backend.system.streams import flush
+from flask_backend.system.streams import STDERR, flush
 from flask_backend.system.titles import show_master
 
 from . import wording
@@ -67,8 +67,8 @@ class Processes:
         finally:
             accept_signals()
 
-    def start_program(self, program: Image, links: Links) -> tuple[int, int]:
-        """Start a program in a process group of its own.
+    def start_program(self, program: Image, links: Links, stderr: int) -> tuple[int, int]:
+        """Start a program in a process group of its own, with the descriptor ``stderr`` as its standard error.
 
         Return its pid and a descriptor. If the system has refused the program, the reason can be read from the
         descriptor after the process has ended.
@@ -80,7 +80,7 @@ class Processes:
             try:
                 pid = os.fork()
                 if pid == 0:
-                    _be_program(program, links, refusal_w)
+                    _be_program(program, links, stderr, refusal_w)
                 with suppress(PermissionError, ProcessLookupError):
                     os.setpgid(pid, pid)  # in the parent too, so that the group exists before a kill
             finally:
@@ -194,10 +194,11 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 
-def _be_program(program: Image, links: Links, refusal_w: int) -> NoReturn:
+def _be_program(program: Image, links: Links, stderr: int, refusal_w: int) -> NoReturn:
     try:
         os.setpgid(0, 0)
         links.close_in_child()
+        os.dup2(stderr, STDERR)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         program.execute()
     except BaseException as error:  # an exception must not reach the parent's frames

@@ -112,6 +112,10 @@ CHECK_REPEATED = "HUP: a check of the app is running; it will be repeated, as th
 RELOAD_FAILED = "reload failed: %s; the old app goes on"
 
 
+def generation_serves(number: int) -> str:
+    return f"generation {number} serves"
+
+
 def check_failed(exit_: object) -> str:
     return f"the check of the new app {exit_}"
 

@@ -38,6 +38,7 @@ class Workers:
         except OSError:
             self.scoreboard.give_back(slot.pool, row)
             raise
+        row.occupy(pid)
         self.children.add(Child(slot, pid, row, self._clock()))
 
     def drain(self, child: Child) -> None:

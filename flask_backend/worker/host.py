@@ -31,6 +31,9 @@ class Host(Protocol):
     def live(self, silent_ns: int = 0) -> None:
         """Record a turn of the worker's loop, which may now be silent for ``silent_ns`` longer than usual."""
 
+    def show_broker(self, *, is_away: bool) -> None:
+        """Record that the broker is away, or back."""
+
     def was_told_to_drain(self) -> bool:
         """Return whether the worker must drain, even if the signal for it has not arrived."""
         ...
@@ -74,6 +77,9 @@ class Foreground:
         pass
 
     def live(self, silent_ns: int = 0) -> None:
+        pass
+
+    def show_broker(self, *, is_away: bool) -> None:
         pass
 
     def was_told_to_drain(self) -> bool:

@@ -60,6 +60,7 @@ class Link:
         pipeline = self._usable()
         if self._backoff.is_away:
             logger.info(wording.BROKER_BACK, self._handlers.queue, self._settings.address)
+            self._host.show_broker(is_away=False)
             if pipeline.connection.has_old_jobs(self._handlers.queue, self._backoff.end()):
                 self._stop.wait(RECLAIM_PATIENCE_S)
         return pipeline
@@ -70,6 +71,7 @@ class Link:
             self._disconnect(self._pipeline)
         if not self._backoff.is_away:  # one warning for each outage
             logger.warning(wording.BROKER_AWAY, self._handlers.queue, error)
+            self._host.show_broker(is_away=True)
         most_s = RECLAIM_EVERY_S if self._undeleted else RECONNECT_MAX_S
         self._stop.wait(self._backoff.next(most_s, self.jobs_settled))
 

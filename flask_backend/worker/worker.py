@@ -130,9 +130,12 @@ class Worker:
                     if not backoff.is_away:
                         logger.warning(wording.HOOK_WAITS, self._queue, error)
                         self._host.ready()
+                        self._host.show_broker(is_away=True)
                     self._host.live(UNBOUNDED_NS)
                     self._stop.wait(backoff.next(RECONNECT_MAX_S, 0))
                     self._host.live()
+        if backoff.is_away:
+            self._host.show_broker(is_away=False)
         return backoff.is_away
 
     # -- the loop --------------------------------------------------------------------------------------------

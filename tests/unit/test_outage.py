@@ -45,6 +45,9 @@ class Row(Foreground):
         self._clock = clock
         self.live()
 
+    def show_state(self, _state) -> None:
+        pass
+
     def live(self, silent_ns: int = 0) -> None:
         self.alive_at = self._clock.now + silent_ns / 1e9
 

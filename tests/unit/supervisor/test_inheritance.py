@@ -11,6 +11,7 @@ from flask_backend.supervisor import Descriptors, Handover, Notifier, Terminal
 from flask_backend.supervisor.events import EventName, Events, EventSink
 from flask_backend.supervisor.handover import HANDOVER_ENV
 from flask_backend.supervisor.helpers import Helpers
+from flask_backend.supervisor.history import History
 from flask_backend.supervisor.inbox import Inbox
 from flask_backend.supervisor.inheritance import Inheritance
 from flask_backend.supervisor.links import Lifeline, Links
@@ -33,7 +34,7 @@ def image():
         helpers = Helpers(links, processes, clock)
         events = Events(EventSink(wants=lambda _name: True, send=lambda _event: None), helpers, clock)
         built.append(links)
-        return Inheritance(workers, helpers, events, links, terminal)
+        return Inheritance(workers, helpers, events, links, terminal, History())
 
     yield build
     for links in built:

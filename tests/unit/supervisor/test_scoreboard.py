@@ -6,12 +6,29 @@ import time
 import pytest
 
 from flask_backend.outcome import Ending
-from flask_backend.supervisor.scoreboard import BUCKETS, Row, Scoreboard, map_words
+from flask_backend.supervisor.scoreboard import Row, Scoreboard
+from flask_backend.system import page
+from flask_backend.system.page import BUCKETS, BURIED, CRASHED, DONE, DURATIONS, LABEL, RETRIED
 
 
 @pytest.fixture
 def board():
     return Scoreboard({"q": ["hello", "resize"], "other": []}, capacity=8)
+
+
+def totals(*boards):
+    """Return the counts of each label of the first queue, as readers see them: the newest page first."""
+    found = {}
+    for number, board in enumerate(boards):
+        board.publish()
+        read = page.read(board.memory.fd)
+        queue, labels = read.queues[0], read.labels()["q"]
+        rows = queue.workers if number else [queue.past, *queue.rows]
+        for row in rows:
+            for label, counts in zip(labels, row.label_words(), strict=True):
+                if any(counts):
+                    found[label] = [a + b for a, b in zip(found.get(label, [0] * len(LABEL)), counts, strict=True)]
+    return found
 
 
 def test_a_job_is_seen_from_its_beginning_to_its_end(board):
@@ -66,12 +83,14 @@ def test_each_label_has_its_counts_and_durations(board):
             row.end(ending)
     row.begin(1)
     row.end(None)  # not settled by us: counts nowhere
-    stats = board.stats("q")
-    assert {label: (s.done, s.failed, sum(s.buckets)) for label, s in stats.items()} == {
-        "hello": (2, 2, 4),
-        "?": (0, 2, 2),
+    board.count_crash("q", "hello")
+    found = totals(board)
+    assert {label: [counts[word] for word in (DONE, RETRIED, BURIED, CRASHED)] for label, counts in found.items()} == {
+        "hello": [2, 2, 0, 1],
+        "?": [0, 0, 2, 0],
     }
-    assert all(len(s.buckets) == BUCKETS for s in stats.values())
+    assert {label: sum(counts[DURATIONS:]) for label, counts in found.items()} == {"hello": 4, "?": 2}
+    assert all(len(counts[DURATIONS:]) == BUCKETS for counts in found.values())
 
 
 def test_a_duration_is_in_the_bucket_of_its_power_of_two(board):
@@ -80,7 +99,7 @@ def test_a_duration_is_in_the_bucket_of_its_power_of_two(board):
     row.run("hello", None)
     time.sleep(0.009)
     row.end(Ending.DONE)
-    buckets = board.stats("q")["hello"].buckets
+    buckets = totals(board)["hello"][DURATIONS:]
     assert sum(buckets[4:]) == 1  # 8 ms and more
 
 
@@ -106,15 +125,17 @@ def test_totals_cross_a_reload_and_count_each_job_once(board):
     work(alive, "hello")
     board.give_back("q", ended)
 
-    new = Scoreboard({"q": ["hello", "brand new"]}, capacity=8)
-    new.restore(board.totals_of_exited(alive=[alive]))
-    guest = Row.find(alive.place, map_words(alive.place.fd))
+    alive.occupy(77)
+    new = Scoreboard({"q": ["hello", "brand new"]}, 8, past=board.totals_of_exited(alive=[("q", alive)]))
+    guest = Row.find(alive.place, new.inherit([(os.dup(board.memory.fd), None)]).popitem()[1])
     new.adopt(77, "q", guest)
-    assert new.stats("q")["hello"].done == 2
+    assert totals(new, board)["hello"][DONE] == 2
     work(alive, "resize")  # the old child goes on, in its own memory
     work(new.take("q"), "brand new")
+    done = {"hello": 2, "resize": 1, "brand new": 1}
+    assert {label: counts[DONE] for label, counts in totals(new, board).items()} == done
     new.retire(77)
-    assert {label: stats.done for label, stats in new.stats("q").items()} == {"hello": 2, "resize": 1, "brand new": 1}
+    assert {label: counts[DONE] for label, counts in totals(new, board).items()} == done
 
 
 def test_a_sign_of_life_is_seen(board):

@@ -1,0 +1,69 @@
+"""What the supervisor remembers of its past for the status page: exits, deaths and the last reload.
+
+It crosses a reload, and outlives the children that it is about.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flask_backend.deaths import Death
+
+# How many deaths are kept, ...
+DEATHS = 20
+# ... and how many bytes of the output of a check.
+OUTPUT_BYTES = 16 << 10
+
+
+@dataclass(slots=True)
+class ReloadRecord:
+    """The last reload whose outcome is known. ``check`` is the number of its check; ``output`` is what that wrote."""
+
+    check: int
+    outcome: str
+    has_failed: bool
+    output: str
+    at: float = field(default_factory=time.time)  # in seconds since the epoch
+
+
+@dataclass(slots=True)
+class History:
+    """``checks`` counts the checks of new code that have begun; ``exits`` counts the exits of each pool by reason."""
+
+    checks: int = 0
+    output: str = ""  # what the last check wrote, which its reload has not recorded yet
+    reload: ReloadRecord | None = None
+    exits: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    deaths: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    has_changed: bool = True
+
+    def note_check(self) -> None:
+        """Record that a check has begun."""
+        self.checks += 1
+        self.output = ""
+        self.has_changed = True
+
+    def note_reload(self, outcome: str, *, has_failed: bool) -> None:
+        self.reload = ReloadRecord(self.checks, outcome, has_failed, self.output)
+        self.has_changed = True
+
+    def note_exit(self, death: Death, reason: str, *, is_planned: bool) -> None:
+        counts = self.exits.setdefault(death.pool, {})
+        counts[reason] = counts.get(reason, 0) + 1
+        if not is_planned:
+            record = {"at": time.time(), "reason": reason, "description": str(death), **death.as_dict()}
+            self.deaths = [*self.deaths, record][-DEATHS:]
+        self.has_changed = True
+
+    def as_facts(self) -> dict[str, Any]:
+        """Return what the status page shows."""
+        reload = asdict(self.reload) if self.reload else None
+        return {"reload": reload, "exits": self.exits, "deaths": self.deaths}
+
+    @classmethod
+    def read(cls, left: dict[str, Any]) -> History:
+        """Return the history that an earlier image of this process has left."""
+        reload = ReloadRecord(**left["reload"]) if left["reload"] else None
+        return cls(left["checks"], left["output"], reload, left["exits"], left["deaths"])
