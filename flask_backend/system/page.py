@@ -136,6 +136,16 @@ class Page:
         return _name(STATES, self.header[STATE])
 
     @property
+    def generation(self) -> int:
+        """The number of reloads before this page."""
+        return self.header[GENERATION]
+
+    @property
+    def checks(self) -> int:
+        """How many checks of new code have begun."""
+        return self.header[CHECKS]
+
+    @property
     def turn_age_s(self) -> float:
         """How long ago the supervisor took its last turn."""
         return max(0, self.now_ns - self.header[TURN_NS]) / 1e9

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -17,9 +19,23 @@ from support.workload import INBOX, QUEUE
 
 from flask_backend.cli import main
 from flask_backend.cli.commands import status
+from flask_backend.operations import supervisors
+from flask_backend.supervisor.history import ReloadRecord
+from flask_backend.system import page
 from flask_backend.system.procfs import PROC_IS_THERE, read_memory
 
 pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Let only these processes run, each with its title; none has a page."""
+
+    def let_run(pairs):
+        monkeypatch.setattr(supervisors, "titles", lambda: iter(pairs))
+        monkeypatch.setattr(page, "find", lambda _pid=None: {})
+
+    return let_run
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +57,14 @@ def test_status_shows_a_supervisor_and_the_work_and_memory_of_its_workers(superv
     tasks.wait_for(str(tmp_path / "go"))
     wait_until(lambda: any("wait_for" in title(pid) for pid in supervised.workers()), "a title shows the task")
     told = find(supervised.pid)
-    assert told["queues"] == [QUEUE, INBOX]
+    assert [(queue["name"], queue["wanted"], queue["ready"], queue["busy"]) for queue in told["queues"]] == [
+        (QUEUE, 2, 2, 1),
+        (INBOX, 1, 1, 0),
+    ]
+    assert (told["state"], told["generation"], told["reload"], told["frozen_s"]) == ("running", 0, None, None)
+    [busy] = [worker for worker in told["workers"] if worker["job_id"]]
+    assert (busy["task"], busy["state"], busy["is_old"], busy["done"]) == ("wait_for", "ready", False, 0)
+    assert 0 <= busy["job_for_s"] < 60
     assert {worker["pid"] for worker in told["workers"]} == set(supervised.workers())
     assert [worker["queue"] for worker in told["workers"]] == [QUEUE, QUEUE, INBOX]
     assert sorted(re.sub(r"\d+s", "Ns", worker["activity"]) for worker in told["workers"]) == [
@@ -70,12 +93,120 @@ def test_status_is_a_table_for_people(supervise):
     result = run()
     assert result.returncode == 0
     of_ours = next(part for part in result.stdout.split("\n\n") if f"supervisor {supervised.pid}," in part)
-    first, head, master, *workers, total = of_ours.splitlines()
-    assert re.fullmatch(rf"supervisor {supervised.pid}, up \d+s: 2 workers, queues {QUEUE}", first)
-    assert head.split() == ["pid", "queue", "does", "up", "RSS", "private", "shared", "PSS"]
-    assert re.fullmatch(rf" *{supervised.pid} +supervises +\d+s( +[\d.]+M){{4}}", master)
+    first, _, queue, head, master, *workers, total = of_ours.splitlines()
+    assert re.fullmatch(rf"supervisor {supervised.pid}, up \d+s: running for \d+s, 2 workers, 2 of 2 ready", first)
+    assert queue.split() == [QUEUE, "2", "2", "0", "0", "none"]
+    assert head.split() == ["pid", "queue", "does", "up", "done", "failed", "private", "shared", "PSS"]
+    assert re.fullmatch(rf" *{supervised.pid} +supervises +\d+s( +[\d.]+M){{3}}", master)
     assert [line.split()[:3] for line in workers] == [[str(pid), QUEUE, "idle"] for pid in sorted(supervised.workers())]
     assert re.fullmatch(r" +all( +[\d.]+M){2}", total)
+
+
+def test_counts_exits_and_deaths_are_shown_and_cross_a_reload(supervise, tasks, tmp_path):
+    supervised = supervise(workers=2)
+    supervised.wait_ready()
+    for n in range(3):
+        tasks.note(str(n))
+    tasks.decide("bury")
+    tasks.die_once("kill", str(tmp_path / "marker"))
+    wait_until(lambda: (told := find(supervised.pid)) and told["deaths"], "the death is on the page")
+    supervised.wait_for_line("survived")
+
+    def counts():
+        [queue] = find(supervised.pid)["queues"]
+        found = {task["name"]: task for task in queue["tasks"]}
+        names = ("done", "failed", "retried", "buried", "crashed")
+        return {name: tuple(task[key] for key in names) for name, task in found.items()}
+
+    expected = {"note": (3, 0, 0, 0, 0), "decide": (0, 1, 0, 1, 0), "die_once": (1, 0, 0, 0, 1)}
+    wait_until(lambda: counts() == expected, "all are counted")
+    supervised.send(signal.SIGHUP)
+    wait_until(lambda: (find(supervised.pid)["reload"] or {}).get("outcome") == "generation 1 serves", "it is reloaded")
+    told = find(supervised.pid)
+    assert (told["generation"], told["checks"], told["reload"]["has_failed"]) == (1, 1, False)
+    [death] = told["deaths"]
+    assert (death["reason"], death["task"], death["exit_signal"]) == ("crash", "die_once", 9)
+    wait_until(lambda: find(supervised.pid)["queues"][0]["exits"] == {"crash": 1, "reload": 2}, "the old ones are gone")
+    assert counts() == expected
+    text = next(part for part in run().stdout.split("\n\n") if f"supervisor {supervised.pid}," in part)
+    assert re.search(r"last reload, \d+s ago: generation 1 serves", text)
+    assert re.search(rf"^{QUEUE} +decide +0 +1 +0 +1 +0 +[\d.]+ms$", text, re.MULTILINE)
+    assert re.search(r"^\d+s ago \(crash\): worker \d+ of .* was killed by signal 9", text, re.MULTILINE)
+    assert 0 < told["queues"][0]["tasks"][0]["busy_s"] < 5
+    assert sum(sum(task["durations"]) for task in told["queues"][0]["tasks"]) == 5
+
+
+def test_the_reference_has_each_key_of_the_json(supervise, tasks):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    tasks.note("x")
+    wait_until(lambda: find(supervised.pid)["queues"][0]["tasks"], "a task is counted")
+    told = find(supervised.pid)
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "status.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \| ", text.partition("## `status --json`")[2], re.MULTILINE)
+    documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    [queue], [worker] = told["queues"], told["workers"]
+    of_reload = [field.name for field in dataclasses.fields(ReloadRecord)]
+    shown = [
+        *told,
+        *of_reload,
+        *queue,
+        *queue["tasks"][0],
+        *(key for key in worker if key not in told or key == "state"),
+    ]
+    assert sorted(documented) == sorted(shown)
+
+
+def test_a_frozen_supervisor_is_shown_with_the_seconds(supervise):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    supervised.send(signal.SIGSTOP)
+    try:
+        wait_until(lambda: (find(supervised.pid)["frozen_s"] or 0) > 1, "it is frozen for more than a second")
+        assert re.search(r"^frozen for \d+ s: a signal has stopped it$", run().stdout, re.MULTILINE)
+    finally:
+        supervised.send(signal.SIGCONT)
+    wait_until(lambda: find(supervised.pid)["frozen_s"] is None, "it goes on")
+
+
+def test_a_supervisor_without_a_broker_and_one_that_drains_are_shown(supervise, tasks, tmp_path, broker):
+    supervised = supervise(workers=2)
+    supervised.wait_ready()
+    tasks.wait_for(str(tmp_path / "go"))
+    wait_until(lambda: find(supervised.pid)["queues"][0]["busy"] == 1, "a worker is busy")
+    broker.stop()
+    wait_until(lambda: find(supervised.pid)["queues"][0]["serving"] == 1, "the idle worker misses its broker")
+    told = find(supervised.pid)
+    [away] = [worker for worker in told["workers"] if worker["broker_away_s"] is not None]
+    assert (away["activity"], away["state"], told["queues"][0]["ready"]) == ("waits for the broker", "ready", 2)
+    supervised.send(signal.SIGTERM)
+    wait_until(lambda: find(supervised.pid)["state"] == "draining", "it drains")
+    assert run().stdout.count(" draining for ") >= 1
+    (tmp_path / "go").touch()
+    supervised.wait()
+
+
+def test_watch_shows_it_again_and_again(supervise):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    command = [sys.executable, "-m", "flask_backend", "status", "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        lines = iter(watching.stdout.readline, "")
+        for _ in range(2):
+            next(line for line in lines if line.startswith(f"supervisor {supervised.pid},"))
+        watching.send_signal(signal.SIGINT)
+        watching.stdout.read()
+        assert watching.stderr.read() == ""
+    assert watching.returncode == 0
+
+
+def test_a_terminal_of_80_columns_is_not_left_behind(supervise, monkeypatch):
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    monkeypatch.setattr("flask_backend.cli.output.terminal_width", lambda: 80)
+    shown = CliRunner().invoke(main, ["status"]).stdout
+    assert f"supervisor {supervised.pid}," in shown
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
 
 
 def test_an_unreadable_process_leaves_blanks_and_the_others_are_shown(supervise, monkeypatch):
@@ -83,7 +214,7 @@ def test_an_unreadable_process_leaves_blanks_and_the_others_are_shown(supervise,
     supervised = supervise(workers=2)
     supervised.wait_ready()
     hidden, open_ = sorted(supervised.workers())
-    monkeypatch.setattr(status, "read_memory", lambda pid: None if pid == hidden else read_memory(pid))
+    monkeypatch.setattr(supervisors, "read_memory", lambda pid: None if pid == hidden else read_memory(pid))
     told = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)
     told = next(found for found in told if found["pid"] == supervised.pid)
     workers = {worker["pid"]: worker for worker in told["workers"]}
@@ -92,15 +223,21 @@ def test_an_unreadable_process_leaves_blanks_and_the_others_are_shown(supervise,
     assert workers[open_]["private_bytes"] > 0
     assert (told["total_private_bytes"], told["total_pss_bytes"]) == (None, None)
     lines = CliRunner().invoke(main, ["status"]).stdout.splitlines()
-    assert any(re.fullmatch(rf" *{hidden} +{QUEUE} +idle +\d+s +[\d.]+M *", line) for line in lines)
-    assert any(re.fullmatch(rf" *{open_} +{QUEUE} +idle +\d+s( +[\d.]+M){{4}}", line) for line in lines)
+    assert any(re.fullmatch(rf" *{hidden} +{QUEUE} +idle +\d+s +0 +0 *", line) for line in lines)
+    assert any(re.fullmatch(rf" *{open_} +{QUEUE} +idle +\d+s +0 +0( +[\d.]+M){{3}}", line) for line in lines)
 
 
 def test_supervisors_of_other_users_are_shown(supervise, monkeypatch):
     supervised = supervise(workers=1)
     supervised.wait_ready()
     monkeypatch.setattr(os, "getuid", lambda: 4711)
-    assert str(supervised.pid) in CliRunner().invoke(main, ["status"]).stdout
+    monkeypatch.setattr(page, "nameless_pages", lambda _pid: {})  # which another user may not read
+    shown = CliRunner().invoke(main, ["status"]).stdout
+    assert re.search(rf"^supervisor {supervised.pid}, up \d+s: state unknown, 1 worker$", shown, re.MULTILINE)
+    assert re.search(rf"^ *{supervised.workers()[0]} +{QUEUE} +idle +\d+s +", shown, re.MULTILINE)
+    told = json.loads(CliRunner().invoke(main, ["status", "--json"]).stdout)
+    told = next(found for found in told if found["pid"] == supervised.pid)
+    assert (told["state"], told["generation"], told["workers"][0]["done"]) == (None, None, None)
 
 
 def test_a_supervisor_is_shown_while_a_reload_imports_the_app(supervise, tmp_path):
@@ -120,42 +257,42 @@ def test_a_supervisor_is_shown_while_a_reload_imports_the_app(supervise, tmp_pat
 
 
 @pytest.mark.parametrize("parent", ["bash", "/bin/sh -c flask-backend worker q", "supervise q", "python app.py"])
-def test_the_parent_of_a_lone_worker_is_not_a_supervisor(monkeypatch, parent):
+def test_the_parent_of_a_lone_worker_is_not_a_supervisor(listed, parent):
     pairs = [(os.getppid(), parent), (os.getpid(), "flask-backend: worker q [idle]")]
-    monkeypatch.setattr(status, "titles", lambda: iter(pairs))
+    listed(pairs)
     assert CliRunner().invoke(main, ["status"]).exit_code == 1
 
 
-def test_a_title_of_another_user_cannot_write_to_the_terminal(monkeypatch):
+def test_a_title_of_another_user_cannot_write_to_the_terminal(listed):
     pairs = [
         (os.getppid(), "flask-backend: master [1 queue, 1 worker]"),
         (os.getpid(), "flask-backend: worker q [\x1b[2J]"),
     ]
-    monkeypatch.setattr(status, "titles", lambda: iter(pairs))
+    listed(pairs)
     assert "q" in (shown := CliRunner().invoke(main, ["status"]).stdout)
     assert "\x1b" not in shown
 
 
-def test_a_child_that_still_has_its_parents_title_is_not_a_supervisor(monkeypatch):
+def test_a_child_that_still_has_its_parents_title_is_not_a_supervisor(listed):
     """The state just after a fork."""
     master = "flask-backend: master [1 queue, 1 worker]"
-    monkeypatch.setattr(status, "titles", lambda: iter([(os.getppid(), master), (os.getpid(), master)]))
+    listed([(os.getppid(), master), (os.getpid(), master)])
     result = CliRunner().invoke(main, ["status", "--json"])
     assert [found["pid"] for found in json.loads(result.stdout)] == [os.getppid()]
 
 
-def test_status_says_so_if_no_supervisor_runs(monkeypatch):
-    monkeypatch.setattr(status, "titles", lambda: iter([(os.getpid(), "python app.py")]))
+def test_status_says_so_if_no_supervisor_runs(listed):
+    listed([(os.getpid(), "python app.py")])
     result = CliRunner().invoke(main, ["status"])
     assert result.exit_code == 1
     assert result.stderr == ("Error: no supervisor runs here: start one with `flask-backend supervise`\n")
     assert not result.stdout
 
 
-def test_a_supervisor_that_ends_during_the_reading_is_not_shown(monkeypatch):
+def test_a_supervisor_that_ends_during_the_reading_is_not_shown(listed):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    monkeypatch.setattr(status, "titles", lambda: iter([(gone.pid, "flask-backend: master [1 queue, 1 worker]")]))
+    listed([(gone.pid, "flask-backend: master [1 queue, 1 worker]")])
     assert CliRunner().invoke(main, ["status"]).exit_code == 1
 
 

@@ -30,7 +30,7 @@ ARROWS = {
     "scheduling": {"job"},
     "task": {"job", "scheduling", "worker"},
     "extension": {"task", "job", "scheduling", "current", "inprocess", "broker", "registry", "signals", "system"},
-    "operations": {"broker", "registry"},
+    "operations": {"broker", "registry", "system"},
     "logs": {"current", "system"},
     "development": {"system"},
     "testing": {"extension", "task", "job", "inprocess", "broker", "registry"},

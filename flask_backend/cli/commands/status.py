@@ -1,141 +1,145 @@
-"""The command that shows the supervisors of this machine and their workers, as the system sees them."""
+"""The command that shows the supervisors of this machine, as their status pages and the system show them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import sys
+import time
 from typing import Any
 
 import click
 
-from flask_backend.cli.output import Column, count_of, echo, echo_json, echo_table, json_option, show_seconds
-from flask_backend.system.procfs import PROC_IS_THERE, MemoryUse, read_memory, read_stat, titles, uptime_s
-from flask_backend.system.titles import WorkerTitle, is_master, read_worker
+from flask_backend.cli.output import (
+    Column,
+    count_of,
+    cut_to_width,
+    echo,
+    echo_json,
+    echo_table,
+    json_option,
+    show_seconds,
+    terminal_width,
+)
+from flask_backend.operations.supervisors import Counts, Process, Queue, Supervisor, Worker, age_s, find
+from flask_backend.system.procfs import PROC_IS_THERE
 from flask_backend.visible import visible
 
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    pid: int
-    parent: int
-    title: str
-    up_s: float
-    rss_bytes: int
-    memory: MemoryUse | None  # unset if this user may not read it
-
-
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    process: _Process
-    told: WorkerTitle
-
-
-@dataclass(frozen=True, slots=True)
-class _Supervisor:
-    process: _Process
-    workers: Sequence[_Worker]
-
-    @property
-    def queues(self) -> list[str]:
-        return sorted({worker.told.queue for worker in self.workers})
-
-    @property
-    def private_bytes(self) -> int | None:
-        """The sum of the private memory of its processes; None if one of them cannot be read."""
-        memories = self._memories
-        return sum(memory.private_bytes for memory in memories) if memories else None
-
-    @property
-    def pss_bytes(self) -> int | None:
-        memories = self._memories
-        return sum(memory.pss_bytes for memory in memories) if memories else None
-
-    @property
-    def _memories(self) -> list[MemoryUse]:
-        """Return the memory of all its processes; an empty list if one of them cannot be read."""
-        processes = [self.process, *(worker.process for worker in self.workers)]
-        memories = [process.memory for process in processes if process.memory]
-        return memories if len(memories) == len(processes) else []
+NO_SUPERVISOR = "no supervisor runs here: start one with `flask-backend supervise`"
+# The text shows only the last deaths, JSON all that the page has.
+SHOWN_DEATHS = 3
+WATCH_S = 1.0
 
 
 @click.command()
 @json_option
-def status(*, as_json: bool) -> None:
-    """Show the supervisors on this machine, their workers and memory.
+@click.option("--watch", is_flag=True, help="Show it again each second, until Ctrl-C.")
+def status(*, as_json: bool, watch: bool) -> None:
+    """Show the supervisors on this machine, their workers, tasks and memory.
 
-    It shows the processes of all users, and needs neither the app nor the broker. Values that this user may not read
-    are blank; root may read all. Private is the memory of one process alone (USS). Shared is memory that other
-    processes use too: in a worker, mostly the app's memory at the time of the fork. PSS is the private memory and a
-    share of the rest; the PSS of all processes adds up to their total memory.
+    It reads the status page of each supervisor, and asks neither the supervisor nor the app nor the broker. Values that
+    this user may not read are blank; root may read all. Counts are those since the supervisor's start; of a worker,
+    since its own. Private is the memory of one process alone (USS). Shared is memory that other processes use too: in a
+    worker, mostly the app's memory at the time of the fork. PSS is the private memory and a share of the rest; the PSS
+    of all processes adds up to their total memory.
 
     Exit code 1 if no supervisor runs.
     """
     if not PROC_IS_THERE:
         raise click.ClickException("status reads /proc, which only Linux has")
-    supervisors = _find()
-    if not supervisors:
-        raise click.ClickException("no supervisor runs here: start one with `flask-backend supervise`")
-    if as_json:
-        echo_json([_as_dict(supervisor) for supervisor in supervisors])
+    if not watch:
+        if not _show(as_json=as_json):
+            raise click.ClickException(NO_SUPERVISOR)
         return
-    for number, supervisor in enumerate(supervisors):
-        if number:
-            echo()
-        _echo(supervisor)
+    try:
+        while True:
+            if sys.stdout.isatty():
+                click.clear()
+            if not _show(as_json=as_json) and not as_json:
+                echo(NO_SUPERVISOR)
+            sys.stdout.flush()
+            time.sleep(WATCH_S)
+            if not sys.stdout.isatty() and not as_json:
+                echo()
+    except KeyboardInterrupt:
+        return
 
 
-def _find() -> list[_Supervisor]:
-    now, all_titles = uptime_s(), dict(titles())
-    processes = [_look_at(pid, title, now) for pid, title in all_titles.items() if title.startswith("flask-backend:")]
-    found = {process.pid: process for process in processes if process}
-    masters = {process.pid: process for process in found.values() if is_master(process.title)}
-    # A newly forked child still has its parent's title.
-    masters = {pid: master for pid, master in masters.items() if master.parent not in masters}
-    parents = {process.parent for process in found.values() if read_worker(process.title)}
-    for pid in parents - set(masters):
-        title = all_titles.get(pid, "")
-        if _is_reloading(title) and (master := _look_at(pid, title, now)):
-            masters[pid] = master
-    return [_Supervisor(master, _workers_of(master, found.values())) for _, master in sorted(masters.items())]
+def _show(*, as_json: bool) -> bool:
+    """Print all supervisors; return whether there is one."""
+    supervisors = find()
+    if as_json and supervisors:
+        echo_json([_as_dict(supervisor) for supervisor in supervisors])
+    elif supervisors:
+        for number, supervisor in enumerate(supervisors):
+            if number:
+                echo()
+            _echo(supervisor)
+    return bool(supervisors)
 
 
-def _is_reloading(title: str) -> bool:
-    """Whether a worker's parent is a supervisor that has lost its title: one that has executed its command to reload.
-
-    During the exec, a process has no command line at all.
-    """
-    return not title or "supervise" in title.split()[1:]
+# -- JSON ------------------------------------------------------------------------------------------------------
 
 
-def _workers_of(master: _Process, processes: Iterable[_Process]) -> list[_Worker]:
-    children = [process for process in processes if process.parent == master.pid]
-    workers = [_Worker(child, told) for child in children if (told := read_worker(child.title))]
-    return sorted(workers, key=lambda worker: (worker.told.queue, worker.process.pid))
-
-
-def _look_at(pid: int, title: str, now: float) -> _Process | None:
-    """Return the facts about a process, unless it has ended."""
-    memory, stat = read_memory(pid), read_stat(pid)
-    if stat is None:
-        return None
-    rss_bytes = memory.rss_bytes if memory else stat.rss_bytes
-    return _Process(pid, stat.parent, visible(title), now - stat.started, rss_bytes, memory)
-
-
-def _as_dict(supervisor: _Supervisor) -> dict[str, Any]:
+def _as_dict(supervisor: Supervisor) -> dict[str, Any]:
+    found, facts = supervisor.found, supervisor.facts
     return {
         **_process_as_dict(supervisor.process),
-        "queues": supervisor.queues,
-        "workers": [
-            {"queue": worker.told.queue, "activity": worker.told.activity, **_process_as_dict(worker.process)}
-            for worker in supervisor.workers
-        ],
+        "state": supervisor.state,
+        "state_for_s": _rounded(supervisor.state_for_s),
+        "frozen_s": _rounded(found.frozen_s) if found else None,
+        "generation": found.page.generation if found else None,
+        "checks": found.page.checks if found else None,
+        "reload": facts.get("reload"),
+        "queues": [_queue_as_dict(queue) for queue in supervisor.queues],
+        "workers": [_worker_as_dict(worker) for worker in supervisor.workers],
+        "deaths": facts.get("deaths", []),
         "total_private_bytes": supervisor.private_bytes,
         "total_pss_bytes": supervisor.pss_bytes,
     }
 
 
-def _process_as_dict(process: _Process) -> dict[str, Any]:
+def _queue_as_dict(queue: Queue) -> dict[str, Any]:
+    return {
+        "name": queue.name,
+        "wanted": queue.wanted,
+        "ready": queue.ready,
+        "serving": queue.serving,
+        "busy": queue.busy,
+        "exits": queue.exits,
+        "tasks": [{"name": name, **_counts_as_dict(counts)} for name, counts in queue.tasks.items()],
+    }
+
+
+def _counts_as_dict(counts: Counts) -> dict[str, Any]:
+    return {
+        "done": counts.done,
+        "failed": counts.failed,
+        "retried": counts.retried,
+        "buried": counts.buried,
+        "crashed": counts.crashed,
+        "busy_s": round(counts.busy_s, 6),
+        "durations": counts.durations,
+    }
+
+
+def _worker_as_dict(worker: Worker) -> dict[str, Any]:
+    return {
+        "queue": worker.queue,
+        "activity": worker.activity,
+        "state": worker.state,
+        "is_old": worker.is_old,
+        "job_id": worker.job,
+        "task": worker.task,
+        "job_for_s": _rounded(worker.since_s),
+        "broker_away_s": _rounded(worker.away_s),
+        "done": worker.done,
+        "failed": worker.failed,
+        "retried": worker.retried,
+        "buried": worker.buried,
+        **_process_as_dict(worker.process),
+    }
+
+
+def _process_as_dict(process: Process) -> dict[str, Any]:
     memory = process.memory
     return {
         "pid": process.pid,
@@ -147,29 +151,117 @@ def _process_as_dict(process: _Process) -> dict[str, Any]:
     }
 
 
-def _echo(supervisor: _Supervisor) -> None:
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+# -- text ------------------------------------------------------------------------------------------------------
+
+
+def _echo(supervisor: Supervisor) -> None:
+    master, found = supervisor.process, supervisor.found
+    state = _state_of(supervisor)
+    echo(f"supervisor {master.pid}, up {show_seconds(master.up_s)}: {state}")
+    if found and (frozen_s := found.frozen_s) is not None:
+        why = "a signal has stopped it" if found.is_stopped else "its loop does not turn"
+        echo(f"frozen for {frozen_s:.0f} s: {why}", fg="red")
+    if reload := supervisor.facts.get("reload"):
+        style: dict[str, Any] = {"fg": "red"} if reload["has_failed"] else {}
+        echo(_line(f"last reload, {show_seconds(age_s(reload['at']))} ago: {reload['outcome']}"), **style)
+    _echo_queues(supervisor)
+    _echo_workers(supervisor)
+    _echo_tasks(supervisor)
+    for death in supervisor.facts.get("deaths", [])[-SHOWN_DEATHS:]:
+        echo(_line(f"{show_seconds(age_s(death['at']))} ago ({death['reason']}): {death['description']}"))
+
+
+def _state_of(supervisor: Supervisor) -> str:
+    count = count_of(len(supervisor.workers), "worker")
+    if not supervisor.found:
+        return f"{supervisor.state or 'state unknown'}, {count}"
+    ready, wanted = (sum(getattr(queue, name) for queue in supervisor.queues) for name in ("ready", "wanted"))
+    since = show_seconds(supervisor.state_for_s or 0)
+    generation = f", generation {number}" if (number := supervisor.found.page.generation) else ""
+    return f"{supervisor.state} for {since}{generation}, {count}, {ready} of {wanted} ready"
+
+
+def _echo_queues(supervisor: Supervisor) -> None:
+    if not supervisor.found:
+        return
+    columns = [Column("queue", least=12)]
+    columns += [Column(title, is_number=True) for title in ("wanted", "ready", "no broker", "busy")]
+    columns.append(Column("exits", least=12))
+    rows = [
+        [
+            queue.name,
+            *(f"{number:,}" for number in (queue.wanted, queue.ready, queue.ready - queue.serving, queue.busy)),
+            ", ".join(f"{count:,} {reason}" for reason, count in queue.exits.items()) or "none",
+        ]
+        for queue in supervisor.queues
+    ]
+    echo_table(columns, rows, [{"fg": "red"} if queue.serving == 0 else {} for queue in supervisor.queues])
+
+
+def _echo_workers(supervisor: Supervisor) -> None:
     master = supervisor.process
-    echo(
-        f"supervisor {master.pid}, up {show_seconds(master.up_s)}: {count_of(len(supervisor.workers), 'worker')}, "
-        f"queues {', '.join(supervisor.queues) or 'none'}"
-    )
     columns = [Column("pid", is_number=True), Column("queue", least=12), Column("does", least=12)]
-    columns += [Column(title, is_number=True) for title in ("up", "RSS", "private", "shared", "PSS")]
-    does = "supervises" if is_master(master.title) else "reloads"
-    rows = [[str(master.pid), "", does, show_seconds(master.up_s), *_show_memory(master)]]
+    columns += [Column(title, is_number=True) for title in ("up", "done", "failed", "private", "shared", "PSS")]
+    does = "reloads" if supervisor.state == "reloading" else "supervises"
+    rows = [[str(master.pid), "", does, show_seconds(master.up_s), "", "", *_show_memory(master)]]
     for worker in supervisor.workers:
         of = worker.process
-        row = [str(of.pid), worker.told.queue, worker.told.activity, show_seconds(of.up_s), *_show_memory(of)]
-        rows.append(row)
-    rows.append(["", "", "all", "", "", _show_size(supervisor.private_bytes), "", _show_size(supervisor.pss_bytes)])
+        name = f"{worker.activity}, old code" if worker.is_old else worker.activity
+        row = [
+            str(of.pid),
+            worker.queue,
+            name,
+            show_seconds(of.up_s),
+            _show_number(worker.done),
+            _show_number(worker.failed),
+        ]
+        rows.append([*row, *_show_memory(of)])
+    sums = [_show_size(supervisor.private_bytes), "", _show_size(supervisor.pss_bytes)]
+    rows.append(["", "", "all", "", "", "", *sums])
     echo_table(columns, rows)
 
 
-def _show_memory(process: _Process) -> list[str]:
+def _echo_tasks(supervisor: Supervisor) -> None:
+    columns = [Column("queue", least=12), Column("task", least=12)]
+    columns += [Column(title, is_number=True) for title in ("done", "failed", "retried", "buried", "crashed", "mean")]
+    rows = [
+        [
+            queue.name,
+            name,
+            *(f"{n:,}" for n in (counts.done, counts.failed, counts.retried, counts.buried, counts.crashed)),
+            _show_duration(counts.mean_s),
+        ]
+        for queue in supervisor.queues
+        for name, counts in queue.tasks.items()
+    ]
+    if rows:
+        echo_table(columns, rows)
+
+
+def _show_memory(process: Process) -> list[str]:
     memory = process.memory
     sizes = (memory.private_bytes, memory.shared_bytes, memory.pss_bytes) if memory else (None, None, None)
-    return [_show_size(size) for size in (process.rss_bytes, *sizes)]
+    return [_show_size(size) for size in sizes]
 
 
 def _show_size(size: int | None) -> str:
     return "" if size is None else f"{size / (1 << 20):.1f}M"
+
+
+def _show_number(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _show_duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds * 1000:.1f}ms" if seconds < 1 else f"{seconds:.1f}s"
+
+
+def _line(text: str) -> str:
+    """Cut a text to one line of the terminal."""
+    return cut_to_width(visible(text), terminal_width())

@@ -1,0 +1,246 @@
+"""The supervisors of this machine: what their status pages say, and what /proc says of their processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flask_backend.system import page as pages
+from flask_backend.system.page import BURIED, BUSY_NS, CRASHED, DONE, DURATIONS, RETRIED, Found, WorkerView
+from flask_backend.system.procfs import MemoryUse, read_memory, read_stat, titles, uptime_s
+from flask_backend.system.titles import is_master, read_worker
+from flask_backend.visible import MAX_NAME, visible
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What /proc says of a process. ``memory`` is unset if this user may not read it."""
+
+    pid: int
+    parent: int
+    title: str
+    up_s: float
+    rss_bytes: int
+    memory: MemoryUse | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """How jobs ended, and the time that they took. ``durations[n]`` counts those of up to 2**n ms."""
+
+    done: int = 0
+    retried: int = 0
+    buried: int = 0
+    crashed: int = 0
+    busy_s: float = 0.0
+    durations: list[int] = field(default_factory=lambda: [0] * pages.BUCKETS)
+
+    @property
+    def failed(self) -> int:
+        return self.retried + self.buried
+
+    @property
+    def mean_s(self) -> float | None:
+        """The mean time of an attempt, if there was one."""
+        attempts = self.done + self.failed
+        return self.busy_s / attempts if attempts else None
+
+    def add(self, words: Sequence[int]) -> None:
+        self.done += words[DONE]
+        self.retried += words[RETRIED]
+        self.buried += words[BURIED]
+        self.crashed += words[CRASHED]
+        self.busy_s += words[BUSY_NS] / 1e9
+        for number, count in enumerate(words[DURATIONS:]):
+            self.durations[number] += count
+
+
+@dataclass(slots=True)
+class Queue:
+    """A queue of a supervisor: its workers, and the counts since the supervisor's start by task."""
+
+    name: str
+    wanted: int = 0
+    ready: int = 0
+    serving: int = 0  # ready ones that have a connection to the broker
+    busy: int = 0
+    exits: dict[str, int] = field(default_factory=dict[str, int])
+    tasks: dict[str, Counts] = field(default_factory=dict[str, Counts])
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker. Without a readable page only its title says what it does, in ``activity``."""
+
+    process: Process
+    queue: str
+    activity: str
+    state: str | None = None
+    job: int | None = None
+    task: str | None = None
+    since_s: float | None = None  # how long it has had its job
+    away_s: float | None = None  # for how long its broker has been away
+    done: int | None = None
+    retried: int | None = None
+    buried: int | None = None
+    is_old: bool | None = None  # runs the code from before a reload
+
+    @property
+    def failed(self) -> int | None:
+        return None if self.retried is None or self.buried is None else self.retried + self.buried
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """A supervisor. Without a readable page ``found`` and ``facts`` are empty."""
+
+    process: Process
+    workers: Sequence[Worker]
+    queues: Sequence[Queue]
+    found: Found | None = None
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def state(self) -> str | None:
+        """The state on the page; without one, only what the title shows."""
+        if self.found:
+            return self.found.page.state
+        return None if is_master(self.process.title) else "reloading"
+
+    @property
+    def state_for_s(self) -> float | None:
+        page = self.found and self.found.page
+        return max(0, page.now_ns - page.header[pages.SINCE_NS]) / 1e9 if page else None
+
+    @property
+    def private_bytes(self) -> int | None:
+        """The sum of the private memory of its processes; None if one of them cannot be read."""
+        return sum(memory.private_bytes for memory in self._memories) if self._memories else None
+
+    @property
+    def pss_bytes(self) -> int | None:
+        return sum(memory.pss_bytes for memory in self._memories) if self._memories else None
+
+    @property
+    def _memories(self) -> list[MemoryUse]:
+        """Return the memory of all its processes; an empty list if one of them cannot be read."""
+        processes = [self.process, *(worker.process for worker in self.workers)]
+        memories = [process.memory for process in processes if process.memory]
+        return memories if len(memories) == len(processes) else []
+
+
+def find() -> list[Supervisor]:
+    """Return the supervisors of all users, by pid. Other users' pages cannot be read, except by root."""
+    now, all_titles = uptime_s(), dict(titles())
+    processes = [_look_at(pid, title, now) for pid, title in all_titles.items() if title.startswith("flask-backend:")]
+    known = {process.pid: process for process in processes if process}
+    masters = {process.pid: process for process in known.values() if is_master(process.title)}
+    # A newly forked child still has its parent's title.
+    masters = {pid: master for pid, master in masters.items() if master.parent not in masters}
+    found = pages.find()
+    parents = {process.parent for process in known.values() if read_worker(process.title)}
+    for pid in (parents | set(found)) - set(masters):
+        title = all_titles.get(pid, "")
+        if (pid in found or _is_reloading(title)) and (master := _look_at(pid, title, now)):
+            masters[pid] = master
+    for pid in set(masters) - set(found):
+        found |= pages.find(pid)
+    return [_describe(master, found.get(pid), known, now) for pid, master in sorted(masters.items())]
+
+
+def _is_reloading(title: str) -> bool:
+    """Whether a worker's parent is a supervisor that has lost its title: one that has executed its command to reload.
+
+    During the exec, a process has no command line at all.
+    """
+    return not title or "supervise" in title.split()[1:]
+
+
+def _look_at(pid: int, title: str, now: float) -> Process | None:
+    """Return the facts about a process, unless it has ended."""
+    memory, stat = read_memory(pid), read_stat(pid)
+    if stat is None:
+        return None
+    rss_bytes = memory.rss_bytes if memory else stat.rss_bytes
+    return Process(pid, stat.parent, visible(title), now - stat.started, rss_bytes, memory)
+
+
+def _describe(master: Process, found: Found | None, known: dict[int, Process], now: float) -> Supervisor:
+    if found is None:
+        workers = _sorted(_workers_by_title(master, known.values()))
+        queues = [Queue(name) for name in sorted({worker.queue for worker in workers})]
+        return Supervisor(master, workers, queues)
+    facts = found.page.facts()
+    queues_by_name: dict[str, Queue] = {}
+    workers_found: list[Worker] = []
+    for number, page in enumerate(found.pages):
+        for (name, labels), view in zip(page.labels().items(), page.queues, strict=True):
+            queue = queues_by_name.setdefault(name, Queue(name))
+            queue.wanted += 0 if number else view.wanted
+            queue.ready += sum(row.state == "ready" for row in view.workers)
+            queue.serving += view.count_serving()
+            queue.busy += sum(row.job is not None or row.is_torn for row in view.workers)
+            for row in view.workers if number else [view.past, *view.rows]:
+                _count(queue.tasks, labels, row)
+            for row in view.workers:
+                # The process may be a moment younger than the list of titles.
+                process = known.get(row.pid) or _look_at(row.pid, "", now)
+                if process and process.parent == master.pid:
+                    workers_found.append(_worker(process, name, labels, row, page.now_ns, is_old=number > 0))
+    exits: dict[str, dict[str, int]] = facts.get("exits", {})
+    for queue in queues_by_name.values():
+        queue.exits = exits.get(queue.name, {})
+    shown = [queue for queue in queues_by_name.values() if queue.wanted or queue.ready or queue.tasks]
+    return Supervisor(master, _sorted(workers_found), shown, found, facts)
+
+
+def _count(tasks: dict[str, Counts], labels: Sequence[str], row: WorkerView) -> None:
+    for label, words in zip(labels, row.label_words(), strict=True):
+        if any(words):
+            tasks.setdefault(visible(label, MAX_NAME), Counts()).add(words)
+
+
+def _worker(  # noqa: PLR0913  # the facts about it
+    process: Process, queue: str, labels: Sequence[str], row: WorkerView, now_ns: int, *, is_old: bool
+) -> Worker:
+    words, job = row.words, row.job
+    task = visible(labels[words[pages.LABEL_NUMBER]], MAX_NAME) if job and words[pages.LABEL_NUMBER] else None
+    since_s = max(0, now_ns - words[pages.JOB_SINCE_NS]) / 1e9 if job else None
+    away_ns = words[pages.AWAY_SINCE_NS]
+    if job:
+        activity = f"{task or f'job {job}'} {since_s:.0f}s"
+    elif row.state != "ready":
+        activity = row.state
+    else:
+        activity = "busy" if row.is_torn else "waits for the broker" if away_ns else "idle"
+    return Worker(
+        process,
+        queue,
+        activity,
+        row.state,
+        job,
+        task,
+        since_s,
+        max(0, now_ns - away_ns) / 1e9 if away_ns else None,
+        done=row.total(DONE) - words[pages.DONE_BEFORE],
+        retried=row.total(RETRIED) - words[pages.RETRIED_BEFORE],
+        buried=row.total(BURIED) - words[pages.BURIED_BEFORE],
+        is_old=is_old,
+    )
+
+
+def _workers_by_title(master: Process, processes: Iterable[Process]) -> Iterator[Worker]:
+    for process in processes:
+        if process.parent == master.pid and (told := read_worker(process.title)):
+            yield Worker(process, told.queue, told.activity)
+
+
+def _sorted(workers: Iterable[Worker]) -> list[Worker]:
+    return sorted(workers, key=lambda worker: (worker.queue, worker.process.pid))
+
+
+def age_s(at: float) -> float:
+    """Return how long ago a time was, in seconds since the epoch."""
+    return max(0.0, time.time() - at)
