@@ -31,6 +31,7 @@ COMMANDS = {
     "dev": "Run everything an app needs during development, in one terminal.",
     "explain": "Explain why a job has not run.",
     "failures": "Show why jobs are buried.",
+    "health": "Check whether the supervisors here are alive and ready, for probes.",
     "jobs": "List the jobs of QUEUE, newest first.",
     "pause": "Stop workers from taking jobs of QUEUE.",
     "peek": "Show everything known about a job, with its call or message.",

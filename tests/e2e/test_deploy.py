@@ -379,20 +379,23 @@ def test_everything_that_the_image_copies_exists_and_is_not_ignored():
     copies = [rest.split()[:-1] for name, rest in instructions(DOCKER / "Dockerfile") if name == "COPY"]
     sources = [source for copy in copies for source in copy if not copy[0].startswith("--from")]
 
-    assert len(sources) == 6
+    assert len(sources) == 5
     for source in sources:
         path = source.replace("${APP}", arguments["APP"])
         assert (root / path).exists()
         assert any(path == name or path.startswith(f"{name}/") for name in allowed)
 
 
-def test_healthcheck_of_the_image_runs_the_script_where_it_was_copied_to():
-    copied = next(
-        rest.split()[1]
-        for name, rest in instructions(DOCKER / "Dockerfile")
-        if "healthcheck.py" in rest and name == "COPY"
-    )
-    assert command(DOCKER / "Dockerfile", "HEALTHCHECK")[-1] == f"{copied}healthcheck.py"
+def test_each_probe_asks_only_what_a_restart_can_mend():
+    """A container that is not ready, because its broker is away, must not be restarted."""
+    assert command(DOCKER / "Dockerfile", "HEALTHCHECK") == ["flask-backend", "health", "--live"]
+    docs = (DEPLOY.parent / "docs" / "run" / "containers.md").read_text()
+    probes = re.findall(r"(\w+)Probe:\n +exec: \{command: \[(.*)\]\}", docs)
+    assert probes == [
+        ("startup", "flask-backend, health, --live"),
+        ("liveness", "flask-backend, health, --live"),
+        ("readiness", "flask-backend, health, --ready"),
+    ]
 
 
 def test_compose_file_starts_web_and_workers_once_the_broker_is_healthy():
@@ -428,12 +431,11 @@ def is_serving(supervisor):
     return any(title(pid).endswith("[idle]") for pid in children_of(supervisor))
 
 
-def health(supervisor):
+def health(supervisor, *arguments):
     """Run the image's health check in the namespace; return its complaints."""
-    script = command(DOCKER / "Dockerfile", "HEALTHCHECK")
-    script[0], script[-1] = sys.executable, str(DOCKER / "healthcheck.py")
+    check = [COMMAND, *(arguments or command(DOCKER / "Dockerfile", "HEALTHCHECK")[1:])]
     inside = [tool("nsenter"), "--target", str(supervisor), "--pid", "--mount", "--root"]
-    result = subprocess.run([*inside, *script], capture_output=True, text=True)
+    result = subprocess.run([*inside, *check], capture_output=True, text=True)
     assert (result.returncode, bool(result.stderr)) in {(0, False), (1, True)}
     return result.stderr
 
@@ -482,33 +484,24 @@ def test_healthcheck_detects_whether_process_1_has_workers(start, app, container
     unshare = start(f"{GATED}=1", before=container)
     supervisor = process_1(unshare)
     wait_until(lambda: children_of(supervisor), "the worker is in its hook")
-    wait_until(lambda: "no worker is ready" in health(supervisor), "a worker in its hook is not ready")
+    wait_until(lambda: health(supervisor) == "", "the app is imported")
+    expected = f"supervisor 1 is not ready: no worker of {GATED} is ready\n"
+    assert health(supervisor, "health", "--ready") == expected
 
     (app / "gate").touch()
     wait_until(lambda: is_serving(supervisor), "the worker is ready")
-    assert health(supervisor) == ""
+    assert health(supervisor, "health") == ""
 
     # A supervisor that does not replace its dead workers.
     os.kill(supervisor, signal.SIGSTOP)
     for worker in children_of(supervisor):
         os.kill(worker, signal.SIGKILL)
     wait_until(lambda: not is_serving(supervisor), "the worker is dead")
-    assert "no worker is ready" in health(supervisor)
+    assert health(supervisor).startswith("supervisor 1 has been frozen for ")
 
     os.kill(supervisor, signal.SIGCONT)
     wait_until(lambda: is_serving(supervisor), "the worker is replaced")
-    assert health(supervisor) == ""
-
-
-def test_healthcheck_takes_no_other_process_for_a_supervisor(processes):
-    process = processes(["sleep", "60"])
-
-    result = subprocess.run(
-        [sys.executable, DOCKER / "healthcheck.py", str(process.pid)], capture_output=True, text=True
-    )
-
-    assert result.returncode == 1
-    assert "is not a supervisor" in result.stderr
+    wait_until(lambda: health(supervisor, "health") == "", "it is alive and ready again")
 
 
 def test_beanstalkd_as_process_1_is_healthy_until_the_stop_signal_ends_it(processes, container):

@@ -37,7 +37,7 @@ ARROWS = {
     "cli": {"extension", "task", "operations", "signals", "worker", "supervisor", "broker", "registry", "system"}
     | {"development", "embedded", "logs"},
     "flask_script": {"cli"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "system"},
 }
 
 
