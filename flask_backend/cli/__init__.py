@@ -36,6 +36,7 @@ COMMANDS = {
     "pause": "Stop workers from taking jobs of QUEUE.",
     "peek": "Show everything known about a job, with its call or message.",
     "queues": "Show all queues, their jobs and workers.",
+    "reload": "Let a supervisor take new code, and wait until that serves or is refused.",
     "resume": "End the pause of QUEUE.",
     "retry": "Run buried or delayed jobs again, now, after confirmation.",
     "status": "Show the supervisors on this machine, their workers and memory.",

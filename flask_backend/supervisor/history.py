@@ -38,6 +38,8 @@ class History:
     exits: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     deaths: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     has_changed: bool = True
+    check_passed: int = 0  # the check that this image has passed ...
+    output_passed: str = ""  # ... and its output
 
     def note_check(self) -> None:
         """Record that a check has begun."""
@@ -45,8 +47,14 @@ class History:
         self.output = ""
         self.has_changed = True
 
-    def note_reload(self, outcome: str, *, has_failed: bool) -> None:
-        self.reload = ReloadRecord(self.checks, outcome, has_failed, self.output)
+    def note_failed_reload(self, outcome: str) -> None:
+        """Record why the last check has not led to a reload."""
+        self.reload = ReloadRecord(self.checks, outcome, has_failed=True, output=self.output)
+        self.has_changed = True
+
+    def note_reload(self, outcome: str) -> None:
+        """Record that the code of this image serves. Another check may have begun since."""
+        self.reload = ReloadRecord(self.check_passed, outcome, has_failed=False, output=self.output_passed)
         self.has_changed = True
 
     def note_exit(self, death: Death, reason: str, *, is_planned: bool) -> None:
@@ -66,4 +74,6 @@ class History:
     def read(cls, left: dict[str, Any]) -> History:
         """Return the history that an earlier image of this process has left."""
         reload = ReloadRecord(**left["reload"]) if left["reload"] else None
-        return cls(left["checks"], left["output"], reload, left["exits"], left["deaths"])
+        return cls(
+            left["checks"], left["output"], reload, left["exits"], left["deaths"], True, left["checks"], left["output"]
+        )

@@ -59,6 +59,7 @@ class Supervisor:
         self._clock = clock = options.clock
         self._processes = options.processes
         self._terminal = options.terminal
+        self._boot_timeout_s = options.boot_timeout_s
         self._lifecycle = Lifecycle(options.drain_timeout_s, handover.generation if handover else 0)
         self._pools = Pools(
             Plan(pools, options.descriptors.most_children), options.give_up_after, options.give_up_within_s
@@ -373,7 +374,7 @@ class Supervisor:
             self._links.notifier.send("READY=1")
             if self._lifecycle.generation:
                 outcome = wording.generation_serves(self._lifecycle.generation)
-                self._history.note_reload(outcome, has_failed=False)
+                self._history.note_reload(outcome)
             self._note_ready()
         if self._lifecycle.is_running:
             status = f"STATUS={sum(ready)} of {self._pools.plan.total} workers ready"
@@ -401,7 +402,8 @@ class Supervisor:
         self._scoreboard.show_plan((pool.name, pool.size) for pool in self._pools.plan.pools)
         if self._history.has_changed:
             self._history.has_changed = False
-            self._scoreboard.show_facts(self._history.as_facts(), self._history.checks)
+            facts = {"boot_timeout_s": self._boot_timeout_s, **self._history.as_facts()}
+            self._scoreboard.show_facts(facts, self._history.checks)
 
     # -- finish ----------------------------------------------------------------------------------------------
 

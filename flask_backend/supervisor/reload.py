@@ -150,7 +150,7 @@ class Reload:
 
     def _fail(self, reason: str) -> None:
         logger.critical(wording.RELOAD_FAILED, reason)
-        self._history.note_reload(wording.RELOAD_FAILED % reason, has_failed=True)
+        self._history.note_failed_reload(wording.RELOAD_FAILED % reason)
         self.failure = reason
 
 

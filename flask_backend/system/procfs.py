@@ -77,6 +77,16 @@ def read_memory(pid: int, proc: Path = PROC) -> MemoryUse | None:
     )
 
 
+def ignores(pid: int, number: int, proc: Path = PROC) -> bool:
+    """Whether a process ignores a signal."""
+    try:
+        lines = _read(proc, pid, "status").splitlines()
+    except OSError:
+        return False
+    mask = next((int(line.split()[1], 16) for line in lines if line.startswith(b"SigIgn:")), 0)
+    return bool(mask >> (number - 1) & 1)
+
+
 def titles(proc: Path = PROC) -> Iterator[tuple[int, str]]:
     """Yield all living processes, each with its title: the one in `ps`, by default the command line."""
     for folder in proc.iterdir():

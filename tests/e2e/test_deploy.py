@@ -20,6 +20,7 @@ import pytest
 from support.beanstalkd import free_port
 from support.waiting import wait_until
 
+from flask_backend.cli.commands.reload import MARGIN_S
 from flask_backend.cli.commands.supervise import supervise
 from flask_backend.config import URI_KEY
 
@@ -219,6 +220,15 @@ def test_each_stop_timeout_leaves_room_for_the_drain():
 
     assert unit_s == drain_s + 5
     assert float(compose_s[1]) >= unit_s
+
+
+def test_the_unit_reloads_by_the_command_and_gives_it_time():
+    boot_s = next(option.default for option in supervise.params if option.name == "boot_timeout")
+    unit = settings(UNIT.read_text())
+
+    assert unit["ExecReload"] == unit["ExecStart"].removesuffix("supervise") + "reload --pid $MAINPID"
+    assert float(unit["TimeoutStartSec"]) > 2 * boot_s + MARGIN_S
+    assert unit["RuntimeDirectory"] == "flask-backend/%i"
 
 
 def test_every_variable_in_the_files_is_read():

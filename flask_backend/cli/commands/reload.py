@@ -1,0 +1,100 @@
+"""The command that reloads a supervisor and waits for the outcome."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import click
+
+from flask_backend.cli.output import echo
+from flask_backend.system import page as pages
+from flask_backend.system.page import Found
+from flask_backend.system.procfs import PROC_IS_THERE, ignores
+
+_LOOK_S = 0.05
+# Beside two boot timeouts: one for the check of the new code, one for its workers.
+MARGIN_S = 10.0
+
+
+@click.command()
+@click.option(
+    "--pid", type=click.IntRange(min=1), help="The supervisor. Default: the only one of this user, or of root."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long to wait for the outcome. Default: twice the supervisor's boot timeout, and 10 s.",
+)
+def reload(*, pid: int | None, timeout: float | None) -> None:
+    """Let a supervisor take new code, and wait until that serves or is refused.
+
+    It sends HUP. The supervisor checks the new code first; if the check fails, the old code goes on, and this command
+    shows what the check wrote: the traceback of the app.
+
+    Exit codes: 0 the new code serves; 1 the reload failed or its outcome is unknown; 2 wrong usage.
+    """
+    if not PROC_IS_THERE:
+        raise click.ClickException("reload reads /proc, which only Linux has")
+    found = _choose(pid)
+    _refuse_deaf(found)
+    checks = found.page.checks
+    try:
+        os.kill(found.pid, signal.SIGHUP)
+    except (PermissionError, ProcessLookupError) as error:
+        raise click.ClickException(f"cannot send HUP to supervisor {found.pid}: {error.strerror}") from error
+    if timeout is None:
+        timeout = 2 * float(found.page.facts().get("boot_timeout_s", 60.0)) + MARGIN_S
+    _wait(found.pid, checks, timeout)
+
+
+def _choose(pid: int | None) -> Found:
+    found = pages.find(pid)
+    if pid is not None:
+        if pid not in found:
+            raise click.ClickException(
+                f"no supervisor with the pid {pid} has a page here that this user and this version can read"
+            )
+        return found[pid]
+    if not found:
+        raise click.ClickException("no supervisor of this user runs here: start one with `flask-backend supervise`")
+    if len(found) > 1:
+        pids = ", ".join(map(str, found))
+        raise click.UsageError(f"several supervisors run here ({pids}); choose one with --pid")
+    return next(iter(found.values()))
+
+
+def _refuse_deaf(found: Found) -> None:
+    """Fail if the supervisor would not act on HUP."""
+    if found.page.state in ("draining", "stopped"):
+        raise click.ClickException(f"supervisor {found.pid} is stopping: it does not reload")
+    if (frozen_s := found.frozen_s) is not None:
+        raise click.ClickException(f"supervisor {found.pid} has been frozen for {frozen_s:.0f} s: it does not reload")
+    if ignores(found.pid, signal.SIGHUP):
+        raise click.ClickException(
+            f"supervisor {found.pid} ignores HUP, as it was started with nohup: restart it instead"
+        )
+
+
+def _wait(pid: int, checks: int, timeout_s: float) -> None:
+    """Wait for the outcome of a check that began after the first ``checks``."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        time.sleep(_LOOK_S)
+        found = pages.find(pid).get(pid)
+        if found is None:
+            raise click.ClickException(f"supervisor {pid} has ended during the reload: see its log")
+        outcome = found.page.facts().get("reload")
+        if outcome and outcome["check"] > checks:
+            if not outcome["has_failed"]:
+                echo(outcome["outcome"])
+                return
+            echo(outcome["output"].rstrip("\n"), err=True)
+            raise click.ClickException(outcome["outcome"])
+        if found.page.state in ("draining", "stopped"):
+            raise click.ClickException(f"supervisor {pid} is stopping: see its log")
+    raise click.ClickException(
+        f"no outcome within {timeout_s:g} s: the reload may still go on, see `flask-backend status`"
+    )
