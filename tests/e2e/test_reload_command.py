@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -94,6 +96,37 @@ def test_two_at_the_same_time_both_wait_for_a_check_that_began_after_their_signa
         _, err = process.communicate()
         assert process.returncode == 1
         assert "RuntimeError: too early" in err
+
+
+def test_readers_see_the_page_at_every_moment_of_a_reload(supervised, tasks, monkeypatch):
+    """And no count goes back, while old workers finish their jobs and hand over their counts."""
+    monkeypatch.setattr(page, "_PATIENCE_S", 5.0)  # on a busy machine a change may take long
+    done, missed, stop = [], [], threading.Event()
+
+    def watch():
+        while not stop.wait(0.001):
+            found = page.find(supervised.pid).get(supervised.pid)
+            if found is None:
+                missed.append(time.monotonic())
+                continue
+            newest, *older = found.pages
+            rows = [row for queue in newest.queues for row in (queue.past, *queue.rows)]
+            rows += [row for each in older for queue in each.queues for row in queue.workers]
+            done.append(sum(row.total(page.DONE) for row in rows))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(3):
+        for n in range(20):
+            tasks.note(str(n))
+        assert reload(supervised.pid)[0] == 0
+    wait_until(lambda: done[-1] == 60, "all jobs are counted")
+    wait_until(lambda: len(page.find(supervised.pid)[supervised.pid].pages) == 1, "the old pages are gone")
+    stop.set()
+    watcher.join()
+    assert missed == []
+    assert done == sorted(done)
+    assert done[-1] == 60
 
 
 def test_it_gives_up_after_its_timeout(supervised, version):
