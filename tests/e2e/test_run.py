@@ -200,7 +200,7 @@ AGAIN = [*SEVERAL, "--only-with-broker"]
             ["test", "-m", "soak or not soak"],
             [REAL, *SEVERAL, "-m", "soak or not soak", OWN, *AGAIN, "-m", "soak or not soak"],
         ),
-        (["soak", "-x"], ["-m", "pytest", "-m", "soak", "-x"]),
+        (["soak", "-x"], ["-m", "pytest", "-m", "soak", "-raP", "-x"]),
     ],
 )
 def test_run_test_leaves_out_the_slow_tests_unless_requested(machine, args, given):

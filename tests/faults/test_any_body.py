@@ -139,7 +139,7 @@ class Trial:
             for some in _parts([body for body in bodies if body.tube == tube]):
                 results: list[int | BrokerError] = []
                 pending = self._connection.send_puts(tube, [body.data for body in some], PutOptions(100, 0, 60))
-                pending.receive(results)
+                pending.collect(results)
                 jobs |= {int(job_id): body for job_id, body in zip(results, some, strict=True)}
         self.tally.bytes += sum(len(body.data) for body in bodies)
         return jobs
