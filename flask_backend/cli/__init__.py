@@ -39,7 +39,7 @@ COMMANDS = {
     "reload": "Let a supervisor take new code, and wait until that serves or is refused.",
     "resume": "End the pause of QUEUE.",
     "retry": "Run buried or delayed jobs again, now, after confirmation.",
-    "status": "Show the supervisors on this machine, their workers and memory.",
+    "status": "Show the supervisors on this machine, their workers, tasks and memory.",
     "supervise": "Import the app once, fork workers for each queue, and keep them running.",
     "worker": "Run one worker of QUEUE in the foreground, without a supervisor.",
 }

@@ -38,10 +38,10 @@ def soft_limit_of(soft: int):
 
 
 @contextmanager
-def no_descriptors(pid: int):
-    """Prevent a process from opening files: numbers 0 to 2 are taken. Not lower: poll(2) accepts at most that many."""
+def no_descriptors(pid: int, limit: int = 3):
+    """Prevent a process from opening files: those below are taken. Not lower: poll(2) accepts at most that many."""
     before = soft_limit(pid)
-    set_soft_limit(pid, 3)
+    set_soft_limit(pid, limit)
     try:
         yield
     finally:
@@ -134,7 +134,7 @@ def test_a_reload_that_runs_out_of_descriptors_during_the_check_leaves_the_old_c
     (tmp_path / "check").touch()
     supervised.send(signal.SIGHUP)
     wait_until((tmp_path / "begun").exists, "the check is under way")
-    with no_descriptors(supervised.pid):
+    with no_descriptors(supervised.pid, 4):  # it polls one more for the output of the check
         (tmp_path / "go").touch()
         supervised.wait_for_log("; the old app goes on")
     assert "reload failed: it needs " in supervised.log

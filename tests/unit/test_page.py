@@ -26,6 +26,8 @@ LABELS = {"q": ["hello", "resize"], "other": []}
 def folder(tmp_path, monkeypatch):
     """Let supervisors publish in a folder of this test, and readers look there."""
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    assert next(page._folders()) == str(tmp_path)
+    monkeypatch.setattr(page, "_folders", lambda: [str(tmp_path)])  # and not at those of other tests
     return tmp_path
 
 
