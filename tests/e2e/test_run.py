@@ -183,7 +183,7 @@ def test_run_lint_fails_if_one_of_its_checks_does_but_runs_all(machine):
 
 REAL = "The tests, on beanstalkd 1.12"
 OWN = "The tests that depend on the broker, on the embedded one"
-SEVERAL = ["-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+SEVERAL = ["-m", "pytest", "--numprocesses", "3", "--dist", "worksteal"]
 CHOSEN = ["-m", "not soak", "tests/a b.py", "--maxfail=1"]
 AGAIN = [*SEVERAL, "--only-with-broker"]
 
