@@ -30,6 +30,7 @@ class OldChild:
 
     pool: str
     pid: int
+    started: float  # on the monotonic clock, which goes on
     is_draining: bool
     loan: int | None
     row_fd: int

@@ -65,6 +65,7 @@ class Inheritance:
         return OldChild(
             pool=child.slot.pool,
             pid=child.pid,
+            started=child.started,
             is_draining=child.was_told_to_end,
             loan=self.links.loans.get(child.pid),
             row_fd=child.row.place.fd,
@@ -75,7 +76,9 @@ class Inheritance:
     def _adopt_child(self, old: OldChild, row: Row, now: float) -> None:
         state = ChildState.DRAINING if old.is_draining else ChildState.READY
         slot = Slot(old.pool, 0)  # any: old children are outside the plan
-        child = Child(slot, old.pid, row, now, state, was_ready=True, is_old=True, drained_at=now, signalled_at=now)
+        child = Child(
+            slot, old.pid, row, old.started, state, was_ready=True, is_old=True, drained_at=now, signalled_at=now
+        )
         self.workers.children.add(child)
         self.workers.scoreboard.adopt(old.pid, old.pool, row)
         if old.loan is not None:

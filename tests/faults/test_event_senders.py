@@ -205,6 +205,7 @@ def test_a_reload_is_an_event_of_the_new_code(eventful):
     program = eventful()
     program.wait_for("supervisor_ready")
     old = program.wait_full()
+    time.sleep(0.5)  # they live for that long at least
     for generation in (1, 2):
         program.send(signal.SIGHUP)
         reloaded = program.wait_for("supervisor_reloaded", generation)
@@ -213,6 +214,7 @@ def test_a_reload_is_an_event_of_the_new_code(eventful):
         old = program.wait_full(without=set(old))
     exited = program.wait_for("worker_exited", 4)
     assert [record["is_old"] for record in exited] == [True] * 4
+    assert all(record["lived_s"] > 0.5 for record in exited[:2]), "counted from their start, not from the reload"
     assert len(program.records("supervisor_ready")) == 1
     assert program.stop() == 0
 
