@@ -46,8 +46,8 @@ ROOM = 0.75
 LIMITS = (
     Goal(ONE_CORE, OURS, 0.75 * ROOM, is_at_least=True, against=LOOP),
     Goal(ONE_CORE, PREFETCHING, 1.2 * ROOM, is_at_least=True, against=LOOP),
-    Goal(ENQUEUE_ON_ONE_CORE, OURS, 0.33 * ROOM, is_at_least=True, against=LOOP),
-    Goal(ENQUEUE_MANY, OURS, 0.5 * ROOM, is_at_least=True, against=PIPELINED),
+    Goal(ENQUEUE_ON_ONE_CORE, OURS, 0.42 * ROOM, is_at_least=True, against=LOOP),
+    Goal(ENQUEUE_MANY, OURS, 0.75 * ROOM, is_at_least=True, against=PIPELINED),
     Goal(LATENCY, OURS, 2.2 / ROOM, is_at_least=False, against=LOOP),
 )
 
