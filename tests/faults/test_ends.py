@@ -122,9 +122,9 @@ def test_a_successor_does_not_wait_for_the_threads_of_the_one_before(start, call
 @pytest.mark.parametrize("how", ["recycle", "reload"])
 def test_a_worker_that_lingers_is_killed_after_the_drain_timeout_as_planned(start, call, how, what):
     supervised = start(*(["--max-tasks", "1"] if how == "recycle" else []), "--drain-timeout", "2")
+    began = time.monotonic()  # before its last job, which may end as soon as it has written its line
     call(what, *(["lingerer"] if what == "leave_thread" else []))
     pid = pid_of(supervised, "lingerer" if what == "leave_thread" else "handler")
-    began = time.monotonic()
     if how == "reload":
         reload(supervised)
     wait_until(lambda: title(pid).endswith("[ending]"), "its last job is settled")
