@@ -20,7 +20,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from support import hasty_app
+from support import hasty
 from support.lying import JOB_STATS, TUBE_STATS, Liar, Lie, Script, body_of, greetings, ok, scripts
 from support.supervised import Command
 from support.workload import QUEUE
@@ -400,7 +400,7 @@ def use_commands(liar: Liar, data: st.DataObject) -> None:
 @pytest.fixture
 def lied_to(liar, command):
     """A worker at the liar, which the test has to leave alive and well."""
-    worker = command("worker", hasty_app.QUEUE, app="support.hasty_app", BACKEND_CONNECTION_URI=str(liar.address))
+    worker = command("worker", hasty.QUEUE, app="support.hasty_app", BACKEND_CONNECTION_URI=str(liar.address))
     serve(liar, worker, [])
     before = psutil.Process(worker.pid).memory_full_info().uss
     yield worker
@@ -416,7 +416,7 @@ def lied_to(liar, command):
 
 def serve(liar: Liar, worker: Command, lies: Sequence[Lie | None], greeting: bytes = b"") -> None:
     """After all lies, the worker takes jobs again and settles them."""
-    script = liar.tell(lies, greeting, hasty_app.BODIES, jobs=math.inf)
+    script = liar.tell(lies, greeting, hasty.BODIES, jobs=math.inf)
     assert script.is_over.wait(20), f"{script}; log:\n{worker.log[-3000:]}"
     assert worker.process.poll() is None
 

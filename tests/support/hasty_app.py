@@ -6,23 +6,13 @@ from flask import Flask
 
 from flask_backend import Backend, Discard, Retry, RetryLater
 from flask_backend.worker import link
+from support.hasty import QUEUE
 
 link.RESERVE_S = 0  # how much longer than other replies the one to a reserve may take
 link.RECONNECT_MIN_S = 0.001
 link.RECONNECT_MAX_S = link.RECLAIM_EVERY_S = link.RECLAIM_PATIENCE_S = 0.01
 
-QUEUE = "hasty"
 TIMEOUT_S = 0.05
-BODIES = [
-    *(
-        b'{"endpoint": "note", "headers": {"id": "1"}}',
-        b'{"endpoint": "note"}',
-        b'{"endpoint": "later"}',
-        b"[]",
-        b"\xff",
-    ),
-    *(b'{"endpoint": "fail"}', b'{"endpoint": "bury"}', b'{"endpoint": "discard"}', b'{"endpoint": "lacking"}'),
-]
 
 app = Flask(__name__)
 app.config["BACKEND_TIMEOUT"] = TIMEOUT_S
