@@ -13,12 +13,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.beanstalkd import RealBeanstalkd
+from support.waiting import wait_until
 
 APP = """
 from flask import Flask
@@ -58,8 +59,8 @@ def main() -> None:
         supervise = [sys.executable, "-m", "flask_backend", "supervise", "--workers", "8"]
         supervisor = subprocess.Popen(supervise, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
         try:
-            while subprocess.run(COMMANDS["main"], capture_output=True, check=False).returncode:
-                time.sleep(0.1)
+            check = partial(subprocess.run, COMMANDS["main"], capture_output=True, check=False)
+            wait_until(lambda: check().returncode == 0, "a healthy supervisor")
             times: dict[str, list[float]] = {name: [] for name in COMMANDS}
             for _ in range(options.rounds):
                 for name, command in COMMANDS.items():

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import psutil
 from support.beanstalkd import RealBeanstalkd
+from support.waiting import wait_until
 
 APP = """
 from flask import Flask
@@ -43,7 +45,7 @@ def share(supervisor: psutil.Process, seconds: float, *, is_watched: bool) -> fl
     while time.monotonic() < began + seconds:
         if is_watched:
             subprocess.run([*COMMAND, "health"], stdout=subprocess.DEVNULL, check=True)
-        time.sleep(0.5)
+        time.sleep(0.5)  # the interval of the probe, which is a part of what is measured
     after = supervisor.cpu_times()
     if watching:
         watching.terminate()
@@ -66,8 +68,8 @@ def main() -> None:
                 call = [*COMMAND, "call", "--yes", "again"]
                 subprocess.run(call, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
             supervisor = psutil.Process(process.pid)
-            while subprocess.run([*COMMAND, "health"], capture_output=True, check=False).returncode:
-                time.sleep(0.1)
+            check = partial(subprocess.run, [*COMMAND, "health"], capture_output=True, check=False)
+            wait_until(lambda: check().returncode == 0, "a healthy supervisor")
             for is_watched in (False, True, False, True):
                 percent = share(supervisor, options.seconds, is_watched=is_watched)
                 print(f"{'watched' if is_watched else 'alone':<8}{percent:6.2f} %", flush=True)

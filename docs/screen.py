@@ -14,10 +14,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.beanstalkd import free_port
+from support.waiting import wait_until
 
 PICTURE = Path(__file__).with_name("screen.svg")
 COMMAND = str(Path(sys.executable).with_name("flask-backend"))
@@ -78,9 +82,9 @@ def main() -> None:
 
         start("broker", "--port", str(port))
         start("supervise", "--queue", "com.example/mail=2")
-        wait_until(lambda: " 2 idle" in shown("queues", folder, env))
+        wait_until(lambda: " 2 idle" in shown("queues", folder, env), "two idle workers")
         subprocess.run([sys.executable, "app.py"], cwd=folder, env=env, check=True)
-        wait_until(lambda: re.search(r"welcome +ValueError +2", shown("failures", folder, env)))
+        wait_until(lambda: re.search(r"welcome +ValueError +2", shown("failures", folder, env)), "two failures")
         lines = []
         for command in ("queues", "failures"):
             text = shown(command, folder, env).replace(str(folder), "/srv/mail").replace(socket.gethostname(), "web1")
@@ -130,19 +134,6 @@ def spans(line: str) -> str:
         colour = next((COLOURS[code] for code in codes.split(";") if code in COLOURS), None)
         result += f'<tspan fill="{colour}">{escape(text)}</tspan>' if colour else escape(text)
     return result
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit("the commands did not show what was expected")
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

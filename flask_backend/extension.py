@@ -293,7 +293,7 @@ class Backend:
     def put(self, queue: str, body: bytes, options: Options, uid: str | None, endpoint: str | None = None) -> Job:
         producer = self._producer()
         job = Job(queue, producer.put(queue, body, options), uid, producer.uri, producer)
-        if endpoint is not None and task_scheduled.receivers:
+        if endpoint is not None:
             self._announce(endpoint, [job])
         return job
 

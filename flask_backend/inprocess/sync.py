@@ -74,35 +74,38 @@ class InProcessWorker:
         connection = self.broker
         try:
             call = read_call(self.handlers, job.body)
-        except MessageDecodeError as error:
+        except MessageDecodeError as undecodable:
             current = self._current(job, None)
-            announce_failure(self.app, current, bury_undecodable(connection, current, error), error, None)
+            outcome = bury_undecodable(connection, current, undecodable)
+            announce_failure(self.app, current, outcome, undecodable, None)
+            return undecodable
+        attempt, error = self._attempt(job, call)
+        if error is not None:
+            outcome = settle_failure(connection, attempt, error)
+            announce_failure(self.app, attempt.job, outcome, error, attempt.ran_s)
             return error
-        started = time.monotonic()
-        current = self._current(job, call)
-        try:
-            self._call(current, call)
-        except BaseException as error:  # a task may raise anything, as in a worker
-            attempt = Attempt(current, call, self._retry_of(call), time.monotonic() - started)
-            announce_failure(self.app, current, settle_failure(connection, attempt, error), error, attempt.ran_s)
-            return error
-        current.learn(connection.counters(job.id))
+        attempt.job.learn(connection.counters(job.id))
         connection.delete(job.id)
-        announce(self.app, signals.task_succeeded, job=current, ran_s=time.monotonic() - started)
+        announce(self.app, signals.task_succeeded, job=attempt.job, ran_s=attempt.ran_s)
         return None
 
     def run(self, job: ReservedJob) -> None:
         """Run a job without settling it; raise its exception."""
-        call = read_call(self.handlers, job.body)
-        current = self._current(job, call)
+        attempt, error = self._attempt(job, read_call(self.handlers, job.body))
+        if error is not None:
+            announce_failure(self.app, attempt.job, Outcome(), error, attempt.ran_s)
+            raise error
+        announce(self.app, signals.task_succeeded, job=attempt.job, ran_s=attempt.ran_s)
+
+    def _attempt(self, job: ReservedJob, call: Call) -> tuple[Attempt, BaseException | None]:
+        """Run the call of a job; return the exception that it raised, if any."""
+        current, retry = self._current(job, call), self._retry_of(call)
         started = time.monotonic()
         try:
             self._call(current, call)
-        except BaseException as error:
-            ran_s = time.monotonic() - started
-            announce_failure(self.app, current, Outcome(), error, ran_s)
-            raise
-        announce(self.app, signals.task_succeeded, job=current, ran_s=time.monotonic() - started)
+        except BaseException as error:  # a task may raise anything, as in a worker
+            return Attempt(current, call, retry, time.monotonic() - started), error
+        return Attempt(current, call, retry, time.monotonic() - started), None
 
     def _call(self, current: CurrentJob, call: Call) -> None:
         announce(self.app, signals.task_started, job=current)

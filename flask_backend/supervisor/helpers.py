@@ -76,7 +76,7 @@ class Helpers:
         return self._add(pid, on_exit, within_s), refusal
 
     def dismiss(self, helper: Helper) -> None:
-        """Kill and forget a helper: without waiting for its end: its result is not needed any more."""
+        """Kill and forget a helper, without waiting for its end: its result is not needed any more."""
         self._processes.kill(helper.pid)
         del self._by_pid[helper.pid]
 

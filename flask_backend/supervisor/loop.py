@@ -278,7 +278,7 @@ class Supervisor:
             return
         pool = self._pools[slot.pool]
         pool.end_recycling(slot)
-        progress = self._workers.scoreboard.settled(slot.pool) + self._settling.settled[slot.pool]
+        progress = self._scoreboard.settled(slot.pool) + self._settling.settled[slot.pool]
         delay_s = pool.restarts.delay_s(death.kind, now, progress)
         self._pools.delay(slot, now + delay_s)
         logger.error(wording.DEATH_REPLACED, death, wording.replaced_in(delay_s), extra=death.as_dict())

@@ -1,7 +1,6 @@
 """The health check: whether the supervisors of this user are alive and ready.
 
-It reads only their status pages, and imports few modules: a container runs it every few seconds, and it takes hardly
-longer than an interpreter that does nothing.
+It reads only their status pages, and imports few modules: a container runs it every few seconds.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ unchanged; a worker's job is consistent if two readings agree.
 A page is named ``PID.GENERATION.NAMESPACE``. After a reload the older pages stay while workers of the old code live:
 the newest page has the totals of those that have exited, an older one has only the rows of living workers.
 
-This imports few modules: a health check takes hardly longer than an interpreter that does nothing.
+This imports few modules, since a health check must be fast.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def read(fd: int) -> Page:
         is_sound = before[SEQUENCE] % 2 == 0 and _read_words(fd, SEQUENCE, 1)[0] == before[SEQUENCE]
         if is_sound or time.monotonic() > until:  # then the supervisor was stopped in the middle of a change
             return page
-        time.sleep(0.001)
+        time.sleep(0.001)  # a change takes microseconds, unless the supervisor has lost its CPU
 
 
 def _read_once(fd: int, header: Sequence[int]) -> Page:
@@ -239,14 +239,9 @@ def folder_for(environment: Mapping[str, str]) -> str | None:
     """Return the folder for the pages of this user's supervisors, which it makes; None if there is no place for one."""
     if runtime := environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]:
         return runtime if os.access(runtime, os.W_OK) else None
-    own = f"/dev/shm/flask-backend-{os.getuid()}"
-    session = f"/run/user/{os.getuid()}"
-    for folder, is_there in (
-        (own, os.path.ismount("/dev/shm")),
-        (f"{session}/flask-backend", os.path.ismount(session)),
-    ):
+    for folder in _own_folders(os.getuid()):
         try:
-            if not is_there:
+            if not os.path.ismount(os.path.dirname(folder)):
                 continue
             try:
                 os.mkdir(folder, 0o700)
@@ -257,6 +252,11 @@ def folder_for(environment: Mapping[str, str]) -> str | None:
         except OSError:  # read-only, or full
             continue
     return None
+
+
+def _own_folders(uid: int) -> tuple[str, str]:
+    """Return the places for the folder of a user, in memory, the best first."""
+    return f"/dev/shm/flask-backend-{uid}", f"/run/user/{uid}/flask-backend"
 
 
 def _is_trusted(folder: str, owner: int) -> bool:
@@ -270,8 +270,7 @@ def _folders() -> Iterator[str]:
     for parent in ("/run/flask-backend", "/run/private/flask-backend"):
         yield from (f"{parent}/{name}" for name in _names(parent))
     if os.getuid():
-        yield f"/dev/shm/flask-backend-{os.getuid()}"
-        yield f"/run/user/{os.getuid()}/flask-backend"
+        yield from _own_folders(os.getuid())
         return
     yield from (f"/dev/shm/{name}" for name in _names("/dev/shm") if name.startswith("flask-backend-"))
     yield from (f"/run/user/{name}/flask-backend" for name in _names("/run/user"))
@@ -292,9 +291,13 @@ def name_for(pid: int, generation: int) -> str:
 def parse_name(name: str) -> tuple[int, int] | None:
     """Return the pid and the generation in the name of a page, if the pid is of this namespace."""
     parts = name.split(".")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts) or int(parts[2]) != _pid_namespace():  # noqa: PLR2004
+    if not all(part.isdecimal() for part in parts):
         return None
-    return int(parts[0]), int(parts[1])
+    match [int(part) for part in parts]:
+        case [pid, generation, namespace] if namespace == _pid_namespace():
+            return pid, generation
+        case _:
+            return None
 
 
 def _pid_namespace() -> int:
@@ -384,8 +387,11 @@ def _read_all(pid: int, paths: dict[int, str]) -> Found | None:
             if page.header[STARTED_TICKS] == started and page.pid == pid:
                 pages.append(page)
         # While a row moves from an older page to the totals of the newest one, it would be counted twice or not at all.
-        if len(pages) < 2 or time.monotonic() > until or _is_unchanged(paths[pages[0].header[GENERATION]], pages[0]):  # noqa: PLR2004
-            return Found(pid, state, pages) if pages else None
+        if not pages:
+            return None
+        newest, *older = pages
+        if not older or time.monotonic() > until or _is_unchanged(paths[newest.header[GENERATION]], newest):
+            return Found(pid, state, pages)
 
 
 def _is_unchanged(path: str, page: Page) -> bool:

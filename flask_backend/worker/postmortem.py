@@ -30,7 +30,7 @@ from flask_backend.errors import (
 from flask_backend.message import scheduled_at
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
-from flask_backend.retry import MAX_CRASHES, BuryJob, ReleaseJob, Retry, after_crash
+from flask_backend.retry import BuryJob, ReleaseJob, Retry, after_crash
 from flask_backend.stories import Story, here_and_now
 from flask_backend.system.loggers import get_logger
 from flask_backend.tracebacks import log_failure, told
@@ -44,8 +44,8 @@ logger = get_logger("flask_backend.worker")
 
 # How long the receivers of signals may take: in a thread, so that one that hangs does not undo the settlement.
 RECEIVERS_S = 5.0
-# The delay if the retry policy fails to give one, in seconds.
-PLAIN_DELAY_S = 60
+# In place of a retry policy that fails.
+PLAIN_RETRY = Retry(max_retries=None, min_backoff=60, max_backoff=60, jitter=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +159,14 @@ def _settle(  # noqa: PLR0913
 
 
 def _settle_plainly(connection: Connection, reserved: ReservedState, crashes: int) -> Outcome:
-    """Release or bury a job without code that can fail: its crash must count before the next worker gets it."""
-    if crashes >= MAX_CRASHES:
-        connection.bury(reserved.id, reserved.counters.priority)
-        return Outcome(BuryJob(f"it has crashed its worker {crashes} times"))
-    connection.release(reserved.id, reserved.counters.priority, PLAIN_DELAY_S)
-    return Outcome(ReleaseJob(PLAIN_DELAY_S))
+    """Release or bury a job without code of the app: its crash must count before the next worker gets it."""
+    action = after_crash(PLAIN_RETRY, reserved.counters.attempts, crashes, random.random)
+    match action:
+        case ReleaseJob(delay_s):
+            connection.release(reserved.id, reserved.counters.priority, delay_s)
+        case BuryJob():
+            connection.bury(reserved.id, reserved.counters.priority)
+    return Outcome(action)
 
 
 def _job_of(

@@ -165,7 +165,10 @@ def test_a_job_is_held_while_the_receivers_of_its_start_run_and_its_time_limit_b
     running = start(names="task_succeeded", more=SLOW)
     job_id = call(broker, "limited", 0, ttr=1)
     running.wait_for_log(f"<task_succeeded limited {job_id} attempt 1 ")
+    running.send(signal.SIGTERM)  # the reply to the delete may come after that line
+    assert running.wait() == 0
     assert "reservation" not in running.log
+    assert running.log.count("<task_succeeded") == 1
 
 
 FORKS = """

@@ -22,9 +22,9 @@ from flask_backend.system.procfs import PROC_IS_THERE
 def health(ctx: click.Context, *, live: bool, ready: bool, pid: int | None, stuck_after: int | None) -> None:
     """Check whether the supervisors here are alive and ready, for probes.
 
-    It reads the status page, and takes hardly longer than an interpreter that does nothing. A supervisor is alive
-    unless it is frozen, or a job is stuck. It is ready if each of its queues has a ready worker whose broker is not
-    away, and if it does not drain: without a broker it is alive but not ready.
+    It reads the status page, and imports neither click nor Flask nor the app. A supervisor is alive unless it is
+    frozen, or a job is stuck. It is ready if each of its queues has a ready worker whose broker is not away, and if it
+    does not drain: without a broker it is alive but not ready.
 
     Exit codes: 0 all is well; 1 not alive, not ready, or no supervisor runs here, with the reason on stderr; 2 wrong
     usage.

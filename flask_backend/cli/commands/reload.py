@@ -13,6 +13,7 @@ from flask_backend.system import page as pages
 from flask_backend.system.page import Found
 from flask_backend.system.procfs import PROC_IS_THERE, ignores
 
+# The page has no way to wake a reader; a look takes less than a millisecond.
 _LOOK_S = 0.05
 # Beside two boot timeouts: one for the check of the new code, one for its workers.
 MARGIN_S = 10.0

@@ -26,6 +26,7 @@ from flask_backend.visible import visible
 NO_SUPERVISOR = "no supervisor runs here: start one with `flask-backend supervise`"
 # The text shows only the last deaths, JSON all that the page has.
 SHOWN_DEATHS = 3
+# The supervisor takes a turn at least each second: to look more often would show the same.
 WATCH_S = 1.0
 
 

@@ -6,7 +6,6 @@ import logging
 import signal
 
 import pytest
-from fakes import Clock, NoProcesses
 
 from flask_backend.deaths import Exit
 from flask_backend.supervisor import Notifier, Pool, Supervisor, SupervisorOptions, Work
@@ -16,16 +15,6 @@ from flask_backend.supervisor.restart import Breaker
 from flask_backend.supervisor.states import ChildState
 
 LIMIT = Breaker().limit_of(2)
-
-
-@pytest.fixture
-def processes():
-    return NoProcesses()
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture
