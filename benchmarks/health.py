@@ -1,8 +1,7 @@
 """Compare the CPU time of a health check with that of an interpreter that does nothing.
 
 Usage: python benchmarks/health.py [--rounds N]. It starts a broker and a supervisor. Prints the median of each command
-and its ratio to `python -c pass`. A part of the ratio of `-m` is Python's own runpy, and one of the script may be the
-import of re by an older pip's template; `main` is the script without it.
+and its ratio to `python -c pass`. A part of the ratio of `-m` is Python's own runpy.
 """
 
 from __future__ import annotations
@@ -28,11 +27,9 @@ app = Flask(__name__)
 backend = Backend(app)
 backend.task("q")(print)
 """
-MAIN = "import sys; sys.argv[1:] = ['health']; from flask_backend.__main__ import main; main()"
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "runpy alone": [sys.executable, "-m", "__future__"],
-    "main": [sys.executable, "-c", MAIN],
     "python -m flask_backend health": [sys.executable, "-m", "flask_backend", "health"],
     "flask-backend health": [str(Path(sys.executable).with_name("flask-backend")), "health"],
 }
@@ -59,7 +56,7 @@ def main() -> None:
         supervise = [sys.executable, "-m", "flask_backend", "supervise", "--workers", "8"]
         supervisor = subprocess.Popen(supervise, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
         try:
-            check = partial(subprocess.run, COMMANDS["main"], capture_output=True, check=False)
+            check = partial(subprocess.run, COMMANDS["flask-backend health"], capture_output=True, check=False)
             wait_until(lambda: check().returncode == 0, "a healthy supervisor")
             times: dict[str, list[float]] = {name: [] for name in COMMANDS}
             for _ in range(options.rounds):
