@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Coroutine
 from inspect import iscoroutine
 from typing import Any
 
@@ -98,8 +99,18 @@ supervisor_reloaded = _signals.signal(
 )
 
 
-def send(signal: NamedSignal, app: Flask, /, *, catching: type[BaseException] = Exception, **facts: Any) -> None:
+def send(
+    signal: NamedSignal,
+    app: Flask,
+    /,
+    *,
+    catching: type[BaseException] = Exception,
+    run: Callable[[Coroutine[Any, Any, object]], object] | None = None,
+    **facts: Any,
+) -> None:
     """Call the receivers of a signal; log their exceptions. For Flask-Backend itself.
+
+    ``run`` runs the coroutine of an async receiver; without it such a receiver fails.
 
     Blinker's own ``send`` would skip the receivers after one that raises.
     """
@@ -109,8 +120,10 @@ def send(signal: NamedSignal, app: Flask, /, *, catching: type[BaseException] = 
         try:
             result = receiver(app, **facts)
             if iscoroutine(result):
-                result.close()
-                raise TypeError("a receiver cannot be async: connect a function")
+                if run is None:
+                    result.close()
+                    raise TypeError("a receiver of this signal cannot be async: connect a function")
+                run(result)
         except catching as error:
             name = told(functools.partial(shown_name, receiver), "?")
             log_failure(logger, logging.ERROR, "receiver %s of the signal %s failed", name, signal.name, error=error)

@@ -23,7 +23,7 @@ from flask_backend.message import scheduled_at
 from flask_backend.options import Options
 from flask_backend.registry import Handlers
 from flask_backend.retry import Retry
-from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use
+from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use, using_loop
 from flask_backend.worker.execution import Call, Runner, read_call
 from flask_backend.worker.outcomes import Attempt, Outcome, announce, announce_failure
 from flask_backend.worker.settlement import bury_undecodable, settle_failure
@@ -71,6 +71,19 @@ class InProcessWorker:
 
     def process(self, job: ReservedJob) -> BaseException | None:
         """Run a job and settle it, as a worker does; return the exception that it raised, if any."""
+        with using_loop(self.broker.event_loop):  # for async receivers of signals
+            return self._process(job)
+
+    def run(self, job: ReservedJob) -> None:
+        """Run a job without settling it; raise its exception."""
+        with using_loop(self.broker.event_loop):
+            attempt, error = self._attempt(job, read_call(self.handlers, job.body))
+            if error is not None:
+                announce_failure(self.app, attempt.job, Outcome(), error, attempt.ran_s)
+                raise error
+            announce(self.app, signals.task_succeeded, job=attempt.job, ran_s=attempt.ran_s)
+
+    def _process(self, job: ReservedJob) -> BaseException | None:
         connection = self.broker
         try:
             call = read_call(self.handlers, job.body)
@@ -88,14 +101,6 @@ class InProcessWorker:
         connection.delete(job.id)
         announce(self.app, signals.task_succeeded, job=attempt.job, ran_s=attempt.ran_s)
         return None
-
-    def run(self, job: ReservedJob) -> None:
-        """Run a job without settling it; raise its exception."""
-        attempt, error = self._attempt(job, read_call(self.handlers, job.body))
-        if error is not None:
-            announce_failure(self.app, attempt.job, Outcome(), error, attempt.ran_s)
-            raise error
-        announce(self.app, signals.task_succeeded, job=attempt.job, ran_s=attempt.ran_s)
 
     def _attempt(self, job: ReservedJob, call: Call) -> tuple[Attempt, BaseException | None]:
         """Run the call of a job; return the exception that it raised, if any."""

@@ -10,8 +10,8 @@ import importlib
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from types import FrameType
@@ -264,13 +264,27 @@ def run_here(name: str, function: Callable[..., Any], args: Any, kwargs: Any) ->
         result = function(*args, **kwargs)
         if result is None:
             return None
-        in_use = loop_in_use.get(None) if threading.current_thread() is threading.main_thread() else None
-        if in_use is not None:
-            return finish(name, function, result, in_use.run)
-        with closing(EventLoop()) as new:
-            return finish(name, function, result, new.run)
+        return finish(name, function, result, run_in_loop)
 
     return apart_from_running_loop(call) if may_be_async(function) else call()
+
+
+@contextmanager
+def using_loop(loop: EventLoop) -> Generator[None]:
+    token = loop_in_use.set(loop)
+    try:
+        yield
+    finally:
+        loop_in_use.reset(token)
+
+
+def run_in_loop(awaitable: Awaitable[T]) -> T:
+    """Run ``awaitable`` in the loop of the worker or test kit if this is its main thread, else in a new loop."""
+    in_use = loop_in_use.get(None) if threading.current_thread() is threading.main_thread() else None
+    if in_use is not None:
+        return in_use.run(awaitable)
+    with closing(EventLoop()) as new:
+        return new.run(awaitable)
 
 
 def apart_from_running_loop(function: Callable[..., T], *args: Any) -> T:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from blinker import NamedSignal
 from flask import Flask
@@ -17,6 +19,7 @@ from flask_backend.retry import BuryJob, DiscardJob, ReleaseJob, Retry
 from flask_backend.system.exits import leave_after
 from flask_backend.tracebacks import log_failure
 
+from .event_loop import apart_from_running_loop, run_in_loop
 from .execution import Call
 
 
@@ -71,16 +74,23 @@ def announce_failure(app: Flask, job: CurrentJob, outcome: Outcome, error: BaseE
 
 
 def announce(app: Flask, signal: NamedSignal, **facts: object) -> None:
-    """Send a signal from a worker. Its receivers run in an app context of their own; no exception leaves this."""
+    """Send a signal from a worker, in an app context of its own; no exception leaves this.
+
+    Async receivers run in the worker's event loop, so that they can close what a hook has opened there.
+    """
     if not signal.receivers:
         return
     pid = os.getpid()
     failure: BaseException | None = None
     try:
         with app.app_context():
-            signals.send(signal, app, catching=BaseException, **facts)
+            signals.send(signal, app, catching=BaseException, run=_run, **facts)
     except BaseException as error:  # a function of the app that runs at the end of a context
         failure = error
         log_failure(signals.logger, logging.ERROR, "the app context of the signal %s failed", signal.name, error=error)
     if os.getpid() != pid:  # a receiver has forked, and this process must not become a second worker
         leave_after(failure)
+
+
+def _run(receiver: Coroutine[Any, Any, object]) -> None:
+    apart_from_running_loop(run_in_loop, receiver)  # one runs if an async test drains a queue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from flask import Flask, g
 
@@ -165,7 +167,8 @@ def test_sync_sends_what_happens_there(app, backend, sent):
     assert names(sent)[3:] == ["started", "failed"]
 
 
-async def is_async(_app, **_facts): ...
+async def is_async(_app, **_facts):
+    raise ValueError("it was awaited")
 
 
 def raise_(error):
@@ -178,7 +181,7 @@ def raise_(error):
     [
         (lambda _app, **_facts: 1 / 0, "ZeroDivisionError"),
         (lambda _app: None, "unexpected keyword argument"),
-        (is_async, "a receiver cannot be async: connect a function"),
+        (is_async, ""),
     ],
     ids=["raises", "wrong signature", "async"],
 )
@@ -198,7 +201,33 @@ def test_a_receiver_that_fails_is_logged_and_changes_nothing(app, backend, sent,
     records = [record for record in caplog.records if record.name == "flask_backend.signals"]
     assert records
     assert all(f"of the signal task-{name} failed" in record.getMessage() for record in records)
+    if receiver is is_async:
+        said = "a receiver of this signal cannot be async" if name == "scheduled" else "it was awaited"
     assert all(said in record.exc_text for record in records)
+
+
+@pytest.mark.parametrize("app_and_backend", ["memory://", "sync://"], indirect=True)
+def test_an_async_receiver_runs_in_the_event_loop_of_the_tasks(app, backend):
+    loops = []
+
+    @backend.task(QUEUE)
+    async def hello():
+        loops.append(asyncio.get_running_loop())
+
+    async def receive(_app, job, **_facts):
+        await asyncio.sleep(0)
+        loops.append((job.endpoint, asyncio.get_running_loop()))
+
+    async def drain_in_a_loop():
+        hello()
+        testing.drain(app)
+
+    with signals.task_succeeded.connected_to(receive, app):
+        hello()
+        testing.drain(app)
+        asyncio.run(drain_in_a_loop())
+    assert loops[:2] == [loops[0], ("hello", loops[0])]
+    assert [name for name, _ in loops[3:]] == ["hello"]
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
