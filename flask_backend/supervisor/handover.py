@@ -11,13 +11,15 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .crashes import CrashRecord
 from .events import Event, EventName
 from .history import History
+from .pools import PoolPast
 from .scoreboard import Totals, nameless_file
 
 HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
 # Increase it when Handover changes: an image with another number cannot take over, and fails the check.
-FORMAT = "5"
+FORMAT = "6"
 
 
 class HandoverError(Exception):
@@ -53,7 +55,8 @@ class Handover:
 
     ``generation`` counts the reloads, the coming one included. ``events`` are still to be sent. ``lifelines`` are the
     write ends, which are never used. ``soft_limit`` is the children's limit of descriptors. ``had_terminal`` refers to
-    the start of the first image. ``pages`` are the descriptors and the paths of the status pages.
+    the start of the first image. ``pages`` are the descriptors and the paths of the status pages. ``pools`` and
+    ``crashes`` are the records that decide about restarts, and about jobs that crash their workers.
     """
 
     generation: int
@@ -67,6 +70,8 @@ class Handover:
     totals_of_exited: dict[str, Totals]
     pages: list[tuple[int, str | None]]
     history: History
+    pools: dict[str, PoolPast]
+    crashes: list[CrashRecord]
 
     def write(self) -> int:
         """Write it to an unnamed file and return its descriptor; raise :exc:`OSError` if the system refuses."""
@@ -103,6 +108,8 @@ class Handover:
             totals_of_exited=left["totals_of_exited"],
             pages=[(fd, path) for fd, path in left["pages"]],
             history=History.read(left["history"]),
+            pools={name: PoolPast(**past) for name, past in left["pools"].items()},
+            crashes=[CrashRecord(**record) for record in left["crashes"]],
         )
         for fd in handover.descriptors():
             os.set_inheritable(fd, False)

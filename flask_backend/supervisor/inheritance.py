@@ -11,7 +11,9 @@ from .helpers import Helpers
 from .history import History
 from .links import Links
 from .plan import Slot
+from .pools import Pools
 from .scoreboard import Place, Row
+from .settling import Settling
 from .states import ChildState
 from .terminal import Terminal
 from .workers import Workers
@@ -27,6 +29,8 @@ class Inheritance:
     links: Links
     terminal: Terminal
     history: History
+    pools: Pools
+    settling: Settling
 
     def hand_over(self, generation: int) -> Handover:
         """Collect what the next image, of this generation, needs."""
@@ -43,6 +47,8 @@ class Inheritance:
             had_terminal=self.terminal.was_there,
             pages=self.workers.scoreboard.memories(),
             history=self.history,
+            pools=self.pools.hand_over(self.progress),
+            crashes=self.settling.crashes.records,
             totals_of_exited=self.workers.scoreboard.totals_of_exited(
                 alive=[(child.slot.pool, child.row) for child in children]
             ),
@@ -60,6 +66,12 @@ class Inheritance:
         for helper in handover.helpers:
             self.helpers.adopt(helper.pid, helper.deadline, settles=helper.settles)
         self.events.add(handover.events)
+        self.pools.resume(handover.pools)
+        self.settling.crashes.resume(handover.crashes)
+
+    def progress(self, pool: str) -> int:
+        """Return how many jobs of a pool this image and its children have settled."""
+        return self.workers.scoreboard.settled(pool) + self.settling.settled[pool]
 
     def _record(self, child: Child) -> OldChild:
         return OldChild(

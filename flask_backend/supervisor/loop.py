@@ -84,7 +84,14 @@ class Supervisor:
         self._enforcement = Enforcement(self._workers, deadlines, memory, self._processes, clock())
         self._reload = Reload(self._links, self._helpers, self._history, options, self._end_check)
         self._inheritance = Inheritance(
-            self._workers, self._helpers, self._events, self._links, self._terminal, self._history
+            self._workers,
+            self._helpers,
+            self._events,
+            self._links,
+            self._terminal,
+            self._history,
+            self._pools,
+            self._settling,
         )
         if handover:
             self._inheritance.adopt(handover, clock())
@@ -278,7 +285,7 @@ class Supervisor:
             return
         pool = self._pools[slot.pool]
         pool.end_recycling(slot)
-        progress = self._scoreboard.settled(slot.pool) + self._settling.settled[slot.pool]
+        progress = self._inheritance.progress(slot.pool)
         delay_s = pool.restarts.delay_s(death.kind, now, progress)
         self._pools.delay(slot, now + delay_s)
         logger.error(wording.DEATH_REPLACED, death, wording.replaced_in(delay_s), extra=death.as_dict())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from flask_backend.deaths import ExitKind
 from flask_backend.system.exits import ExitCode
 
 from . import wording
@@ -23,6 +24,19 @@ class GiveUp:
 
     reason: str
     code: ExitCode
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPast:
+    """What the next image of the supervisor must know of a pool. Times are of the monotonic clock, which goes on.
+
+    ``exits`` are the times of the abnormal exits that the breaker counts; ``restarts`` counts those of the backoff by
+    kind, and ``restarted`` is the time of the last.
+    """
+
+    exits: list[float]
+    restarts: dict[str, int]
+    restarted: float
 
 
 @dataclass(slots=True)
@@ -47,6 +61,16 @@ class PoolRecord:
     def end_recycling(self, slot: Slot) -> None:
         if self.recycling == slot:
             self.recycling = None
+
+    def hand_over(self, progress: int) -> PoolPast:
+        """Return what the next image must know, given the number of jobs settled so far."""
+        counts, last = self.restarts.since(progress)
+        return PoolPast(self.breaker.since(progress), {kind.name: count for kind, count in counts.items()}, last)
+
+    def resume(self, past: PoolPast) -> None:
+        """Go on from the past that an earlier image has handed over."""
+        self.breaker.resume(past.exits)
+        self.restarts.resume({ExitKind[name]: count for name, count in past.restarts.items()}, past.restarted)
 
     def check_give_up(self, slot: Slot, size: int, status: int | None, now: float, progress: int) -> GiveUp | None:
         """Record an abnormal exit; return the reason to give up a pool of this size, if any."""
@@ -74,6 +98,16 @@ class Pools:
 
     def __getitem__(self, pool: str) -> PoolRecord:
         return self._records[pool]
+
+    def hand_over(self, progress: Callable[[str], int]) -> dict[str, PoolPast]:
+        """Return what the next image must know; ``progress`` returns the number of jobs that a pool has settled."""
+        return {pool.name: self._records[pool.name].hand_over(progress(pool.name)) for pool in self.plan.pools}
+
+    def resume(self, pasts: Mapping[str, PoolPast]) -> None:
+        """Go on from the pasts that an earlier image has handed over. Pools that no longer exist are forgotten."""
+        for pool in self.plan.pools:
+            if past := pasts.get(pool.name):
+                self._records[pool.name].resume(past)
 
     def resize(self, by: int) -> bool:
         """Add ``by`` to the size of each pool; see :meth:`Plan.resize`."""

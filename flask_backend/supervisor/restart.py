@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flask_backend.deaths import ExitKind
@@ -46,6 +46,15 @@ class RestartPolicy:
             return 0.0
         return min(MAX_DELAY_S, MIN_DELAY_S * 2.0 ** min(over - 1, 16)) * (0.5 + self.random() / 2)
 
+    def since(self, progress: int) -> tuple[dict[ExitKind, int], float]:
+        """Return the exits of each kind without progress since, and when the last one was, for :meth:`resume`."""
+        return (dict(self._counts) if progress == self._progress else {}), self._last
+
+    def resume(self, counts: Mapping[ExitKind, int], last: float) -> None:
+        """Go on from the record of an earlier image, with no progress so far."""
+        self._counts.update(counts)
+        self._last = last
+
 
 @dataclass(slots=True)
 class Breaker:
@@ -74,3 +83,11 @@ class Breaker:
         while now - self._exits[0] > self.window_s:
             self._exits.popleft()
         return len(self._exits) >= self.limit_of(size)
+
+    def since(self, progress: int) -> list[float]:
+        """Return the times of the abnormal exits without progress since, for :meth:`resume`."""
+        return list(self._exits) if progress == self._progress else []
+
+    def resume(self, exits: Iterable[float]) -> None:
+        """Go on from the record of an earlier image, with no progress so far."""
+        self._exits.extend(exits)

@@ -37,7 +37,7 @@ class Settling:
         self._loans = loans
         self._helpers = helpers
         self._clock = clock
-        self._crashes = CrashCounts()
+        self.crashes = CrashCounts()
 
     def start(self, death: Death, activity: Activity) -> None:
         """Settle the job of a dead child before another worker can reserve it."""
@@ -46,7 +46,7 @@ class Settling:
         if fd is None:
             logger.debug(wording.NO_LOAN, job_id)
             return
-        crashes = self._crashes.note(pool, job_id, self._clock())
+        crashes = self.crashes.note(pool, job_id, self._clock())
 
         def settle(accept_signals: AcceptSignals) -> int:
             accept_signals()
@@ -63,7 +63,7 @@ class Settling:
 
     def _end(self, pool: str, job_id: int, exit_: Exit) -> None:
         if exit_.status == SETTLED_FOR_GOOD:
-            self._crashes.forget(pool, job_id)
+            self.crashes.forget(pool, job_id)
         if exit_.status in (SETTLED, SETTLED_FOR_GOOD):
             self.settled[pool] += 1
         elif exit_.status != ExitCode.OK:

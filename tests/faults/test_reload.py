@@ -113,6 +113,40 @@ def test_a_bad_deploy_leaves_the_old_code_serving_and_says_so_once(supervise, ta
     supervised.assert_clean_exit(0)
 
 
+def test_a_reload_does_not_clear_the_record_of_a_queue_whose_workers_only_die(supervise, tmp_path, deploy):
+    supervised = start(supervise, tmp_path, "--give-up-after", "4", "--give-up-within", "600", workers=1)
+
+    def kill_one():
+        before = supervised.log.count("; replaced ")
+        wait_until(lambda: supervised.broker.waiting(QUEUE) == 1, "a worker waits for jobs")
+        [pid] = supervised.workers()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: supervised.log.count("; replaced ") > before, "the death is noticed")
+
+    kill_one()
+    kill_one()
+    [old] = wait_until(supervised.workers, "a worker")
+    reload(supervised, tmp_path)
+    wait_until(lambda: supervised.workers() not in ([], [old]), "the old worker is gone")
+    kill_one()
+    assert "giving up" not in supervised.log
+    kill_one()
+    supervised.assert_clean_exit(5)
+    assert f"the workers of {QUEUE} have died 4 times within 600 s" in supervised.log
+
+
+def test_a_job_that_has_crashed_two_workers_gets_no_further_three_after_a_reload(
+    supervise, tasks, broker, tmp_path, deploy
+):
+    supervised = start(supervise, tmp_path, workers=1)
+    job_id = broker.put(QUEUE, b'{"endpoint": "leave", "args": ["kill"]}')
+    wait_until(lambda: broker.job(job_id)["releases"] == 2, "it has crashed two workers")
+    reload(supervised, tmp_path)
+    supervised.wait_for_log(f"job {job_id} is buried: it has crashed its worker 3 times (worker")
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 CODE_THAT_WAITS = """
 from pathlib import Path
 from time import sleep

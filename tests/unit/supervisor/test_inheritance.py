@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from fakes import Clock, NoProcesses
 
+from flask_backend.deaths import ExitKind
+from flask_backend.outcome import Ending
 from flask_backend.supervisor import Descriptors, Handover, Notifier, Terminal
 from flask_backend.supervisor.events import EventName, Events, EventSink
 from flask_backend.supervisor.handover import HANDOVER_ENV
@@ -16,8 +18,11 @@ from flask_backend.supervisor.inbox import Inbox
 from flask_backend.supervisor.inheritance import Inheritance
 from flask_backend.supervisor.links import Lifeline, Links
 from flask_backend.supervisor.loans import Loans
-from flask_backend.supervisor.plan import Slot
+from flask_backend.supervisor.plan import Plan, Pool, Slot
+from flask_backend.supervisor.pools import Pools
+from flask_backend.supervisor.restart import Breaker
 from flask_backend.supervisor.scoreboard import Scoreboard
+from flask_backend.supervisor.settling import Settling
 from flask_backend.supervisor.states import ChildEvent, ChildState
 from flask_backend.supervisor.workers import Workers
 
@@ -30,11 +35,13 @@ def image():
     def build():
         terminal, processes, clock = Terminal(was_there=True, ignores_hangup=False), NoProcesses(), Clock()
         links = Links(Inbox(terminal), Lifeline(), Loans(), Notifier(""), Descriptors(soft=1000, base=10))
-        workers = Workers(lambda _context: 0, Scoreboard({"q": ["task"]}, 10), links, processes, clock)
+        workers = Workers(lambda _context: 0, Scoreboard({"q": ["task"], "other": []}, 10), links, processes, clock)
         helpers = Helpers(links, processes, clock)
         events = Events(EventSink(wants=lambda _name: True, send=lambda _event: None), helpers, clock)
         built.append(links)
-        return Inheritance(workers, helpers, events, links, terminal, History())
+        pools = Pools(Plan([Pool("q", 2), Pool("other", 1)]))
+        settling = Settling(lambda _fd, _death, _crashes: 0, links.loans, helpers, clock)
+        return Inheritance(workers, helpers, events, links, terminal, History(), pools, settling)
 
     yield build
     for links in built:
@@ -109,3 +116,52 @@ def test_events_that_were_not_sent_cross(image, monkeypatch):
     hand_over(old, new, monkeypatch)
     assert new.events.pending == old.events.pending
     assert len(new.events.pending) == 1
+
+
+LIMIT = Breaker().limit_of(2)
+
+
+def give_up(image, now):
+    """Record the death of an idle child; return whether its pool is given up."""
+    return image.pools["q"].check_give_up(Slot("q", 0), 2, None, now, image.progress("q")) is not None
+
+
+def test_the_deaths_that_the_breaker_counts_cross(image, monkeypatch):
+    old, new = image(), image()
+    assert not any(give_up(old, float(second)) for second in range(LIMIT - 1))
+    hand_over(old, new, monkeypatch)
+    assert give_up(new, float(LIMIT))
+
+
+def test_jobs_settled_since_the_last_death_clear_the_record_also_across_a_reload(image, monkeypatch):
+    old, new, newest = image(), image(), image()
+    assert not any(give_up(old, float(second)) for second in range(LIMIT - 1))
+    old.pools["q"].restarts.delay_s(ExitKind.CANNOT_WORK, 0.0, old.progress("q"))
+    old.workers.start(Slot("q", 0))
+    (child,) = old.workers.children
+    child.row.begin(7)
+    child.row.end(Ending.DONE)
+    hand_over(old, new, monkeypatch)
+    assert not give_up(new, float(LIMIT))
+    hand_over(new, newest, monkeypatch)
+    assert newest.pools["q"].breaker.since(0) == [float(LIMIT)]
+    assert newest.pools["q"].restarts.since(0) == ({}, 0.0)
+
+
+def test_the_growing_delays_between_restarts_cross(image, monkeypatch):
+    old, new = image(), image()
+    for second in range(8):
+        old.pools["q"].restarts.delay_s(ExitKind.CANNOT_WORK, float(second), 0)
+    hand_over(old, new, monkeypatch)
+    assert new.pools["q"].restarts.since(0) == ({ExitKind.CANNOT_WORK: 8}, 7.0)
+    assert new.pools["q"].restarts.delay_s(ExitKind.CANNOT_WORK, 8.0, 0) > 5
+    assert new.pools["other"].restarts.since(0) == ({}, float("-inf"))
+
+
+def test_the_crashes_by_each_job_cross(image, monkeypatch):
+    old, new = image(), image()
+    old.settling.crashes.note("q", 7, 1.0)
+    old.settling.crashes.note("q", 7, 2.0)
+    hand_over(old, new, monkeypatch)
+    assert new.settling.crashes.note("q", 7, 3.0) == 3
+    assert new.settling.crashes.note("other", 7, 3.0) == 1
