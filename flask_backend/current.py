@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 from werkzeug.local import LocalProxy
 
+from .broker import cursors
+from .broker.cursors import Cursor, CursorConnection, Owner
 from .broker.stats import JobCounters
-from .errors import BrokerError
+from .errors import BrokerError, JobNotFoundError, TaskInterrupted
 from .message import scheduled_at
 from .retry import Attempts, Retry
+from .system.loggers import get_logger
+
+logger = get_logger("flask_backend.worker")
+
+# How often a cursor is saved. A task that dies repeats at most what it has done in that time.
+SAVE_EVERY_S = 5.0
 
 
 class JobLease(Protocol):
@@ -21,6 +30,75 @@ class JobLease(Protocol):
     def counters(self) -> JobCounters: ...
     def counters_within(self, wait_s: float) -> JobCounters | None: ...
     def touch(self) -> None: ...
+    def keeping(self) -> AbstractContextManager[CursorConnection] | None:
+        """Return a connection for cursors; None where they are not kept."""
+        ...
+
+    def is_leaving(self) -> bool:
+        """Whether the worker is to stop, so that a task shall leave at its checkpoint."""
+        ...
+
+
+class _Checkpoints:
+    """The cursor of a running job: the one that is kept, and the newest one."""
+
+    def __init__(self, lease: JobLease, owner: Owner) -> None:
+        self.owner = owner
+        self.has_left = False  # the task was left at a checkpoint
+        self._lease = lease
+        self._kept: Cursor | None = None
+        self._is_loaded = False
+        self._newest: Any = None
+        self._is_unsaved = False
+        self._save_at = time.monotonic() + SAVE_EVERY_S
+        self._is_warned = False
+
+    @property
+    def is_kept(self) -> bool:
+        return self._kept is not None
+
+    def cursor(self) -> Any:
+        if not self._is_unsaved and (keeping := self._lease.keeping()) is not None:
+            with keeping as connection:
+                self._load(connection)
+        return self._newest
+
+    def reach(self, cursor: Any) -> None:
+        cursors.encode(cursor)
+        self._newest, self._is_unsaved = cursor, True
+        is_leaving = self._lease.is_leaving()
+        if (is_leaving or time.monotonic() >= self._save_at) and self._try_to_save() and is_leaving:
+            self.has_left = True
+            raise TaskInterrupted("the worker is to stop: the task goes on at this checkpoint in another one")
+
+    def save(self) -> None:
+        """Save the newest cursor, if it is not kept yet."""
+        if self._is_unsaved and (keeping := self._lease.keeping()) is not None:
+            with keeping as connection:
+                self._load(connection)
+                self._kept = cursors.save(connection, self.owner, self._newest, self._kept)
+            self._is_unsaved = False
+        self._save_at = time.monotonic() + SAVE_EVERY_S
+
+    def _try_to_save(self) -> bool:
+        try:
+            self.save()
+        except JobNotFoundError:
+            raise
+        except BrokerError as error:  # the task goes on meanwhile
+            self._save_at = time.monotonic() + SAVE_EVERY_S
+            if not self._is_warned:
+                logger.warning("the cursor of job %d is not saved: %s", self.owner.job, error)
+            self._is_warned = True
+            return False
+        return True
+
+    def _load(self, connection: CursorConnection) -> None:
+        if not self._is_loaded:
+            self._kept = cursors.load(connection, self.owner)
+            self._is_loaded = True
+            if self._kept is not None and not self._is_unsaved:
+                self._newest = self._kept.value
 
 
 class CurrentJob:
@@ -30,7 +108,7 @@ class CurrentJob:
     ``headers`` are the headers of the task's message, with its own ``id``; they may be empty.
     """
 
-    __slots__ = ("_counters", "_lease", "_retry", "endpoint", "has_logged", "headers", "id", "queue")
+    __slots__ = ("_checkpoints", "_counters", "_lease", "_retry", "endpoint", "has_logged", "headers", "id", "queue")
 
     def __init__(  # noqa: PLR0913  # a record, created for every job
         self,
@@ -49,6 +127,7 @@ class CurrentJob:
         self._retry = retry
         self._lease = lease
         self._counters: JobCounters | None = None
+        self._checkpoints: _Checkpoints | None = None
 
     @property
     def attempt(self) -> int:
@@ -78,6 +157,41 @@ class CurrentJob:
         :exc:`BrokerConnectionError`.
         """
         self._lease.touch()
+
+    @property
+    def cursor(self) -> Any:
+        """The newest cursor given to :meth:`checkpoint`, also by an earlier run of this job; None without one.
+
+        The first access asks the broker. Raises :exc:`BrokerConnectionError` if it does not answer, and
+        :exc:`JobNotFoundError` if the worker no longer holds the job. In ``sync://`` and ``run()`` it is None.
+        """
+        return self._checkpointed().cursor()
+
+    def checkpoint(self, cursor: Any) -> None:
+        """Record how far the task has come. If its worker must stop, the task is left here and continues in another one.
+
+        ``cursor`` is JSON of at most 8 KB, for example the key of the last row that was done: commit that first. It is
+        saved at most every 5 seconds, before the task is left, and when it fails. So a task that was left, killed,
+        stopped at its time limit or retried continues at its last saved ``cursor``; later work runs again.
+
+        The task is left by raising :exc:`TaskInterrupted`, which ``except Exception`` does not catch. It is the same
+        job afterwards, and no attempt is counted. Raises :exc:`MessageEncodeError` for another cursor, and
+        :exc:`JobNotFoundError` if the worker no longer holds the job, so that another one may run it. A broker that is
+        away is logged, and the task goes on. In ``sync://`` and ``run()`` a checkpoint does nothing.
+        """
+        self._checkpointed().reach(cursor)
+
+    @property
+    def checkpoints(self) -> _Checkpoints | None:
+        """For the worker: what the task has done with its cursor, if anything."""
+        return self._checkpoints
+
+    def _checkpointed(self) -> _Checkpoints:
+        if self._checkpoints is None:
+            uid = self.headers.get("id")
+            owner = Owner(self.id, self.queue, uid if isinstance(uid, str) and uid else None)
+            self._checkpoints = _Checkpoints(self._lease, owner)
+        return self._checkpoints
 
     def learn(self, counters: JobCounters) -> None:
         """Take the job's counters, so that its attempt stays known when the job is no longer held."""
@@ -109,12 +223,40 @@ class CurrentJob:
 
 job_being_run: ContextVar[CurrentJob] = ContextVar("flask_backend.current_job")
 
-# A proxy like flask.current_app: false if no job is running; using it then raises RuntimeError.
-current_job = cast(
-    "CurrentJob",
-    LocalProxy(
-        job_being_run,
-        unbound_message="No job is running here: current_job is set in a task or receiver that a worker runs, and "
-        "false elsewhere, for example in hello.run().",
-    ),
+_NO_JOB = (
+    "No job is running here: current_job is set in a task or receiver that a worker runs, and false elsewhere, for "
+    "example in hello.run()."
 )
+
+# A proxy like flask.current_app: false if no job is running; using it then raises RuntimeError.
+current_job = cast("CurrentJob", LocalProxy(job_being_run, unbound_message=_NO_JOB))
+
+
+class _JobAround:
+    """The current job inside of ``hello.run()``: that of the task which calls it, if any, but without its cursor."""
+
+    __slots__ = ("_job",)
+
+    def __init__(self, job: CurrentJob | None) -> None:
+        self._job = job
+
+    cursor = None
+
+    def checkpoint(self, cursor: Any) -> None:
+        cursors.encode(cursor)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._job is None:
+            raise RuntimeError(_NO_JOB)
+        return getattr(self._job, name)
+
+    def __bool__(self) -> bool:
+        return bool(self._job)
+
+    def __repr__(self) -> str:
+        return repr(self._job) if self._job else "<no job>"
+
+
+def job_inside_run() -> CurrentJob:
+    """Return the current job for a function that ``run()`` calls."""
+    return cast("CurrentJob", _JobAround(job_being_run.get(None)))

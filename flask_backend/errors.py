@@ -52,6 +52,13 @@ class TaskTimeout(BackendError):  # noqa: N818  # the name that users know
     """The task has reached its time limit; raised inside the task, at the line that it is running."""
 
 
+class TaskInterrupted(BaseException):
+    """The task is left at a checkpoint, because its worker is to stop; it goes on there in another worker.
+
+    Not an ``Exception``: code that handles the failures of a task must not handle this.
+    """
+
+
 class TaskResultError(BackendError, TypeError):
     """A task returned something that has not run: a generator, or an awaitable that was not awaited."""
 

@@ -99,7 +99,7 @@ class JobContext(logging.Filter):
         job = job_being_run.get(None)
         for name, tell in _JOB_FIELDS.items():
             if not hasattr(record, name):
-                setattr(record, name, None if job is None else tell(job))
+                setattr(record, name, tell(job) if job else None)
         return True
 
 

@@ -206,6 +206,14 @@ def _find_fault(fields: dict[str, Any]) -> str:
     return f"{name!r} is {_json_type(fields[name])}, not {_JSON_TYPES[wanted]}"
 
 
+def has_uid(body: bytes, uid: str) -> bool:
+    """Whether this is the message of a task with this id of its own."""
+    try:
+        return decode(body).headers.get("id") == uid
+    except MessageDecodeError:
+        return False
+
+
 def show_call(endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return a call as a person would write it, with its values in JSON."""
     parts = [_shown(value) for value in args] + [f"{name}={_shown(value)}" for name, value in kwargs.items()]

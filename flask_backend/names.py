@@ -40,11 +40,34 @@ def is_failures_tube(tube: str) -> bool:
     return tube.endswith(_FAILURES)
 
 
+# The beginning of the tubes that keep the cursors of unfinished jobs.
+_CURSORS = "flask-backend.cursor/"
+
+
+def cursor_tube(name: str) -> str:
+    return _CURSORS + name
+
+
+def is_cursor_tube(tube: str) -> bool:
+    return tube.startswith(_CURSORS)
+
+
+def is_internal_tube(tube: str) -> bool:
+    """Whether a tube is for our own use: its jobs are not tasks."""
+    return is_failures_tube(tube) or is_cursor_tube(tube)
+
+
+def is_queue_name(name: str) -> bool:
+    return _TUBE.fullmatch(name) is not None
+
+
 def check_worked_queue_name(name: str) -> str:
     """Return ``name`` if workers can serve that queue: its failures tube must have a valid name too."""
     check_queue_name(name)
     if is_failures_tube(name):
         raise QueueNameError(f"{name!r}: names that end in {_FAILURES} are reserved for the stories of buried jobs")
+    if is_cursor_tube(name):
+        raise QueueNameError(f"{name!r}: names that begin with {_CURSORS} are reserved for the cursors of tasks")
     if len(name) > _MAX_BYTES - len(_FAILURES):
         raise QueueNameError(
             f"{name[:60]!r}… ({len(name)} bytes) is too long for a queue with workers: "

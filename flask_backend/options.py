@@ -9,7 +9,7 @@ from .errors import OptionError
 
 # greenstalk's default, between the priorities that the protocol calls urgent (below 1024) and the last one.
 DEFAULT_PRIORITY = 2**16
-_MAX_PRIORITY = 2**32 - 1
+MAX_PRIORITY = 2**32 - 1  # comes last
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Options:
             whole_seconds("ttr", self.ttr, least=1)
         priority = self.priority
         is_whole = isinstance(priority, int) and not isinstance(priority, bool)
-        if priority is not None and not (is_whole and 0 <= priority <= _MAX_PRIORITY):
-            raise OptionError(f"priority is {priority!r}; expected a whole number from 0 (first) to {_MAX_PRIORITY}")
+        if priority is not None and not (is_whole and 0 <= priority <= MAX_PRIORITY):
+            raise OptionError(f"priority is {priority!r}; expected a whole number from 0 (first) to {MAX_PRIORITY}")
 
     def over(self, defaults: Options) -> Options:
         """Return these options, with the values of ``defaults`` for the ones that are not set."""

@@ -65,6 +65,10 @@ task_buried = _signals.signal(
     "task-buried",
     "``job`` was buried, for ``reason``, because of ``error`` or the decision in ``error``.",
 )
+task_interrupted = _signals.signal(
+    "task-interrupted",
+    "The task of ``job`` was left at its checkpoint after ``ran_s`` seconds, because its worker is to stop.",
+)
 task_discarded = _signals.signal(
     "task-discarded",
     "``job`` was deleted because its task raised ``Discard``: ``reason`` and ``error``.",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
+from .current import job_being_run, job_inside_run
 from .durations import Delay
 from .errors import MessageEncodeError
 from .functions import bind, signature_of
@@ -128,7 +129,11 @@ class Task(Generic[P, R_co]):
         ``await hello.function("world")`` runs it in that loop. Raises :exc:`TaskResultError` for a result that has not
         run, such as a generator.
         """
-        return run_here(self.endpoint, self.function, args, kwargs)
+        token = job_being_run.set(job_inside_run())
+        try:
+            return run_here(self.endpoint, self.function, args, kwargs)
+        finally:
+            job_being_run.reset(token)
 
     def options(
         self, *, delay: Delay | None = None, priority: int | None = None, ttr: float | None = None

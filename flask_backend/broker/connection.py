@@ -440,6 +440,22 @@ class Connection:
         found = self._ask_for("RESERVED", [b"reserve-with-timeout 0\r\n"] * count, _job)
         return [job for job in found if job is not None]
 
+    def first_ready(self, tube: str) -> tuple[int, bytes] | None:
+        """Return the id and the body of the next ready job of a tube, if there is one."""
+        _, found, _ = self._ask_in_tubes([b"use %b\r\n" % tube.encode(), b"peek-ready\r\n"])
+        job = self._read(found, "FOUND", _job)
+        return None if job is None else (job.id, job.body)
+
+    def put_aside(self, tube: str, body: bytes, priority: int) -> int:
+        """Put a job that nobody reserves; return its id. Afterwards this connection no longer uses the tube."""
+        command = b"put %d 0 1 %d\r\n%b\r\n" % (priority, len(body), body)
+        used, put, _ = self._ask_in_tubes([b"use %b\r\n" % tube.encode(), command])
+        if used.status == "USING" and put.status == "INSERTED":
+            return self.guard(put.read, _job_id)
+        if put.status in ("INSERTED", "BURIED"):  # in another tube, or short of memory
+            self.delete_each([self.guard(put.read, _job_id)])
+        raise BrokerError(f"Beanstalkd at {self.address} refuses to keep {len(body)} bytes: it answered {put}")
+
     def probe_last_id(self, tube: str) -> int:
         """Return the id of the newest job, found by putting a job into ``tube`` and deleting it.
 

@@ -15,12 +15,13 @@ from flask_backend.errors import (
     BrokerError,
     JobNotFoundError,
     JobTooBigError,
-    MessageDecodeError,
 )
-from flask_backend.message import decode
+from flask_backend.message import has_uid
 from flask_backend.options import DEFAULTS, Options, PutOptions
 
+from . import cursors
 from .connection import PIPELINE_JOBS, Connection
+from .cursors import CursorConnection, Owner
 from .stats import JobRecord
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class SentPuts(Protocol):
         ...
 
 
-class PutConnection(Protocol):
+class PutConnection(CursorConnection, Protocol):
     """The part of its connection that a producer uses."""
 
     def put(self, queue: str, body: bytes, options: PutOptions) -> int: ...
@@ -153,7 +154,7 @@ class Producer:
         Ids may restart at 1 with the server, so a job in another queue, or with another ``uid``, is a different job.
         """
         match self.connection().find(job_id):
-            case record, body if record.queue == queue and (uid is None or _has_uid(body, uid)):
+            case record, body if record.queue == queue and (uid is None or has_uid(body, uid)):
                 return record.state
             case _:
                 return None
@@ -166,6 +167,7 @@ class Producer:
             self.connection().delete(job_id)
         except JobNotFoundError:  # a worker was faster
             return False
+        cursors.drop(self.connection(), Owner(job_id, queue, uid).tube)
         return True
 
     def connection(self) -> PutConnection:
@@ -176,13 +178,6 @@ class Producer:
                 connection.close()
             connection = self._local.connection = Connection(self.settings.address, self.settings.timeout_s)
         return connection
-
-
-def _has_uid(body: bytes, uid: str) -> bool:
-    try:
-        return decode(body).headers.get("id") == uid
-    except MessageDecodeError:
-        return False
 
 
 def _next_chunk(source: Iterator[tuple[int, T]], encode: Callable[[int, T], bytes]) -> Chunk:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flask_backend.message import cut
-from flask_backend.names import is_failures_tube
+from flask_backend.names import is_internal_tube
 from flask_backend.system.exits import ExitCode
 from flask_backend.tracebacks import MAX_MESSAGE
 
@@ -111,7 +111,7 @@ def run_action(ctx: click.Context, action: BulkAction, request: Request) -> None
 
 def _do_to_some(action: BulkAction, request: Request, console: Console) -> ActionResult:
     if not request.yes:
-        jobs = [job for job in console.jobs(request.ids) if job.state != "reserved" and not is_failures_tube(job.queue)]
+        jobs = [job for job in console.jobs(request.ids) if job.state != "reserved" and not is_internal_tube(job.queue)]
         if jobs:
             _list_jobs(console, jobs)
             confirm(f"{action.verb.capitalize()} {count_of(len(jobs), 'job')}?", yes=False)

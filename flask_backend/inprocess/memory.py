@@ -56,6 +56,7 @@ class MemoryBroker:
         self.puts: dict[int, Put] = {}
         self.begun: set[str] = set()
         self.event_loop = EventLoop()
+        self._checkpoints_left: int | None = None
         self._store = Store()
         self._commands = Dispatcher(self._store, MAX_JOB_SIZE, self.now)
         self._client = self._store.connect()
@@ -163,6 +164,37 @@ class MemoryBroker:
         with self._lock:
             self._store.disconnect(self._client, self.now)
             self._client = self._store.connect()
+
+    # -- for cursors -----------------------------------------------------------------------------------------
+
+    def interrupt_at(self, checkpoint: int) -> None:
+        """Let the next job leave at its n-th checkpoint, counted from now over all jobs."""
+        self._checkpoints_left = checkpoint
+
+    def interrupts_now(self) -> bool:
+        """Whether the task that has reached a checkpoint shall leave there."""
+        if self._checkpoints_left is None:
+            return False
+        self._checkpoints_left -= 1
+        if self._checkpoints_left > 0:
+            return False
+        self._checkpoints_left = None
+        return True
+
+    def first_ready(self, tube: str) -> tuple[int, bytes] | None:
+        with self._lock:
+            jobs = [job for job in self._store.jobs.values() if job.tube.name == tube and job.state is State.READY]
+            first = min(jobs, key=lambda job: (job.priority, job.id), default=None)
+            return None if first is None else (first.id, first.body)
+
+    def put_aside(self, tube: str, body: bytes, priority: int) -> int:
+        with self._lock:
+            self._store.use(self._client, tube)
+            return self._store.put(self._client, priority, 0, 1, body, self.now).id
+
+    def delete_each(self, ids: Iterable[int]) -> list[int]:
+        with self._lock:
+            return [job_id for job_id in ids if self._store.delete(self._client, job_id)]
 
     # -- inner workings --------------------------------------------------------------------------------------
 

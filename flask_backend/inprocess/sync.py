@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,7 +23,8 @@ from flask_backend.functions import may_be_async
 from flask_backend.message import scheduled_at
 from flask_backend.options import Options
 from flask_backend.registry import Handlers
-from flask_backend.retry import Retry
+from flask_backend.retry import DiscardJob, Retry
+from flask_backend.worker.checkpoints import drop_cursor, is_left, save_newest
 from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use, using_loop
 from flask_backend.worker.execution import Call, Runner, read_call
 from flask_backend.worker.outcomes import Attempt, Outcome, announce, announce_failure
@@ -39,6 +41,7 @@ class InProcessLease:
 
     broker: MemoryBroker
     job_id: int
+    keeps_cursors: bool = True  # not if each call runs at once
 
     def counters(self) -> JobCounters:
         return self.broker.counters(self.job_id)
@@ -48,6 +51,12 @@ class InProcessLease:
 
     def touch(self) -> None:
         self.broker.touch(self.job_id)
+
+    def keeping(self) -> AbstractContextManager[MemoryBroker] | None:
+        return nullcontext(self.broker) if self.keeps_cursors else None
+
+    def is_leaving(self) -> bool:
+        return self.keeps_cursors and self.broker.interrupts_now()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,7 @@ class InProcessWorker:
     handlers: Handlers
     broker: MemoryBroker
     settings: Settings
+    keeps_cursors: bool = True
 
     def begin(self) -> None:
         """Run the queue's hooks, once."""
@@ -93,12 +103,20 @@ class InProcessWorker:
             announce_failure(self.app, current, outcome, undecodable, None)
             return undecodable
         attempt, error = self._attempt(job, call)
+        if error is not None and is_left(attempt.job, error):
+            connection.give_back()
+            announce(self.app, signals.task_interrupted, job=attempt.job, ran_s=attempt.ran_s)
+            return error
         if error is not None:
+            save_newest(attempt.job)
             outcome = settle_failure(connection, attempt, error)
+            if isinstance(outcome.action, DiscardJob):
+                drop_cursor(attempt.job, connection)
             announce_failure(self.app, attempt.job, outcome, error, attempt.ran_s)
             return error
         attempt.job.learn(connection.counters(job.id))
         connection.delete(job.id)
+        drop_cursor(attempt.job, connection)
         announce(self.app, signals.task_succeeded, job=attempt.job, ran_s=attempt.ran_s)
         return None
 
@@ -131,7 +149,7 @@ class InProcessWorker:
             endpoint=call.label if call else "",
             headers=headers,
             retry=self._retry_of(call),
-            lease=InProcessLease(self.broker, job.id),
+            lease=InProcessLease(self.broker, job.id, self.keeps_cursors),
         )
 
     def _retry_of(self, call: Call | None) -> Retry:
@@ -176,7 +194,7 @@ class SyncProducer(MemoryProducer):
         app, handlers, broker = self._app(), self._find_handlers(queue), self.broker
         if app is None or handlers is None:
             return
-        worker = InProcessWorker(app, handlers, broker, self.settings)
+        worker = InProcessWorker(app, handlers, broker, self.settings, keeps_cursors=False)
         for job_id in job_ids:
             job = broker.reserve_job(job_id)
             try:

@@ -12,13 +12,20 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
+from flask_backend.broker import cursors
 from flask_backend.broker.connection import PIPELINE_JOBS, Connection
 from flask_backend.broker.stats import JobRecord, Queue
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
 from flask_backend.errors import MessageDecodeError, QueueNameError
 from flask_backend.message import cut
-from flask_backend.names import check_worked_queue_name, failures_tube, is_failures_tube
+from flask_backend.names import (
+    check_worked_queue_name,
+    failures_tube,
+    is_cursor_tube,
+    is_failures_tube,
+    is_internal_tube,
+)
 from flask_backend.stories import Story
 
 # The tube of the probe job, which is put and deleted at once to find the newest job id.
@@ -119,8 +126,8 @@ class Console:
     # -- queues ----------------------------------------------------------------------------------------------
 
     def queues(self) -> list[Queue]:
-        """Return all queues by name, without the failures tubes and without an unused ``default``."""
-        found = self._connection.stats_tube(name for name in self._tubes() if not is_failures_tube(name))
+        """Return all queues by name, without our internal tubes and without an unused ``default``."""
+        found = self._connection.stats_tube(name for name in self._tubes() if not is_internal_tube(name))
         # Every connection, of any program, uses and watches `default` until it chooses another tube.
         return [queue for queue in found if queue.name != "default" or queue.jobs or queue.waiting]
 
@@ -173,8 +180,11 @@ class Console:
         return bool(self.delete_each([job_id]))
 
     def delete_each(self, ids: Iterable[int]) -> list[int]:
-        """Delete jobs that no connection holds; return the ids of the deleted jobs."""
-        return self._connection.delete_each(ids)
+        """Delete jobs that no connection holds, with their cursors; return the ids of the deleted jobs."""
+        deleted = self._connection.delete_each(ids)
+        if deleted:
+            cursors.sweep(self._connection)
+        return deleted
 
     def next_buried(self, queue: str) -> int | None:
         """Return the id of the job that has been buried longest."""
@@ -299,11 +309,11 @@ class Console:
 
     def _act_on(self, ids: Iterable[int], act: Callable[[Iterable[int]], list[int]]) -> ActionResult:
         wanted = list(dict.fromkeys(ids))
-        jobs = [job for job in self.jobs(wanted) if not is_failures_tube(job.queue)]
+        jobs = [job for job in self.jobs(wanted) if not is_internal_tube(job.queue)]
         queues = {job.queue for job in jobs if job.state == "buried"}
         notes = {each.job: each.id for queue in queues for each in self.failures(queue).stories}
         done = act(job.id for job in jobs)
-        self.delete_each(notes[job_id] for job_id in done if job_id in notes)
+        self._connection.delete_each(notes[job_id] for job_id in done if job_id in notes)
         left = set(wanted).difference(done)
         now = {job.id: job for job in self.jobs(left)}
         return ActionResult(done, {job_id: _what_it_is(now.get(job_id)) for job_id in wanted if job_id in left})
@@ -314,7 +324,7 @@ class Console:
             notes = {each.job: each.id for each in part}
             # The person may have taken a while to confirm: check the states again.
             acted = act(job.id for job in self.jobs(notes) if job.state == "buried")
-            self.delete_each(notes[job_id] for job_id in acted)
+            self._connection.delete_each(notes[job_id] for job_id in acted)
             done += acted
         seen = {each.job for each in failures.stories}
         for _ in range(failures.untold):
@@ -371,6 +381,8 @@ def _what_it_is(job: JobRecord | None) -> str:
         return "gone"
     if is_failures_tube(job.queue):
         return "not a job but the story of one"
+    if is_cursor_tube(job.queue):
+        return "not a job but the cursor of one"
     match job.state:
         case "reserved":
             return "reserved: it runs now"

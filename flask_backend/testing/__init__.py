@@ -31,6 +31,7 @@ __all__ = [
     "buried",
     "clear",
     "drain",
+    "interrupt",
     "memory",
     "move_time",
     "scheduled",
@@ -63,6 +64,11 @@ def scheduled(app: Flask | Backend | None = None) -> list[Scheduled]:
 def drain(app: Flask | Backend | None = None, *, raise_errors: bool = True) -> list[Ran]:
     """See :meth:`Memory.drain`."""
     return memory(app).drain(raise_errors=raise_errors)
+
+
+def interrupt(at: int = 1, app: Flask | Backend | None = None) -> None:
+    """See :meth:`Memory.interrupt`."""
+    memory(app).interrupt(at)
 
 
 def move_time(by: float | timedelta, app: Flask | Backend | None = None) -> None:

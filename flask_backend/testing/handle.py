@@ -9,7 +9,7 @@ from flask import Flask
 
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.decisions import TaskDecision
-from flask_backend.errors import ConfigError, OptionError
+from flask_backend.errors import ConfigError, OptionError, TaskInterrupted
 from flask_backend.extension import Backend
 from flask_backend.inprocess.memory import MemoryBroker, MemoryProducer, Put
 from flask_backend.inprocess.sync import InProcessWorker
@@ -74,18 +74,28 @@ class Memory:
         Jobs run by due time, then by priority, each in its own app context, after the hooks of its queue, and without
         time limits. A job whose task fails is released with a delay or buried, according to its retry policy. Then its
         error is raised unchanged; with ``raise_errors=False`` it is in the returned attempt instead. The decisions of a
-        task, ``RetryLater``, ``Bury`` and ``Discard``, are never raised, but always returned.
+        task, ``RetryLater``, ``Bury`` and ``Discard``, are never raised, but always returned, and so is
+        ``TaskInterrupted``, see :meth:`interrupt`.
         """
         ran: list[Ran] = []
         while (reserved := self._broker.reserve(self._backend.queues)) is not None:
             ran.append(self._execute(*reserved))
             error = ran[-1].error
-            if error is None or issubclass(type(error), TaskDecision):
+            if error is None or issubclass(type(error), TaskDecision | TaskInterrupted):
                 continue
             # Ctrl-C and pytest's own exceptions are meant for the test.
             if raise_errors or not issubclass(type(error), Exception | SystemExit):
                 raise error
         return ran
+
+    def interrupt(self, at: int = 1) -> None:
+        """Let a worker stop during the next :meth:`drain`: at the n-th checkpoint from now its task is left.
+
+        It then runs again, in the same :meth:`drain`. ``at`` counts the checkpoints of all jobs, from 1.
+        """
+        if type(at) is not int or at < 1:
+            raise OptionError(f"cannot interrupt at checkpoint {at!r}; expected a whole number from 1")
+        self._broker.interrupt_at(at)
 
     def move_time(self, by: float | timedelta) -> None:
         """Move the broker's time by seconds or a ``timedelta``: the next :meth:`drain` runs the jobs that become due.

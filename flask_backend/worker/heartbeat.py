@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from flask_backend.broker.connection import Connection
@@ -87,6 +87,12 @@ class WorkerLease:
         with self.heartbeat.exchange(self) as connection:
             connection.touch(self.job.id)
 
+    def keeping(self) -> AbstractContextManager[Connection]:
+        return self.heartbeat.exchange(self)
+
+    def is_leaving(self) -> bool:
+        return self.heartbeat.is_stopping()
+
 
 class WakeGate:
     """Decides how long the thread sleeps, and wakes it.
@@ -131,13 +137,14 @@ class Heartbeat:
         leave: Callable[[], None],
         connect: Callable[[], Connection],
         take_over: Callable[[WorkerLease, Connection], bool],
+        is_stopping: Callable[[], bool],
         leaves_when_stuck: bool,
     ) -> None:
         """Set the actions for deadlines and for a broken connection.
 
         ``interrupt`` breaks off the running task. ``leave`` ends the process at once; with ``leaves_when_stuck`` the
         heartbeat calls it if the interrupt did not help. ``connect`` opens a new connection, and ``take_over`` moves
-        the job to it, if that is possible.
+        the job to it, if that is possible. ``is_stopping`` tells whether the worker is to stop.
         """
         self._host = host
         self._pid = os.getpid()
@@ -145,6 +152,7 @@ class Heartbeat:
         self._leave = leave
         self._connect = connect
         self._take_over = take_over
+        self.is_stopping = is_stopping
         self._leaves_when_stuck = leaves_when_stuck
         self._lease: WorkerLease | None = None
         # Taken for each exchange on the connection while a job is held: a touch never mixes with the worker's commands.

@@ -76,6 +76,12 @@ class _FormerLease:
     def touch(self) -> None:
         raise JobNotFoundError(f"job {self.job_id} is no longer held: its worker died")
 
+    def keeping(self) -> None:
+        return None
+
+    def is_leaving(self) -> bool:
+        return False
+
 
 def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashes: int) -> Settled | None:
     """Release or bury the job that a dead worker held, if it has to be settled; close the connection in any case.

@@ -13,7 +13,11 @@ from flask_backend.current import CurrentJob, job_being_run
 from flask_backend.errors import BrokerError, MessageDecodeError
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
+from flask_backend.retry import DiscardJob
+from flask_backend.system.loggers import get_logger
 
+from . import wording
+from .checkpoints import Sweeper, drop_cursor, is_left, save_newest
 from .execution import Call, Runner, read_call
 from .heartbeat import Heartbeat, WorkerLease
 from .host import Host
@@ -22,6 +26,8 @@ from .link import RESERVE_S
 from .outcomes import Attempt, Outcome, announce, announce_failure
 from .settlement import bury_undecodable, settle_failure
 from .time_limit import TimeLimit
+
+logger = get_logger("flask_backend.worker")
 
 # In the first 100 ms of a batch, the deletion of a job waits for that of the next one, since a write takes most of the
 # CPU of a short job. The system sends it after 200 ms at the latest, well within the shortest TTR of one second.
@@ -57,6 +63,7 @@ class Processor:
         self._time_limit = time_limit
         self._leave_if_forked = leave_if_forked
         self._loggers: set[str] = set()  # the tasks that logged a line in their last run
+        self._sweeper = Sweeper()
         self.is_holding = False
 
     def install(self) -> None:
@@ -97,6 +104,8 @@ class Processor:
             error = self._run(lease, call, job)
             if error is None:
                 self._settle_success(lease, job, count_next)
+            elif is_left(job, error):
+                self._leave(job, time.monotonic() - lease.started)
             else:
                 attempt = Attempt(job, call, retry, time.monotonic() - lease.started)
                 self._settle_failure(lease, attempt, error)
@@ -125,6 +134,8 @@ class Processor:
             self._leave_if_forked(error)
             if signals.task_succeeded.receivers:
                 job.attempt_for_logs()  # it cannot be asked for when the job is deleted
+            if error is not None:
+                save_newest(job)
             self._heartbeat.let_go()
             return error
         finally:
@@ -142,7 +153,13 @@ class Processor:
         ran_s = time.monotonic() - lease.started if signals.task_succeeded.receivers else 0.0
         is_early = bool(lease.waiting) and time.monotonic() - lease.reserved_at < SHORT_BATCH_S
         try:
-            lease.pipeline.delete_and_reserve(lease.job, RESERVE_S, count_next(), with_next=is_early)
+            if job.checkpoints and job.checkpoints.is_kept:
+                lease.pipeline.delete_and_reserve(lease.job)
+                lease.connection.receive_all()
+                drop_cursor(job, lease.connection)
+                self._sweeper.sweep(lease.connection)
+            else:
+                lease.pipeline.delete_and_reserve(lease.job, RESERVE_S, count_next(), with_next=is_early)
         except BrokerError:
             self._end(Ending.DONE)  # its deletion is retried on the next connection
             announce(self._app, signals.task_succeeded, job=job, ran_s=ran_s)
@@ -150,10 +167,18 @@ class Processor:
         self._end(Ending.DONE)
         announce(self._app, signals.task_succeeded, job=job, ran_s=ran_s)
 
+    def _leave(self, job: CurrentJob, ran_s: float) -> None:
+        """Leave the job to the next worker: it goes back, uncounted, as the connection closes at the end."""
+        self._end(None)
+        logger.info(wording.LEFT, job.id, job.endpoint)
+        announce(self._app, signals.task_interrupted, job=job, ran_s=ran_s)
+
     def _settle_failure(self, lease: WorkerLease, attempt: Attempt, error: BaseException) -> None:
         outcome = Outcome()
         try:
             outcome = settle_failure(lease.connection, attempt, error)
             self._end(outcome.ending)
+            if isinstance(outcome.action, DiscardJob):
+                drop_cursor(attempt.job, lease.connection)
         finally:  # the task has failed, even if the broker is gone
             announce_failure(self._app, attempt.job, outcome, error, attempt.ran_s)

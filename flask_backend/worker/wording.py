@@ -26,6 +26,8 @@ LOOP_CANCELS = "cancelling background tasks that are still pending at the end: %
 LOOP_TASK_FAILED = "background task %s failed while it was cancelled"
 LOOP_TASKS_STUCK = "background tasks have not ended %g s after they were cancelled: %s"
 
+LEFT = "job %d (%s) is left at its checkpoint, and goes on in another worker"
+
 # -- the connection ----------------------------------------------------------------------------------------------
 
 BROKER_AWAY = "%s: %s; trying again"

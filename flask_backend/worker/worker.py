@@ -61,6 +61,7 @@ class Worker:
             leave=self._leave,
             connect=self._link.open,
             take_over=self._link.take_over,
+            is_stopping=self._is_stopping,
             leaves_when_stuck=limits.lifeline is None,
         )
         self._processor = Processor(
@@ -223,6 +224,9 @@ class Worker:
         """Drain if a hook or a task has consumed the signal for it."""
         if self._host.was_told_to_drain():
             self._drain()
+
+    def _is_stopping(self) -> bool:
+        return self._stop.requested or self._host.was_told_to_drain()
 
     def _drain(self) -> None:
         self._host.heard_drain()

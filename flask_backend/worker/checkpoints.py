@@ -1,0 +1,44 @@
+"""What follows when a task that uses a cursor ends."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from flask_backend.broker import cursors
+from flask_backend.broker.cursors import CursorConnection, SweepingConnection
+from flask_backend.current import CurrentJob
+from flask_backend.errors import BrokerError, TaskInterrupted
+
+SWEEP_EVERY_S = 3600.0
+
+
+def is_left(job: CurrentJob, error: BaseException) -> bool:
+    """Whether the task was left at a checkpoint: not if its own code raises that exception."""
+    return type(error) is TaskInterrupted and job.checkpoints is not None and job.checkpoints.has_left
+
+
+def save_newest(job: CurrentJob) -> None:
+    """Save the newest cursor of a task that has failed, if the broker is there."""
+    if job.checkpoints is not None:
+        with suppress(BrokerError):
+            job.checkpoints.save()
+
+
+def drop_cursor(job: CurrentJob, connection: CursorConnection) -> None:
+    """Delete the cursor of a job that has left its queue. If the connection breaks before, a sweep does it."""
+    if job.checkpoints is not None and job.checkpoints.is_kept:
+        cursors.drop(connection, job.checkpoints.owner.tube)
+
+
+class Sweeper:
+    """Sweeps cursors without jobs, from workers whose tasks use cursors."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+
+    def sweep(self, connection: SweepingConnection) -> None:
+        now = time.monotonic()
+        if now >= self._at:
+            self._at = now + SWEEP_EVERY_S
+            cursors.sweep(connection)
