@@ -168,7 +168,7 @@ class CurrentJob:
         return self._checkpointed().cursor()
 
     def checkpoint(self, cursor: Any) -> None:
-        """Record how far the task has come. If its worker must stop, the task is left here and continues in another one.
+        """Record how far the task has come. If its worker must stop, the task is left here and continues in another.
 
         ``cursor`` is JSON of at most 8 KB, for example the key of the last row that was done: commit that first. It is
         saved at most every 5 seconds, before the task is left, and when it fails. So a task that was left, killed,

@@ -1,4 +1,4 @@
-"""Cursors: how far a long task has come. They outlive its worker, as jobs in a separate tube from which no worker reserves.
+"""Cursors: how far a long task has come. They outlive its worker, as jobs in a separate tube that workers do not reserve.
 
 The newest cursor comes first by its priority. A new one is put, and its put answered, before the old one is deleted: a
 death in between leaves both, and the newer one counts.
