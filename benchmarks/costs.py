@@ -1,7 +1,8 @@
 """Measure what a job, a connection, a tube and a worker cost: the numbers used in docs/explain/scaling.md.
 
 Usage: python benchmarks/costs.py [--rounds N] [--only server|memory|workers] [--write]. Starts its own beanstalkd and
-supervisors; prints tables of medians with ranges. --write puts them into docs/explain/scaling.md, between its markers.
+supervisors; prints tables of medians with ranges. --write puts them into docs/explain/scaling.json, and the tables
+and numbers of docs/explain/scaling.md that depend on them.
 Costs depend on the machine: compare values of one run. Linux only: it reads /proc.
 
 The server is driven over raw sockets, with many commands in a write where noted, so that the measurement covers the
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import socket
 import statistics
@@ -25,8 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import costs_page
 import greenstalk
+import machine
 import psutil
+from costs_page import BINLOG, IN_MEMORY, SYNCED
+from cpu import cpu_s
 from figures import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -39,10 +43,8 @@ if TYPE_CHECKING:
     from flask import Flask
 
 QUEUE = "com.example/default"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "explain" / "scaling.md"
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 BODY = b"x" * 100
-BINLOGS = {"in memory": None, "`-b`": (), "`-b -f0`": ("-f0",)}
+BINLOGS = {IN_MEMORY: None, BINLOG: (), SYNCED: ("-f0",)}
 PREFETCH = "--prefetch 8"
 CONNECTIONS = 50  # concurrent clients, like workers or web processes: a busy server is not woken for each command
 
@@ -61,14 +63,7 @@ class Server(RealBeanstalkd):
 
     @property
     def cpu_s(self) -> float:
-        """Return the CPU time of its one thread, from the scheduler: in nanoseconds, where stat has hundredths."""
-        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[0]) / 1e9
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of all threads of a process, in user and in kernel mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+        return cpu_s(self.process.pid)
 
 
 @contextmanager
@@ -225,7 +220,7 @@ def measure_server(rounds: int, progress: Callable[[str], None]) -> tuple[list[F
                     put, taken = as_web_processes(server, few), as_workers(server, few)
                     note(f"put, {CONNECTIONS} connections", contender, put)
                     note(f"delete + reserve, {CONNECTIONS} connections", contender, taken)
-                    note("a job: the last two together", contender, put.with_each(taken))
+                    note(costs_page.A_JOB, contender, put.with_each(taken))
                     note("put, 500 in a write", contender, putting(wire, server, many, 500))
                     reserving, deleting = in_batches(wire, server, many)
                     note("reserve, 100 in a write", contender, reserving)
@@ -288,16 +283,16 @@ def restart(count: int = 200_000) -> tuple[float, float]:
 
 
 def measure_memory(rounds: int, progress: Callable[[str], None]) -> list[Figure]:
-    server = "beanstalkd"
-    small, large = Figure("waiting job of 100 B", server, "B"), Figure("waiting job of 1 kB", server, "B")
-    idle = Figure("connection, idle", server, "B")
+    server = costs_page.SERVER
+    small, large = Figure(costs_page.SMALL, server, "B"), Figure(costs_page.LARGE, server, "B")
+    idle = Figure(costs_page.CONNECTION, server, "B")
     waiting = Figure("connection, waiting in a reserve", server, "B")
-    tube = Figure("tube", server, "B")
+    tube = Figure(costs_page.TUBE, server, "B")
     one, many = (
         Figure("put, one tube", server, "µs CPU"),
         Figure("put, 1,000 tubes", server, "µs CPU"),
     )
-    factor = Figure("put, 1,000 tubes against one", server, "times")
+    factor = Figure(costs_page.MANY_TUBES, server, "times")
     replay = Figure("restart with 200,000 jobs of 100 B in the binlog", server, "s")
     disk = Figure("binlog of a waiting job of 100 B", server, "B")
     for number in range(rounds):
@@ -430,69 +425,25 @@ def measure_workers(rounds: int, progress: Callable[[str], None]) -> list[Figure
 # -- output --------------------------------------------------------------------------------------------------
 
 
-def rounded(value: float) -> str:
-    """Return two significant digits, or three if the first is 1: the machine does not give more precision."""
-    digits = 2 if f"{value:e}"[0] != "1" else 3
-    return f"{float(f'{value:.{digits - 1}e}'):,.10g}"
-
-
-def shown(figure: Figure) -> str:
-    low, high = rounded(min(figure.values)), rounded(max(figure.values))
-    return rounded(figure.median) if low == high else f"{rounded(figure.median)} ({low} to {high})"
-
-
-def table(figures: list[Figure]) -> str:
-    lines = ["| | | median (range) |", "|---|---|---|"]
-    lines += [f"| {figure.name} | {figure.unit} | {shown(figure)} |" for figure in figures]
-    return "\n".join(lines)
-
-
-def table_by_binlog(title: str, figures: list[Figure]) -> str:
-    by_name: dict[str, dict[str, Figure]] = {}
-    for figure in figures:
-        by_name.setdefault(figure.name, {})[figure.contender] = figure
-    lines = [f"| {title} | {' | '.join(BINLOGS)} |", f"|---|{'---|' * len(BINLOGS)}"]
-    for name, row in by_name.items():
-        plain = row["in memory"]
-        cells = [shown(plain)]
-        for contender in list(BINLOGS)[1:]:
-            ratio = statistics.median(row[contender].ratios_to(plain))
-            cells.append(f"{shown(row[contender])}, {ratio:.2g} times")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def write(section: str, text: str) -> None:
-    """Put a section into the document, in place of the existing text."""
-    begin, end = f"<!-- costs.py --only {section}: -->\n", f"<!-- end of {section} -->\n"
-    document = DOCUMENT.read_text()
-    if begin not in document or end not in document:
-        raise SystemExit(f"{DOCUMENT} has no {begin.strip()} ... {end.strip()}")
-    before, _, rest = document.partition(begin)
-    _, _, after = rest.partition(end)
-    DOCUMENT.write_text(f"{before}{begin}\n{text}\n\n{end}{after}")
-
-
-def measure(section: str, rounds: int, progress: Callable[[str], None]) -> str:
+def measure(section: str, rounds: int, progress: Callable[[str], None]) -> list[Figure]:
     if section == "server":
         costs, rates = measure_server(rounds, progress)
-        return "\n\n".join(
-            [table_by_binlog("CPU time, µs", costs), table_by_binlog("operations a second, here", rates)]
-        )
-    return table({"memory": measure_memory, "workers": measure_workers}[section](rounds, progress))
+        return [*costs, *rates]
+    return {"memory": measure_memory, "workers": measure_workers}[section](rounds, progress)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=["server", "memory", "workers"])
-    parser.add_argument("--write", action="store_true", help="into docs/explain/scaling.md too")
+    parser.add_argument("--write", action="store_true", help="into docs/explain/scaling.* too")
     options = parser.parse_args()
     for section in [options.only] if options.only else ["server", "memory", "workers"]:
-        text = measure(section, options.rounds, lambda line: print(line, file=sys.stderr))
-        print(text, end="\n\n", flush=True)
+        figures = measure(section, options.rounds, lambda line: print(line, file=sys.stderr))
+        print(costs_page.tables(section, figures), end="\n\n", flush=True)
         if options.write:
-            write(section, text)
+            measured = costs_page.section_of(machine.describe(), options.rounds, figures)
+            costs_page.write(costs_page.read() | {section: measured})
 
 
 if __name__ == "__main__":

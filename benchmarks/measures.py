@@ -14,13 +14,16 @@ from stage import Cores, set_up
 
 ONE_WORKER = "one worker, no-op tasks"
 ONE_WORKER_APART = "one worker, its broker on another core, no-op tasks"
-ONE_CORE = "one worker and its broker on one core, no-op tasks"
 TWO_WORKERS = "two workers, no-op tasks"
 ENQUEUE = "enqueue, one by one"
 ENQUEUE_APART = "enqueue, one by one, the broker on another core"
-ENQUEUE_ON_ONE_CORE = "enqueue, one by one, on one core with the broker"
 ENQUEUE_MANY = "enqueue, 100,000 at once"
 MEMORY = "enqueue, 100,000 at once, peak of traced memory"
+JOB_CPU = "CPU of a no-op job"
+LOGGING_CPU = "CPU of a job that logs one line"
+CALL_CPU = "CPU of a call"
+KEYWORDS_CPU = "CPU of a call with keyword arguments"
+MAP_CPU = "CPU of a call in a map of 5,000"
 LATENCY = "put to start, idle worker, median"
 LATENCY_P99 = "put to start, idle worker, p99"
 
@@ -36,6 +39,7 @@ CELERY, CELERY_SOLO, DRAMATIQ, HUEY, RQ, RQ_SIMPLE = (
 )
 BARE = (LOOP, PIPELINED, EIGHT)
 PEERS = (CELERY, CELERY_SOLO, DRAMATIQ, HUEY, RQ, RQ_SIMPLE)
+CALLING_PEERS = (CELERY, DRAMATIQ, HUEY, RQ)  # the others differ only in their workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +124,47 @@ def latency(contender: Contender, effort: Effort, cores: Cores = Cores.ANY) -> V
     return statistics.median(times), statistics.quantiles(times, n=100, method="inclusive")[-1]
 
 
-# A contender whose calls are another's, and only whose workers differ, is not measured here.
+class JobCost:
+    """The CPU time of a job, in the workers and the broker, with one worker and a queue filled before it starts.
+
+    All are on one core, so that no work is hidden on another one, and the kernel's choice of cores has no effect.
+    """
+
+    def __init__(self, fill: str = "fill") -> None:
+        self._fill = fill
+        self._costs_us: dict[str, float] = {}  # the last measured value
+
+    def __call__(self, contender: Contender, effort: Effort) -> Values:
+        cost_us = self._costs_us.get(contender.name, 1e6 / contender.rate)
+        count = max(100, round(effort.seconds / 2 / cost_us * 1e6))
+        with set_up(contender, Cores.ONE) as stage:
+            stage.call(self._fill, count)
+            with stage.workers(1) as workers:
+                cost_us = self._costs_us[contender.name] = stage.spend_on_jobs(count, workers)
+        return (cost_us,)
+
+
+def call_cost(contender: Contender, effort: Effort, how: str) -> Values:
+    """Return the CPU time of a call, in the caller and the broker, both on one core; see ``calling.OPERATIONS``."""
+    with set_up(contender, Cores.ONE) as stage:
+        return (stage.spend(how, effort.seconds / 4),)
+
+
+COSTS = (
+    Measure((JOB_CPU,), "µs", (OURS, PREFETCHING, *BARE, *PEERS), JobCost()),
+    Measure((LOGGING_CPU,), "µs", (OURS, LOOP, PIPELINED, *PEERS), JobCost("fill_logging")),
+    Measure((CALL_CPU,), "µs", (OURS, LOOP, *CALLING_PEERS), partial(call_cost, how="call")),
+    Measure((KEYWORDS_CPU,), "µs", (OURS, LOOP, *CALLING_PEERS), partial(call_cost, how="call_with_keywords")),
+    Measure((MAP_CPU,), "µs", (OURS, PIPELINED, RQ), partial(call_cost, how="call_many")),
+)
 MEASURES = (
     Measure((ONE_WORKER,), "jobs/s", (OURS, PREFETCHING, *BARE), Throughput(1)),
     Measure((ONE_WORKER_APART,), "jobs/s", (OURS, PREFETCHING, *BARE), Throughput(1, Cores.APART)),
-    Measure((ONE_CORE,), "jobs/s", (OURS, PREFETCHING, *BARE), Throughput(1, Cores.ONE)),
     Measure((TWO_WORKERS,), "jobs/s", (OURS, PREFETCHING, *PEERS), Throughput(2)),
-    Measure((ENQUEUE,), "calls/s", (OURS, LOOP, CELERY, DRAMATIQ, HUEY, RQ), enqueue_each),
+    Measure((ENQUEUE,), "calls/s", (OURS, LOOP, *CALLING_PEERS), enqueue_each),
     Measure((ENQUEUE_APART,), "calls/s", (OURS, LOOP), partial(enqueue_each, cores=Cores.APART)),
-    Measure((ENQUEUE_ON_ONE_CORE,), "calls/s", (OURS, LOOP), partial(enqueue_each, cores=Cores.ONE)),
     Measure((ENQUEUE_MANY,), "jobs/s", (OURS, PIPELINED), enqueue_many),
     Measure((MEMORY,), "MB", (OURS,), memory),
     Measure((LATENCY, LATENCY_P99), "ms", (OURS, LOOP, *PEERS), latency),
+    *COSTS,
 )

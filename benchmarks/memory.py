@@ -25,6 +25,7 @@ from flask_backend.system.procfs import read_memory
 
 MANY_MB, MANY_TASKS = 200, 10_000
 FEW_MB = 100
+MOST_ROUNDS = 3  # in a run of all benchmarks: they hardly differ
 READS = 16  # by 4 workers
 CEILING = "40M"
 SETTLED_S = 3.0  # recycling checks memory every second, and takes one worker of a queue at a time
@@ -95,7 +96,7 @@ PARTS: list[Part] = [measure_private, measure_pss]
 
 
 def measure(rounds: int) -> list[Figure]:
-    return measure_parts(PARTS, rounds)
+    return measure_parts(PARTS, min(rounds, MOST_ROUNDS))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import greenstalk
+from cpu import cpu_s
 from flask import Flask
 from support.beanstalkd import RealBeanstalkd
 
@@ -72,7 +73,7 @@ class Meter:
         self.took = (ours - self._started[0]) / self._jobs * 1e6, (brokers - self._started[1]) / self._jobs * 1e6
 
     def _now(self) -> tuple[float, float]:
-        return time.process_time(), int(Path(f"/proc/{self._broker_pid}/schedstat").read_text().split()[0]) / 1e9
+        return time.process_time(), cpu_s(self._broker_pid)
 
 
 def work(port: int, options: argparse.Namespace, meter: Meter) -> None:

@@ -30,10 +30,11 @@ class Report:
         figures = [Figure(**each) for each in content["figures"]]
         return cls(content["machine"], content["rounds"], figures, goals, content["settings"] | settings)
 
-    def markdown(self) -> str:
-        machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
+    def markdown(self, first: Sequence[str] = ()) -> str:
+        """Return all results; the parts in ``first`` come before the goals."""
         parts = [
-            f"Measured in {self.rounds} rounds on: {machine}.",
+            machine_line(self.machine, self.rounds),
+            *first,
             "### Goals",
             goals_table(judge(self.goals, self.figures)),
         ]
@@ -57,13 +58,18 @@ class Report:
         return json.dumps(content, indent=1) + "\n"
 
 
-def put_between_markers(page: str, text: str) -> str:
-    """Return the page with the text between its markers replaced."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
+def put_between(page: str, begin: str, end: str, text: str) -> str:
+    """Return the page with the text between two markers replaced."""
+    head, has_begun, rest = page.partition(begin)
+    _, has_ended, tail = rest.partition(end)
+    if not has_begun or not has_ended:
+        raise ValueError(f"the page has no {begin} and {end}")
+    return f"{head}{begin}\n\n{text}\n\n{end}{tail}"
+
+
+def machine_line(machine: Mapping[str, str], rounds: int) -> str:
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return f"Measured in {rounds} rounds on: {facts}."
 
 
 def figures_table(figures: Sequence[Figure]) -> str:
@@ -116,7 +122,9 @@ def number(value: float) -> str:
     """Show three digits, or the whole number."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import psutil
 import stamps
 from contenders import BROKER, Contender, Server
+from cpu import cpu_s, family_cpu_s
 from support.beanstalkd import RealBeanstalkd, free_port
 from support.waiting import wait_until
 
@@ -32,15 +34,16 @@ END_S = 10
 class Stage:
     """A contender, its broker and a folder in memory; made by :func:`set_up`."""
 
-    def __init__(self, contender: Contender, folder: Path, port: int) -> None:
+    def __init__(self, contender: Contender, folder: Path, broker: Broker) -> None:
         self._contender = contender
         self._folder = folder
+        self.broker = broker
         self._stamps = folder / "stamps"
         self._log = folder / "log"
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("BACKEND_")},
             **contender.environment,
-            BROKER: f"127.0.0.1:{port}",
+            BROKER: f"127.0.0.1:{broker.port}",
             stamps.VARIABLE: str(self._stamps),
             "PYTHONPATH": f"{HERE}:{HERE.parent}",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -68,15 +71,37 @@ class Stage:
         )
         return stamps.read(self._stamps)
 
+    def spend(self, how: str, seconds: float) -> float:
+        """Return the µs of CPU for each call, in the caller and in the broker, see ``calling.py``."""
+        spent_us: float = self.call("spend", how, seconds, self.broker.pid)
+        return spent_us
+
+    def spend_on_jobs(self, count: int, workers: Sequence[int]) -> float:
+        """Return the µs of CPU for each job, in the workers and in the broker, between a tenth and nine tenths.
+
+        ``count`` jobs must be waiting. ``workers`` are the processes that have started all others.
+        """
+        moments = [self._spent_at(round(count * share), workers) for share in (0.1, 0.9)]
+        (first, before_s), (last, after_s) = moments
+        return (after_s - before_s) / (last - first) * 1e6
+
+    def _spent_at(self, count: int, workers: Sequence[int]) -> tuple[int, float]:
+        """Wait until ``count`` tasks have run; return how many have, and the CPU time so far."""
+        wait_until(
+            lambda: stamps.count(self._stamps) >= count, f"{self._contender.name}: {count} jobs are done", PATIENCE_S
+        )
+        return stamps.count(self._stamps), cpu_s(self.broker.pid) + sum(map(family_cpu_s, workers))
+
     @contextmanager
-    def workers(self, count: int) -> Iterator[None]:
+    def workers(self, count: int) -> Iterator[list[int]]:
+        """Start this many workers; return the processes that were started."""
         with self._log.open("ab") as log:
             processes = [
                 subprocess.Popen(command, env=self._environment, cwd=self._folder, stdout=log, stderr=log)
                 for command in self._contender.commands(count)
             ]
         try:
-            yield
+            yield [process.pid for process in processes]
         except BaseException as error:
             error.add_note(f"the end of the workers' log:\n{self._log.read_text()[-2000:]}")
             raise
@@ -107,32 +132,40 @@ def set_up(contender: Contender, cores: Cores = Cores.ANY) -> Iterator[Stage]:
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=memory if memory.is_dir() else None))
     try:
         os.sched_setaffinity(0, one)  # inherited by the processes started from now on
-        with SERVERS[contender.server](folder) as port:
+        with SERVERS[contender.server](folder) as broker:
             os.sched_setaffinity(0, other)
-            yield Stage(contender, folder, port)
+            yield Stage(contender, folder, broker)
     finally:
         os.sched_setaffinity(0, available)
         shutil.rmtree(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A running broker."""
+
+    port: int
+    pid: int
+
+
 @contextmanager
-def _beanstalkd(_folder: Path) -> Iterator[int]:
+def _beanstalkd(_folder: Path) -> Iterator[Broker]:
     server = RealBeanstalkd()
     try:
-        yield server.port
+        yield Broker(server.port, server.process.pid)
     finally:
         server.stop()
 
 
 @contextmanager
-def _redis(folder: Path) -> Iterator[int]:
+def _redis(folder: Path) -> Iterator[Broker]:
     """Start a Redis without persistence, like the Beanstalkd beside it."""
     port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     try:
         wait_until(lambda: _listens(port), "redis-server answers")
-        yield port
+        yield Broker(port, server.pid)
     finally:
         server.terminate()
         server.wait()

@@ -50,8 +50,16 @@ class Caller(Protocol):
         """Schedule one call of the no-op task."""
         ...
 
+    def call_with_keywords(self) -> None:
+        """Schedule one call of a task, with one positional argument and two keyword arguments."""
+        ...
+
     def call_many(self, count: int) -> None:
-        """Schedule ``count`` calls, by the fastest method available."""
+        """Schedule ``count`` calls of the no-op task, by the fastest method available."""
+        ...
+
+    def call_logging(self, count: int) -> None:
+        """Schedule ``count`` calls of the task that logs one line."""
         ...
 
 

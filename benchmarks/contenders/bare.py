@@ -6,8 +6,11 @@ Usage of a worker: python -m contenders.bare loop|pipelined|eight
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
@@ -18,19 +21,27 @@ from stamps import stamp
 from contenders import Contender, Server, broker_address
 
 TUBE = "com.example/default"
-# A message of the same form as ours.
+# Messages of the same form as ours.
 BODY = (
     b'{"endpoint":"hello","args":["x"],"kwargs":{},'
     b'"headers":{"id":"0123456789abcdef0123456789abcdef","at":1767225600.123}}'
 )
+LOGGING_BODY = BODY.replace(b"hello", b"log", 1)
 IN_FLIGHT = 500
+
+app = Flask(__name__)
 
 
 def hello(_name: str) -> None:
     stamp()
 
 
-ENDPOINTS = {"hello": hello}
+def log(name: str) -> None:
+    stamp()
+    app.logger.warning("hello %s", name)
+
+
+ENDPOINTS = {"hello": hello, "log": log}
 
 
 # -- callers -------------------------------------------------------------------------------------------------
@@ -41,14 +52,30 @@ def call() -> None:
     _client().put(BODY, ttr=120)
 
 
+def call_with_keywords() -> None:
+    """Encode and put one job with greenstalk, with an id and the time."""
+    headers = {"id": uuid.uuid4().hex, "at": round(time.time(), 3)}
+    kwargs = {"greeting": "hello", "times": 3}
+    body = json.dumps({"endpoint": "greet", "args": ["x"], "kwargs": kwargs, "headers": headers})
+    _client().put(body.encode(), ttr=120)
+
+
 def call_many(count: int) -> None:
+    _put_many(BODY, count)
+
+
+def call_logging(count: int) -> None:
+    _put_many(LOGGING_BODY, count)
+
+
+def _put_many(body: bytes, count: int) -> None:
     """Put the jobs, 500 in one write, and read the ids in the replies before the next write."""
     sock = _connect()
     replies = sock.makefile("rb")
     sock.sendall(b"use %b\r\n" % TUBE.encode())
     replies.readline()
     for start in range(0, count, IN_FLIGHT):
-        bodies = [BODY] * min(IN_FLIGHT, count - start)
+        bodies = [body] * min(IN_FLIGHT, count - start)
         sock.sendall(b"".join(b"put 65536 0 120 %d\r\n%b\r\n" % (len(body), body) for body in bodies))
         for _ in bodies:
             word, job_id = replies.readline().split()
@@ -76,7 +103,6 @@ def run_loop() -> None:
 
 def run_pipelined(depth: int) -> None:
     """Delete a batch of jobs and reserve as many in one write, and run each in an app context."""
-    app = Flask(__name__)
     sock = _connect()
     sock.sendall(b"watch %b\r\nignore default\r\n" % TUBE.encode() + b"reserve\r\n" * depth)
     jobs = _read_jobs(sock)
@@ -130,7 +156,8 @@ CONTENDERS = [
         partial(commands, "loop"),
         9_000,
         "Reserves, decodes with `json.loads`, calls and deletes one job after the other, with greenstalk and without an"
-        " app context. It puts a body that was encoded before.",
+        " app context. It puts a body that was encoded before, except in a call with keyword arguments: this it encodes"
+        " with `json.dumps` and a `uuid4`.",
     ),
     Contender(
         "bare pipelined loop",
@@ -152,4 +179,5 @@ CONTENDERS = [
 ]
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s")  # as ours
     LOOPS[sys.argv[1]]()

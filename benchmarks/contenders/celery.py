@@ -36,13 +36,33 @@ def hello(_name: str) -> None:
     stamp()
 
 
+@app.task(name="greet")
+def greet(_name: str, *, greeting: str, times: int) -> None:  # noqa: ARG001 - only called, never run
+    stamp()
+
+
+@app.task(name="log")
+def log(name: str) -> None:
+    stamp()
+    flask_app.logger.warning("hello %s", name)
+
+
 def call() -> None:
     hello.delay("x")
+
+
+def call_with_keywords() -> None:
+    greet.delay("x", greeting="hello", times=3)
 
 
 def call_many(count: int) -> None:
     for _ in range(count):
         hello.delay("x")
+
+
+def call_logging(count: int) -> None:
+    for _ in range(count):
+        log.delay("x")
 
 
 # docs.celeryq.dev/en/stable/reference/cli.html, "celery worker": what a single worker can do without.

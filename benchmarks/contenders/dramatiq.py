@@ -19,13 +19,35 @@ def hello(_name: str) -> None:
         stamp()
 
 
+@dramatiq.actor
+def greet(_name: str, *, greeting: str, times: int) -> None:  # noqa: ARG001 - only called, never run
+    with app.app_context():
+        stamp()
+
+
+@dramatiq.actor
+def log(name: str) -> None:
+    with app.app_context():
+        stamp()
+        app.logger.warning("hello %s", name)
+
+
 def call() -> None:
     hello.send("x")
+
+
+def call_with_keywords() -> None:
+    greet.send("x", greeting="hello", times=3)
 
 
 def call_many(count: int) -> None:
     for _ in range(count):
         hello.send("x")
+
+
+def call_logging(count: int) -> None:
+    for _ in range(count):
+        log.send("x")
 
 
 def commands(workers: int) -> list[list[str]]:

@@ -24,12 +24,31 @@ def hello(_name: str) -> None:
     stamp()
 
 
+@backend.task(QUEUE)
+def greet(_name: str, *, greeting: str, times: int) -> None:  # noqa: ARG001 - only called, never run
+    stamp()
+
+
+@backend.task(QUEUE)
+def log(name: str) -> None:
+    stamp()
+    app.logger.warning("hello %s", name)
+
+
 def call() -> None:
     hello("x")
 
 
+def call_with_keywords() -> None:
+    greet("x", greeting="hello", times=3)
+
+
 def call_many(count: int) -> None:
     hello.map("x" for _ in range(count))
+
+
+def call_logging(count: int) -> None:
+    log.map("x" for _ in range(count))
 
 
 def commands(workers: int, *options: str) -> list[list[str]]:

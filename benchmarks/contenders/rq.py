@@ -23,6 +23,17 @@ def hello(_name: str) -> None:
         stamp()
 
 
+def greet(_name: str, *, greeting: str, times: int) -> None:  # noqa: ARG001 - only called, never run
+    with app.app_context():
+        stamp()
+
+
+def log(name: str) -> None:
+    with app.app_context():
+        stamp()
+        app.logger.warning("hello %s", name)
+
+
 @cache
 def _queue() -> rq.Queue:
     return rq.Queue(connection=Redis.from_url(redis_url()))
@@ -32,10 +43,22 @@ def call() -> None:
     _queue().enqueue("contenders.rq.hello", "x", result_ttl=0)
 
 
+def call_with_keywords() -> None:
+    _queue().enqueue("contenders.rq.greet", "x", greeting="hello", times=3, result_ttl=0)
+
+
 def call_many(count: int) -> None:
+    _enqueue_many("contenders.rq.hello", count)
+
+
+def call_logging(count: int) -> None:
+    _enqueue_many("contenders.rq.log", count)
+
+
+def _enqueue_many(name: str, count: int) -> None:
     for start in range(0, count, 500):
         size = min(500, count - start)
-        _queue().enqueue_many([rq.Queue.prepare_data("contenders.rq.hello", ("x",), result_ttl=0)] * size)
+        _queue().enqueue_many([rq.Queue.prepare_data(name, ("x",), result_ttl=0)] * size)
 
 
 def run(kind: str) -> None:

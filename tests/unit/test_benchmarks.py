@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from array import array
 from xml.etree import ElementTree as ET
 
+import busy
+import pages
 import pytest
 import stamps
 from chart import Panel, draw
 from contenders import bare
+from cpu import cpu_s, family_cpu_s
+from facts import Fact, median, put_facts
 from figures import Figure, Goal, find, judge
-from measures import rotated
-from report import Report, figures_table, number, put_between_markers
+from measures import CALL_CPU, JOB_CPU, rotated
+from report import BEGIN, END, Report, figures_table, number, put_between
 
 from flask_backend.message import encode_call, head_of, new_uid
 
@@ -77,7 +83,16 @@ def test_the_bare_loops_have_bodies_as_large_as_ours():
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.349, "0.35"), (9.96, "9.96"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12,346")]
+    ("value", "shown"),
+    [
+        (0, "0.00"),
+        (0.0034, "0.0034"),
+        (0.349, "0.35"),
+        (9.96, "9.96"),
+        (12.34, "12.3"),
+        (123.4, "123"),
+        (12345.6, "12,346"),
+    ],
 )
 def test_numbers_have_three_digits_or_all(value, shown):
     assert number(value) == shown
@@ -122,23 +137,97 @@ def test_a_report_is_rendered_again_from_its_json_with_the_settings_of_today(rep
 
 
 def test_new_measurements_replace_the_old_ones_and_nothing_else():
-    page = put_between_markers(f"before\n{_marked('')}\nafter\n", "one")
+    page = put_between(f"before\n{_marked('')}\nafter\n", BEGIN, END, "one")
     assert page == f"before\n{_marked('one')}\nafter\n"
-    assert put_between_markers(page, "two") == page.replace("one", "two")
+    assert put_between(page, BEGIN, END, "two") == page.replace("one", "two")
     with pytest.raises(ValueError, match="the page has no"):
-        put_between_markers("before", "one")
+        put_between("before", BEGIN, END, "one")
 
 
 def _marked(text):
-    from report import BEGIN, END
-
     return f"{BEGIN}\n\n{text}\n\n{END}"
 
 
 def test_the_chart_is_well_formed_and_names_every_contender():
     figures = [OURS, Figure("jobs", "a <&> b", "jobs/s", [0.0, 0.0, 0.0])]
-    root = ET.fromstring(draw([Panel(figures, "more is better"), Panel([BARE], "more is better")]))  # noqa: S314 - our own
+    root = ET.fromstring(draw("Speed", [Panel(figures, "more is better"), Panel([BARE], "more is better")]))  # noqa: S314 - our own
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"Jobs", "jobs/s; more is better", "ours", "a <&> b", "bare", "200", "300"} <= texts
     widths = [float(element.get("width")) for element in root.iter("{http://www.w3.org/2000/svg}rect")]
     assert min(widths) >= 1
+
+
+# -- what a busy host pays -----------------------------------------------------------------------------------
+
+COSTS = [
+    Figure(JOB_CPU, "ours", "µs", [40.0, 50.0, 60.0]),
+    Figure(JOB_CPU, "bare greenstalk loop", "µs", [40.0, 40.0, 40.0]),
+    Figure(JOB_CPU, "RQ", "µs", [4000.0, 5000.0, 9000.0]),
+    Figure(CALL_CPU, "ours", "µs", [30.0]),
+    Figure(CALL_CPU, "RQ", "µs", [600.0, 500.0]),
+]
+
+
+def test_the_table_of_costs_has_a_row_for_each_contender_with_multiples_of_ours():
+    assert busy.costs_table([OURS, *COSTS]).splitlines()[2:] == [
+        "| ours | 50.0 |  | 30.0 |  |  |",
+        "| bare greenstalk loop | 40.0, 0.80 times |  |  |  |  |",
+        "| RQ | 5,000, 100 times |  | 550 |  |  |",  # other rounds have no ratio
+    ]
+
+
+def test_a_bar_that_is_far_longer_than_ours_is_cut_and_keeps_its_number():
+    root = ET.fromstring(draw("Costs", busy.panels(COSTS[:3])))  # noqa: S314 - our own
+    bars = [float(each.get("width")) for each in root.iter("{http://www.w3.org/2000/svg}rect")][1:]
+    assert bars == pytest.approx([bars[2] / 8, bars[2] / 10, bars[2]], abs=0.1)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 1
+    assert "5,000" in {each.text for each in root.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_without_costs_the_page_has_no_section_about_a_busy_host(report):
+    assert busy.panels(report.figures) == []
+    assert pages.BUSY not in pages.render(report)[pages.EXPLAIN / "benchmarks.md"].partition(BEGIN)[2]
+
+
+def test_the_page_shows_the_costs_as_a_table_and_as_a_picture_before_the_goals(report):
+    files = pages.render(Report(report.machine, 3, COSTS, report.goals, {}))
+    text = files[pages.EXPLAIN / "benchmarks.md"]
+    assert text.index("### What a busy host pays") < text.index("(busy.svg)") < text.index("### Goals")
+    assert "What a busy host pays" in files[pages.EXPLAIN / "busy.svg"]
+
+
+def test_the_cpu_time_of_a_process_includes_its_threads_and_ended_children():
+    before, now = cpu_s(os.getpid()), time.process_time()
+    assert before == pytest.approx(now, abs=1)
+    assert family_cpu_s(os.getpid()) >= before
+
+
+# -- the pages -----------------------------------------------------------------------------------------------
+
+
+def test_every_page_with_measurements_is_the_one_that_their_json_makes():
+    for path, text in pages.render(pages.read()).items():
+        assert path.read_text() == text, f"run ./run bench --render, which writes {path.name} again"
+
+
+JOBS_A_SECOND = Fact(
+    "does {} jobs\na second, and {} with", lambda figures: [f"{median(figures, 'jobs', 'ours'):g}", "7"]
+)
+
+
+def test_a_fact_gets_the_values_of_today_and_keeps_its_line_breaks():
+    page = "It does 1,000 jobs a\nsecond, and 3\nwith care."
+    assert put_facts(page, [JOBS_A_SECOND], [OURS]) == "It does 200 jobs a\nsecond, and 7\nwith care."
+
+
+@pytest.mark.parametrize(
+    "page", ["It does many.", "does 1 jobs a second, and 2 with. It does 1 jobs a second, and 2 with"]
+)
+def test_a_page_that_does_not_have_a_fact_once_is_an_error(page):
+    with pytest.raises(ValueError, match=r"does \{\} jobs"):
+        put_facts(page, [JOBS_A_SECOND], [OURS])
+
+
+def test_a_fact_whose_figure_was_not_measured_stays_as_it_is():
+    page = "does 1,000 jobs a second, and 3 with"
+    assert put_facts(page, [JOBS_A_SECOND], [BARE]) == page
