@@ -16,6 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
+import growth
 import machine
 import memory
 import pages
@@ -27,7 +28,7 @@ from measures import MEASURES, Effort
 from report import Report, figures_table
 
 # Modules with other measurements: each has GOALS and measure(rounds), which returns figures.
-OTHERS = (supervision, memory)
+OTHERS = (growth, supervision, memory)
 
 
 def measure(rounds: int, only: str) -> Iterator[list[Figure]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import busy
 import costs_page
 import goals
+import growth
 import memory
 import supervision
 from chart import Panel, draw
@@ -21,7 +22,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 EXPLAIN = DOCS / "explain"
 DATA = EXPLAIN / "benchmarks.json"
 
-GOALS = [*goals.GOALS, *supervision.GOALS, *memory.GOALS]
+GOALS = [*goals.GOALS, *growth.GOALS, *supervision.GOALS, *memory.GOALS]
 PANELS = {
     ONE_WORKER: "more is better",
     TWO_WORKERS: "more is better",

@@ -22,7 +22,7 @@ import psutil
 import stamps
 from contenders import BROKER, Contender, Server
 from cpu import cpu_s, family_cpu_s
-from support.beanstalkd import RealBeanstalkd, free_port
+from support.beanstalkd import Beanstalkd, EmbeddedBroker, RealBeanstalkd, free_port
 from support.waiting import wait_until
 
 HERE = Path(__file__).parent
@@ -150,7 +150,18 @@ class Broker:
 
 @contextmanager
 def _beanstalkd(_folder: Path) -> Iterator[Broker]:
-    server = RealBeanstalkd()
+    with _stopped(RealBeanstalkd()) as broker:
+        yield broker
+
+
+@contextmanager
+def _embedded(_folder: Path) -> Iterator[Broker]:
+    with _stopped(EmbeddedBroker()) as broker:
+        yield broker
+
+
+@contextmanager
+def _stopped(server: Beanstalkd) -> Iterator[Broker]:
     try:
         yield Broker(server.port, server.process.pid)
     finally:
@@ -179,7 +190,7 @@ def _listens(port: int) -> bool:
     return True
 
 
-SERVERS = {Server.BEANSTALKD: _beanstalkd, Server.REDIS: _redis}
+SERVERS = {Server.BEANSTALKD: _beanstalkd, Server.REDIS: _redis, Server.EMBEDDED: _embedded}
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -21,6 +21,7 @@ PEERS = {"celery": "celery", "dramatiq": "dramatiq", "huey": "huey", "rq": "rq"}
 class Server(StrEnum):
     BEANSTALKD = auto()
     REDIS = auto()
+    EMBEDDED = auto()
 
 
 @dataclass(frozen=True, slots=True)

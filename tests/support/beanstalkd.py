@@ -152,6 +152,12 @@ class RealBeanstalkd(Beanstalkd):
         return installed_release()
 
 
+class EmbeddedBroker(Beanstalkd):
+    """The embedded broker, also if the other tests run on beanstalkd."""
+
+    is_embedded = True
+
+
 @functools.cache
 def installed_release() -> tuple[int, int]:
     """Return the release of the installed beanstalkd, (1, 13) for example; (0, 0) without one."""
