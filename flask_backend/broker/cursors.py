@@ -1,4 +1,4 @@
-"""Cursors: how far a long task has come. They outlive its worker, as jobs in a separate tube that workers do not reserve.
+"""Cursors: how far a long task has come. They outlive its worker, as jobs in a tube that no worker reserves from.
 
 The newest cursor comes first by its priority. A new one is put, and its put answered, before the old one is deleted: a
 death in between leaves both, and the newer one counts.
