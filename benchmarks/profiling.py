@@ -48,7 +48,7 @@ class Host(Foreground):
         super().__init__(QUEUE)
         row = Scoreboard({QUEUE: labels}, 1).take(QUEUE)
         self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
-        self.was_told_to_drain = row.was_told_to_drain
+        self.was_told_to_drain, self.count_wait = row.was_told_to_drain, row.count_wait
 
 
 class Meter:

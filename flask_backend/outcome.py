@@ -9,3 +9,4 @@ class Ending(IntEnum):
     DONE = 0
     RETRIED = 1
     BURIED = 2
+    DISCARDED = 3

@@ -257,8 +257,12 @@ class Connection:
     def prefetch_stats(self, job_id: int) -> Replies:
         """Request the statistics of a job in advance, for :meth:`counters_within`."""
         replies = Replies()
-        self.guard(self.wire.send, b"stats-job %d\r\n" % job_id, replies)
+        self.ask_stats_later(job_id, replies)
         return replies
+
+    def ask_stats_later(self, job_id: int, receiver: ReplyReceiver) -> None:
+        """Request the statistics of a job for a receiver, which gets the reply when replies are next read."""
+        self.guard(self.wire.send, b"stats-job %d\r\n" % job_id, receiver)
 
     def receive(self) -> bool:
         """Read the replies that have arrived; return whether there was something to read."""

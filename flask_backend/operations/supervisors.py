@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flask_backend.system import page as pages
-from flask_backend.system.page import BURIED, BUSY_NS, CRASHED, DONE, DURATIONS, RETRIED, Found, WorkerView
+from flask_backend.system.page import (
+    BUCKETS,
+    BURIED,
+    BUSY_NS,
+    CRASHED,
+    DISCARDED,
+    DONE,
+    DURATIONS,
+    GIVEN_BACK,
+    RECONNECTS,
+    RETRIED,
+    WAITED_US,
+    WAITS,
+    Found,
+    WorkerView,
+)
 from flask_backend.system.procfs import MemoryUse, read_memory, read_stat, titles, uptime_s
 from flask_backend.system.titles import is_master, read_worker
 from flask_backend.visible import MAX_NAME, visible
@@ -28,14 +44,21 @@ class Process:
 
 @dataclass(slots=True)
 class Counts:
-    """How jobs ended, and the time that they took. ``durations[n]`` counts those of up to 2**n ms."""
+    """How jobs ended, the time that they took, and how long they had waited for their first attempt.
 
-    done: int = 0
+    ``durations[n]`` and ``waits[n]`` count those of less than 2**n ms.
+    """
+
+    done: int = 0  # also those discarded
     retried: int = 0
     buried: int = 0
+    discarded: int = 0
     crashed: int = 0
+    given_back: int = 0
     busy_s: float = 0.0
-    durations: list[int] = field(default_factory=lambda: [0] * pages.BUCKETS)
+    waited_s: float = 0.0
+    durations: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    waits: list[int] = field(default_factory=lambda: [0] * BUCKETS)
 
     @property
     def failed(self) -> int:
@@ -44,17 +67,27 @@ class Counts:
     @property
     def mean_s(self) -> float | None:
         """The mean time of an attempt, if there was one."""
-        attempts = self.done + self.failed
+        attempts = sum(self.durations)
         return self.busy_s / attempts if attempts else None
 
+    @property
+    def mean_wait_s(self) -> float | None:
+        """The mean time that jobs have waited, if one was measured."""
+        waits = sum(self.waits)
+        return self.waited_s / waits if waits else None
+
     def add(self, words: Sequence[int]) -> None:
-        self.done += words[DONE]
+        self.done += words[DONE] + words[DISCARDED]
+        self.discarded += words[DISCARDED]
         self.retried += words[RETRIED]
         self.buried += words[BURIED]
         self.crashed += words[CRASHED]
+        self.given_back += words[GIVEN_BACK]
         self.busy_s += words[BUSY_NS] / 1e9
-        for number, count in enumerate(words[DURATIONS:]):
-            self.durations[number] += count
+        self.waited_s += words[WAITED_US] / 1e6
+        for number in range(BUCKETS):
+            self.durations[number] += words[DURATIONS + number]
+            self.waits[number] += words[WAITS + number]
 
 
 @dataclass(slots=True)
@@ -68,6 +101,26 @@ class Queue:
     busy: int = 0
     exits: dict[str, int] = field(default_factory=dict[str, int])
     tasks: dict[str, Counts] = field(default_factory=dict[str, Counts])
+    states: Counter[str] = field(default_factory=Counter[str])  # its workers: starting, idle, busy or stopping
+    longest_s: float = 0.0  # how long its oldest running job has run
+    most_private_bytes: int = 0  # of one worker, as last read
+    reconnects: int = 0
+
+    def note(self, row: WorkerView, now_ns: int) -> None:
+        """Count a living worker."""
+        is_busy = row.job is not None or row.is_torn
+        self.ready += row.state == "ready"
+        self.busy += is_busy
+        match row.state:
+            case "starting":
+                self.states["starting"] += 1
+            case "ready":
+                self.states["busy" if is_busy else "idle"] += 1
+            case _:
+                self.states["stopping"] += 1
+        if row.job is not None:
+            self.longest_s = max(self.longest_s, (now_ns - row.words[pages.JOB_SINCE_NS]) / 1e9)
+        self.most_private_bytes = max(self.most_private_bytes, row.words[pages.PRIVATE_BYTES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +139,8 @@ class Worker:
     retried: int | None = None
     buried: int | None = None
     is_old: bool | None = None  # runs the code from before a reload
+    crashed: int | None = None  # how many workers that had its slot before died at a job ...
+    restarts: dict[str, int] | None = None  # ... and how they ended, by reason
 
     @property
     def failed(self) -> int | None:
@@ -173,38 +228,55 @@ def _describe(master: Process, found: Found | None, known: dict[int, Process], n
         queues = [Queue(name) for name in sorted({worker.queue for worker in workers})]
         return Supervisor(master, workers, queues)
     facts = found.page.facts()
-    queues_by_name: dict[str, Queue] = {}
+    queues_by_name = count_queues(found, facts, _shown)
+    slots: dict[str, dict[str, dict[str, Any]]] = facts.get("slots", {})
     workers_found: list[Worker] = []
     for number, page in enumerate(found.pages):
         for (name, labels), view in zip(page.labels().items(), page.queues, strict=True):
-            queue = queues_by_name.setdefault(name, Queue(name))
-            queue.wanted += 0 if number else view.wanted
-            queue.ready += sum(row.state == "ready" for row in view.workers)
-            queue.serving += view.count_serving()
-            queue.busy += sum(row.job is not None or row.is_torn for row in view.workers)
-            for row in view.workers if number else [view.past, *view.rows]:
-                _count(queue.tasks, labels, row)
             for row in view.workers:
                 # The process may be a moment younger than the list of titles.
                 process = known.get(row.pid) or _look_at(row.pid, "", now)
                 if process and process.parent == master.pid:
-                    workers_found.append(_worker(process, name, labels, row, page.now_ns, is_old=number > 0))
-    exits: dict[str, dict[str, int]] = facts.get("exits", {})
-    for queue in queues_by_name.values():
-        queue.exits = exits.get(queue.name, {})
+                    past = slots.get(name, {}).get(str(row.words[pages.SLOT]), {}) if number == 0 else None
+                    workers_found.append(_worker(process, name, labels, row, page.now_ns, past))
     shown = [queue for queue in queues_by_name.values() if queue.wanted or queue.ready or queue.tasks]
     return Supervisor(master, _sorted(workers_found), shown, found, facts)
+
+
+def _shown(task: str) -> str:
+    return visible(task, MAX_NAME)
+
+
+def count_queues(found: Found, facts: dict[str, Any], name_of: Callable[[str], str] = str) -> dict[str, Queue]:
+    """Return the queues of a supervisor by name, also those that it served only before a reload.
+
+    ``name_of`` returns the name under which a task is counted.
+    """
+    queues: dict[str, Queue] = {}
+    exits: dict[str, dict[str, int]] = facts.get("exits", {})
+    for number, page in enumerate(found.pages):
+        for (name, labels), view in zip(page.labels().items(), page.queues, strict=True):
+            queue = queues.setdefault(name, Queue(name, exits=exits.get(name, {})))
+            queue.wanted += 0 if number else view.wanted
+            queue.serving += view.count_serving()
+            for row in view.workers:
+                queue.note(row, page.now_ns)
+            for row in view.workers if number else [view.past, *view.rows]:
+                queue.reconnects += row.total(RECONNECTS)
+                _count(queue.tasks, [name_of(label) for label in labels], row)
+    return queues
 
 
 def _count(tasks: dict[str, Counts], labels: Sequence[str], row: WorkerView) -> None:
     for label, words in zip(labels, row.label_words(), strict=True):
         if any(words):
-            tasks.setdefault(visible(label, MAX_NAME), Counts()).add(words)
+            tasks.setdefault(label, Counts()).add(words)
 
 
 def _worker(  # noqa: PLR0913  # the facts about it
-    process: Process, queue: str, labels: Sequence[str], row: WorkerView, now_ns: int, *, is_old: bool
+    process: Process, queue: str, labels: Sequence[str], row: WorkerView, now_ns: int, past: dict[str, Any] | None
 ) -> Worker:
+    """Describe a worker. ``past`` is that of its slot; None for one that runs old code, which no longer has a slot."""
     words, job = row.words, row.job
     task = visible(labels[words[pages.LABEL_NUMBER]], MAX_NAME) if job and words[pages.LABEL_NUMBER] else None
     since_s = max(0, now_ns - words[pages.JOB_SINCE_NS]) / 1e9 if job else None
@@ -224,10 +296,12 @@ def _worker(  # noqa: PLR0913  # the facts about it
         task,
         since_s,
         max(0, now_ns - away_ns) / 1e9 if away_ns else None,
-        done=row.total(DONE) - words[pages.DONE_BEFORE],
+        done=row.total(DONE) + row.total(DISCARDED) - words[pages.DONE_BEFORE],
         retried=row.total(RETRIED) - words[pages.RETRIED_BEFORE],
         buried=row.total(BURIED) - words[pages.BURIED_BEFORE],
-        is_old=is_old,
+        is_old=past is None,
+        crashed=None if past is None else past.get("crashed", 0),
+        restarts=None if past is None else past.get("restarts", {}),
     )
 
 

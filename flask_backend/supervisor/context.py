@@ -21,8 +21,10 @@ class ChildContext:
         self.accept_signals = accept_signals
         self._links = links
         self._row = row
+        self._has_lent = False
         # The body writes to the row directly, since it does so for every job.
         self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
+        self.count_wait = row.count_wait
         self.show_broker = row.show_broker
         self.was_told_to_drain, self.heard_drain = row.was_told_to_drain, row.heard_drain
 
@@ -39,6 +41,9 @@ class ChildContext:
         self._links.inbox.report(ReportKind.RECYCLE_DUE)
 
     def lend(self, fd: int) -> None:
+        if self._has_lent:
+            self._row.count_reconnect()
+        self._has_lent = True
         self._links.loans.lend(fd)
 
     def show(self, activity: str) -> None:

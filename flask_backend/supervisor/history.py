@@ -30,12 +30,18 @@ class ReloadRecord:
 
 @dataclass(slots=True)
 class History:
-    """``checks`` counts the checks of new code that have begun; ``exits`` counts the exits of each pool by reason."""
+    """``checks`` counts the checks of new code that have begun.
+
+    ``exits`` counts the exits of each pool by reason. ``slots`` counts, for each pool and the number of each slot, its
+    ``crashed`` children, which died at a job, and its ``restarts`` by reason: the exits of children that it had before.
+    """
 
     checks: int = 0
     output: str = ""  # what the last check wrote, which its reload has not recorded yet
     reload: ReloadRecord | None = None
+    reloads: dict[str, int] = field(default_factory=lambda: {"done": 0, "refused": 0})
     exits: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    slots: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict[str, dict[str, dict[str, Any]]])
     deaths: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     has_changed: bool = True
     check_passed: int = 0  # the check that this image has passed ...
@@ -50,16 +56,23 @@ class History:
     def note_failed_reload(self, outcome: str) -> None:
         """Record why the last check has not led to a reload."""
         self.reload = ReloadRecord(self.checks, outcome, has_failed=True, output=self.output)
+        self.reloads["refused"] += 1
         self.has_changed = True
 
     def note_reload(self, outcome: str) -> None:
         """Record that the code of this image serves. Another check may have begun since."""
         self.reload = ReloadRecord(self.check_passed, outcome, has_failed=False, output=self.output_passed)
+        self.reloads["done"] += 1
         self.has_changed = True
 
-    def note_exit(self, death: Death, reason: str, *, is_planned: bool) -> None:
+    def note_exit(self, death: Death, reason: str, slot: int | None, *, is_planned: bool) -> None:
+        """Count an exit, and keep an unplanned one. ``slot`` is the number of the slot, if the child had one."""
         counts = self.exits.setdefault(death.pool, {})
         counts[reason] = counts.get(reason, 0) + 1
+        if slot is not None:
+            past = self.slots.setdefault(death.pool, {}).setdefault(str(slot), {"crashed": 0, "restarts": {}})
+            past["crashed"] += death.activity is not None and not is_planned
+            past["restarts"][reason] = past["restarts"].get(reason, 0) + 1
         if not is_planned:
             record = {"at": time.time(), "reason": reason, "description": str(death), **death.as_dict()}
             self.deaths = [*self.deaths, record][-DEATHS:]
@@ -68,12 +81,17 @@ class History:
     def as_facts(self) -> dict[str, Any]:
         """Return what the status page shows."""
         reload = asdict(self.reload) if self.reload else None
-        return {"reload": reload, "exits": self.exits, "deaths": self.deaths}
+        return {
+            "reload": reload,
+            "reloads": self.reloads,
+            "exits": self.exits,
+            "slots": self.slots,
+            "deaths": self.deaths,
+        }
 
     @classmethod
     def read(cls, left: dict[str, Any]) -> History:
         """Return the history that an earlier image of this process has left."""
         reload = ReloadRecord(**left["reload"]) if left["reload"] else None
-        return cls(
-            left["checks"], left["output"], reload, left["exits"], left["deaths"], True, left["checks"], left["output"]
-        )
+        kept = {name: left[name] for name in ("checks", "output", "reloads", "exits", "slots", "deaths")}
+        return cls(reload=reload, check_passed=left["checks"], output_passed=left["output"], **kept)

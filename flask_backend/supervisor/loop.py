@@ -78,7 +78,7 @@ class Supervisor:
         self._workers = Workers(work.body, self._scoreboard, self._links, self._processes, clock)
         self._helpers = Helpers(self._links, self._processes, clock)
         self._events = Events(work.events, self._helpers, clock)
-        self._settling = Settling(work.settle, loans, self._helpers, clock)
+        self._settling = Settling(work.settle, loans, self._helpers, self._scoreboard.count_burial, clock)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
         self._enforcement = Enforcement(self._workers, deadlines, memory, self._processes, clock())
@@ -272,9 +272,10 @@ class Supervisor:
         is_wanted = child.is_old or self._pools.plan.wants(child.slot)
         reason = reason_of(child, death.kind, is_stop=self.is_draining, is_wanted=is_wanted)
         is_planned = death.kind is ExitKind.PLANNED or is_given_back
-        self._history.note_exit(death, reason, is_planned=is_planned)
-        if death.activity and not is_planned:
-            self._scoreboard.count_crash(death.pool, death.activity.label)
+        self._history.note_exit(death, reason, None if child.is_old else child.slot.index, is_planned=is_planned)
+        if death.activity:
+            count = self._scoreboard.count_given_back if is_planned else self._scoreboard.count_crash
+            count(death.pool, death.activity.label)
 
     def _fill_again(self, slot: Slot, death: Death, now: float) -> None:
         """Decide when the slot of a dead child gets its next one: at once, unless it is delayed."""

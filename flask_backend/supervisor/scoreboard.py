@@ -15,7 +15,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +27,23 @@ from flask_backend.system import page
 from flask_backend.system.page import (
     ALIVE_NS,
     AWAY_SINCE_NS,
-    BUCKETS,
     BURIED,
     BUSY_NS,
     CRASHED,
-    DONE,
     DRAIN,
     DURATIONS,
     FIXED_WORDS,
+    GIVEN_BACK,
     JOB,
     JOB_SINCE_NS,
     KILL_AT_NS,
     LABEL_NUMBER,
     LABEL_WORDS,
     LEFT_NS,
-    RETRIED,
+    RECONNECTS,
+    WAITED_US,
+    WAITS,
+    bucket_of,
 )
 
 from .states import ChildState
@@ -49,7 +51,7 @@ from .states import ChildState
 # The handshake of a drain between parent and child: a signal may be lost if a handler of the app takes it.
 _TOLD, _HEARD = 1, 2
 # The room for the supervisor's texts, in bytes.
-FACTS_BYTES = 128 << 10
+FACTS_BYTES = 256 << 10
 
 
 def nameless_file(name: str = "flask-backend") -> int:
@@ -183,7 +185,18 @@ class Row:
         base = FIXED_WORDS + words[LABEL_NUMBER] * LABEL_WORDS
         words[base + ending] += 1
         words[base + BUSY_NS] += took_ns
-        words[base + DURATIONS + min(BUCKETS - 1, (took_ns // 1_000_000).bit_length())] += 1
+        words[base + DURATIONS + bucket_of(took_ns)] += 1
+
+    def count_wait(self, label: str, waited_us: int, jobs: int) -> None:
+        """Record that jobs have waited so long for their start: from when they were due, without their delay."""
+        words = self._words
+        base = FIXED_WORDS + self._labels.numbers.get(label, 0) * LABEL_WORDS
+        words[base + WAITED_US] += waited_us * jobs
+        words[base + WAITS + bucket_of(waited_us * 1000)] += jobs
+
+    def count_reconnect(self) -> None:
+        """Record that the child has connected to the broker again."""
+        self._words[FIXED_WORDS + RECONNECTS] += 1
 
     def live(self, silent_ns: int = 0) -> None:
         """Send a heartbeat. The next one may be ``silent_ns`` nanoseconds later than usual."""
@@ -206,14 +219,16 @@ class Row:
 
     # -- for its parent --------------------------------------------------------------------------------------
 
-    def clear_activity(self) -> None:
-        """Prepare the row for another child."""
+    def clear_activity(self, slot: int) -> None:
+        """Prepare the row for another child, of this slot of its pool."""
         words = self._words
         words[page.ROW_PID] = 0
         words[:FIXED_WORDS] = memoryview(bytes(8 * FIXED_WORDS)).cast("Q")
         words[page.ROW_STATE] = _number_of(ChildState.STARTING)
         words[page.FORKED_NS] = time.monotonic_ns()
-        words[page.DONE_BEFORE], words[page.RETRIED_BEFORE], words[page.BURIED_BEFORE] = self._endings()
+        words[page.SLOT] = slot
+        done, words[page.RETRIED_BEFORE], words[page.BURIED_BEFORE], discarded = self._endings()
+        words[page.DONE_BEFORE] = done + discarded
         self.live()
 
     def occupy(self, pid: int) -> None:
@@ -273,10 +288,9 @@ class Row:
         """How many settled jobs this row has counted."""
         return sum(self._endings())
 
-    def _endings(self) -> tuple[int, int, int]:
-        words = self._words
-        done, retried, buried = (sum(words[FIXED_WORDS + word :: LABEL_WORDS]) for word in (DONE, RETRIED, BURIED))
-        return done, retried, buried
+    def _endings(self) -> Iterator[int]:
+        """Yield how many jobs it has counted with each ending."""
+        return (sum(self._words[FIXED_WORDS + ending :: LABEL_WORDS]) for ending in Ending)
 
     def totals(self) -> Totals:
         """Return the counts of the jobs of this row, by label."""
@@ -292,8 +306,9 @@ class Row:
                 if count:
                     self._words[base + word] += count
 
-    def count_crash(self, label: str) -> None:
-        self._words[FIXED_WORDS + self._labels.numbers.get(label, 0) * LABEL_WORDS + CRASHED] += 1
+    def count_one(self, label: str, word: int) -> None:
+        """Add one to a word of a label."""
+        self._words[FIXED_WORDS + self._labels.numbers.get(label, 0) * LABEL_WORDS + word] += 1
 
 
 def _number_of(state: ChildState) -> int:
@@ -392,12 +407,12 @@ class Scoreboard:
 
     # -- children --------------------------------------------------------------------------------------------
 
-    def take(self, pool: str) -> Row:
-        """Return a row that is not in use; raise :exc:`OSError` if the file system is full."""
+    def take(self, pool: str, slot: int = 0) -> Row:
+        """Return a row for a child of this slot; raise :exc:`OSError` if the file system is full."""
         self.note_turn()  # many forks take long
         stock = self._stocks[pool]
         row = stock.free.pop() if stock.free else stock.add()
-        row.clear_activity()
+        row.clear_activity(slot)
         return row
 
     def give_back(self, pool: str, row: Row) -> None:
@@ -410,7 +425,15 @@ class Scoreboard:
 
     def count_crash(self, pool: str, label: str) -> None:
         """Count a child that died at a job."""
-        self._stocks[pool].past.count_crash(label)
+        self._stocks[pool].past.count_one(label, CRASHED)
+
+    def count_given_back(self, pool: str, label: str) -> None:
+        """Count a job that goes back to the queue because its child was stopped."""
+        self._stocks[pool].past.count_one(label, GIVEN_BACK)
+
+    def count_burial(self, pool: str, label: str) -> None:
+        """Count a job that was buried because it keeps crashing its child."""
+        self._stocks[pool].past.count_one(label, BURIED)
 
     # -- the supervisor --------------------------------------------------------------------------------------
 

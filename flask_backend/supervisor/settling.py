@@ -31,11 +31,20 @@ Settle = Callable[[int, Death, int], int]
 class Settling:
     """Settles jobs, and counts those settled and the crashes by each job."""
 
-    def __init__(self, settle: Settle, loans: Loans, helpers: Helpers, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settle: Settle,
+        loans: Loans,
+        helpers: Helpers,
+        count_burial: Callable[[str, str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """``count_burial`` takes the pool and the label of a job that was settled for good."""
         self.settled: Counter[str] = Counter()  # jobs of each pool
         self._settle = settle
         self._loans = loans
         self._helpers = helpers
+        self._count_burial = count_burial
         self._clock = clock
         self.crashes = CrashCounts()
 
@@ -54,17 +63,18 @@ class Settling:
             return self._settle(fd, death, crashes)
 
         def end(exit_: Exit) -> None:
-            self._end(pool, job_id, exit_)
+            self._end(pool, activity, exit_)
 
         try:
             self._helpers.start(f"a worker of {pool}", settle, end, within_s=DEADLINE_S, keep_loan_of=dead)
         except OSError as error:
             logger.warning(wording.CANNOT_FORK_SETTLER, job_id, error)
 
-    def _end(self, pool: str, job_id: int, exit_: Exit) -> None:
+    def _end(self, pool: str, job: Activity, exit_: Exit) -> None:
         if exit_.status == SETTLED_FOR_GOOD:
-            self.crashes.forget(pool, job_id)
+            self.crashes.forget(pool, job.job_id)
+            self._count_burial(pool, job.label)
         if exit_.status in (SETTLED, SETTLED_FOR_GOOD):
             self.settled[pool] += 1
         elif exit_.status != ExitCode.OK:
-            logger.warning(wording.NOT_SETTLED, job_id, exit_)
+            logger.warning(wording.NOT_SETTLED, job.job_id, exit_)

@@ -26,7 +26,7 @@ class Workers:
 
     def start(self, slot: Slot) -> None:
         """Fork a worker; raise :exc:`OSError` if the system refuses."""
-        row = self.scoreboard.take(slot.pool)
+        row = self.scoreboard.take(slot.pool, slot.index)
 
         def live(accept_signals: AcceptSignals) -> int:
             context = ChildContext(slot.pool, row, self._links, accept_signals)

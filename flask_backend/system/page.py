@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = int.from_bytes(b"FBpage\0" + bytes([FORMAT]), "big")
 
 HEADER = tuple(
@@ -40,16 +40,24 @@ WANTED, ROWS, ROWS_AT, ROW_WORDS = range(len(QUEUE))
 # The first cache line is the worker's, apart from `drain`, and the second one the supervisor's.
 ROW = tuple(
     "job label job_since_ns kill_at_ns alive_ns left_ns drain away_since_ns "
-    "pid state forked_ns private_bytes done_before retried_before buried_before -".split()
+    "pid state forked_ns private_bytes done_before retried_before buried_before slot".split()
 )
 JOB, LABEL_NUMBER, JOB_SINCE_NS, KILL_AT_NS, ALIVE_NS, LEFT_NS, DRAIN, AWAY_SINCE_NS = range(8)
-ROW_PID, ROW_STATE, FORKED_NS, PRIVATE_BYTES, DONE_BEFORE, RETRIED_BEFORE, BURIED_BEFORE, _ = range(8, len(ROW))
+ROW_PID, ROW_STATE, FORKED_NS, PRIVATE_BYTES, DONE_BEFORE, RETRIED_BEFORE, BURIED_BEFORE, SLOT = range(8, len(ROW))
 FIXED_WORDS = len(ROW)
 
-# A duration of up to 2**n ms is in bucket n; the last bucket, from 17.5 min on, has no upper end.
+# A time of less than 2**n ms is in bucket n; the last bucket, from 17.5 min on, has no upper end.
 BUCKETS = 22
-LABEL = ("done", "retried", "buried", "crashed", "busy_ns", *(f"up_to_{1 << n}_ms" for n in range(BUCKETS)))
-DONE, RETRIED, BURIED, CRASHED, BUSY_NS, DURATIONS = range(6)
+_BOUNDS = (*(f"{1 << n}_ms" for n in range(BUCKETS - 1)), "inf")
+# First the jobs that a worker has settled, by ending, then other events: only the label 0 has `reconnects`.
+LABEL = (
+    *("done", "retried", "buried", "discarded", "crashed", "given_back", "reconnects"),
+    *("busy_ns", *(f"ran_below_{bound}" for bound in _BOUNDS)),
+    *("waited_us", *(f"waited_below_{bound}" for bound in _BOUNDS)),
+)
+DONE, RETRIED, BURIED, DISCARDED, CRASHED, GIVEN_BACK, RECONNECTS, BUSY_NS, DURATIONS = range(9)
+WAITED_US = DURATIONS + BUCKETS
+WAITS = WAITED_US + 1
 LABEL_WORDS = len(LABEL)
 
 STATES = ("starting", "running", "reloading", "draining", "stopped")
@@ -59,6 +67,11 @@ WORKER_STATES = ("starting", "ready", "draining", "leaving", "killed", "exited")
 FROZEN_AFTER_S = 5.0
 # A reader does not wait longer than this for the end of a change.
 _PATIENCE_S = 0.05
+
+
+def bucket_of(time_ns: int) -> int:
+    """Return the bucket of a time."""
+    return min(BUCKETS - 1, (time_ns // 1_000_000).bit_length())
 
 
 class PageError(Exception):

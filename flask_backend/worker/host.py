@@ -50,6 +50,9 @@ class Host(Protocol):
     def end(self, ending: Ending | None) -> None:
         """Record how the job was settled, if this worker has settled it."""
 
+    def count_wait(self, label: str, waited_us: int, jobs: int) -> None:
+        """Record that jobs have waited so long for their first attempt."""
+
     def leaving(self) -> None:
         """Record that the worker no longer holds a job or a connection."""
 
@@ -95,6 +98,9 @@ class Foreground:
         pass
 
     def end(self, ending: Ending | None) -> None:
+        pass
+
+    def count_wait(self, label: str, waited_us: int, jobs: int) -> None:
         pass
 
     def leaving(self) -> None:

@@ -53,7 +53,7 @@ class Outcome:
             case BuryJob():
                 return Ending.BURIED
             case DiscardJob():
-                return Ending.DONE
+                return Ending.DISCARDED
             case None:
                 return None
 

@@ -26,6 +26,7 @@ from .link import RESERVE_S
 from .outcomes import Attempt, Outcome, announce, announce_failure
 from .settlement import bury_undecodable, settle_failure
 from .time_limit import TimeLimit
+from .waits import Waits
 
 logger = get_logger("flask_backend.worker")
 
@@ -62,6 +63,7 @@ class Processor:
         self._runner = runner
         self._time_limit = time_limit
         self._leave_if_forked = leave_if_forked
+        self._waits = Waits(host.count_wait)
         self._loggers: set[str] = set()  # the tasks that logged a line in their last run
         self._sweeper = Sweeper()
         self.is_holding = False
@@ -119,6 +121,7 @@ class Processor:
         """Run the task; return the exception that it raised, if any."""
         lease.label = job.endpoint
         lease.started = time.monotonic()
+        self._waits.note(lease.connection, lease.job.id, lease.label, call.headers, lease.started)
         if lease.label in self._loggers:
             lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for its log lines
         if signals.task_started.receivers:

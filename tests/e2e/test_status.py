@@ -115,11 +115,14 @@ def test_counts_exits_and_deaths_are_shown_and_cross_a_reload(supervise, tasks, 
     def counts():
         [queue] = find(supervised.pid)["queues"]
         found = {task["name"]: task for task in queue["tasks"]}
-        names = ("done", "failed", "retried", "buried", "crashed")
+        names = ("done", "failed", "retried", "buried", "crashed", "discarded")
         return {name: tuple(task[key] for key in names) for name, task in found.items()}
 
-    expected = {"note": (3, 0, 0, 0, 0), "decide": (0, 1, 0, 1, 0), "die_once": (1, 0, 0, 0, 1)}
+    tasks.decide("discard")
+    expected = {"note": (3, 0, 0, 0, 0, 0), "decide": (1, 1, 0, 1, 0, 1), "die_once": (1, 0, 0, 0, 1, 0)}
     wait_until(lambda: counts() == expected, "all are counted")
+    pasts = [(worker["crashed"], worker["restarts"]) for worker in find(supervised.pid)["workers"]]
+    assert sorted(pasts) == [(0, {}), (1, {"crash": 1})]
     supervised.send(signal.SIGHUP)
     wait_until(lambda: (find(supervised.pid)["reload"] or {}).get("outcome") == "generation 1 serves", "it is reloaded")
     told = find(supervised.pid)
@@ -128,12 +131,42 @@ def test_counts_exits_and_deaths_are_shown_and_cross_a_reload(supervise, tasks, 
     assert (death["reason"], death["task"], death["exit_signal"]) == ("crash", "die_once", 9)
     wait_until(lambda: find(supervised.pid)["queues"][0]["exits"] == {"crash": 1, "reload": 2}, "the old ones are gone")
     assert counts() == expected
+    told = find(supervised.pid)
+    assert told["reloads"] == {"done": 1, "refused": 0}
+    assert sum(worker["crashed"] for worker in told["workers"]) == 1  # the place is the same
     text = next(part for part in run().stdout.split("\n\n") if f"supervisor {supervised.pid}," in part)
     assert re.search(r"last reload, \d+s ago: generation 1 serves", text)
-    assert re.search(rf"^{QUEUE} +decide +0 +1 +0 +1 +0 +[\d.]+ms$", text, re.MULTILINE)
+    assert re.search(rf"^{QUEUE} +decide +1 +1 +0 +1 +0 +[\d.]+ms +[\d.]+m?s$", text, re.MULTILINE)
     assert re.search(r"^\d+s ago \(crash\): worker \d+ of .* was killed by signal 9", text, re.MULTILINE)
     assert 0 < told["queues"][0]["tasks"][0]["busy_s"] < 5
-    assert sum(sum(task["durations"]) for task in told["queues"][0]["tasks"]) == 5
+    assert sum(sum(task["durations"]) for task in told["queues"][0]["tasks"]) == 6
+
+
+def test_the_wait_of_a_job_is_that_of_its_first_attempt_without_its_delay(supervise, tasks, broker):
+    """By the message's own time if that is near, otherwise as the broker knows it."""
+    waiting = tasks.note("waits for the supervisor")
+    delayed = tasks.note.options(delay=2)("due soon")
+    tasks.fail()  # and is retried seconds later: that attempt has no wait
+    wait_until(lambda: broker.job(waiting.id)["age"] >= 3, "they wait")
+    assert broker.job(delayed.id)["state"] == "ready"
+    supervised = supervise(workers=1)
+    supervised.wait_for_line("note due soon")
+    wait_until(lambda: broker.count(QUEUE, "delayed") == 1, "the failed one is to be retried")
+    with broker.client(QUEUE) as client:
+        client.kick(1)
+    supervised.wait_for_line("fail", times=2)
+    tasks.note("waits for no one")
+
+    def told():
+        [queue] = find(supervised.pid)["queues"]
+        return {task["name"]: task for task in queue["tasks"]}
+
+    wait_until(lambda: sum(told()["note"]["waits"]) == 3, "all waits are counted")
+    counts = told()
+    assert sum(counts["fail"]["waits"]) == 1
+    assert sum(counts["fail"]["durations"]) == 2
+    # The delayed one was due 2 s later: 3.5 s and more than 1 s, the third none.
+    assert 4 < counts["note"]["waited_s"] < 2 * counts["fail"]["waited_s"] - 1
 
 
 def test_the_reference_has_each_key_of_the_json(supervise, tasks):

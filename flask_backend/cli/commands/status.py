@@ -90,6 +90,7 @@ def _as_dict(supervisor: Supervisor) -> dict[str, Any]:
         "generation": found.page.generation if found else None,
         "checks": found.page.checks if found else None,
         "reload": facts.get("reload"),
+        "reloads": facts.get("reloads"),
         "queues": [_queue_as_dict(queue) for queue in supervisor.queues],
         "workers": [_worker_as_dict(worker) for worker in supervisor.workers],
         "deaths": facts.get("deaths", []),
@@ -116,9 +117,13 @@ def _counts_as_dict(counts: Counts) -> dict[str, Any]:
         "failed": counts.failed,
         "retried": counts.retried,
         "buried": counts.buried,
+        "discarded": counts.discarded,
         "crashed": counts.crashed,
+        "given_back": counts.given_back,
         "busy_s": round(counts.busy_s, 6),
         "durations": counts.durations,
+        "waited_s": round(counts.waited_s, 6),
+        "waits": counts.waits,
     }
 
 
@@ -136,6 +141,8 @@ def _worker_as_dict(worker: Worker) -> dict[str, Any]:
         "failed": worker.failed,
         "retried": worker.retried,
         "buried": worker.buried,
+        "crashed": worker.crashed,
+        "restarts": worker.restarts,
         **_process_as_dict(worker.process),
     }
 
@@ -228,13 +235,15 @@ def _echo_workers(supervisor: Supervisor) -> None:
 
 def _echo_tasks(supervisor: Supervisor) -> None:
     columns = [Column("queue", least=12), Column("task", least=12)]
-    columns += [Column(title, is_number=True) for title in ("done", "failed", "retried", "buried", "crashed", "mean")]
+    numbers = ("done", "failed", "retried", "buried", "crashed", "mean", "wait")
+    columns += [Column(title, is_number=True) for title in numbers]
     rows = [
         [
             queue.name,
             name,
             *(f"{n:,}" for n in (counts.done, counts.failed, counts.retried, counts.buried, counts.crashed)),
             _show_duration(counts.mean_s),
+            _show_duration(counts.mean_wait_s),
         ]
         for queue in supervisor.queues
         for name, counts in queue.tasks.items()

@@ -129,7 +129,7 @@ def test_the_time_of_a_draining_child_counts_from_the_end_of_its_job(drained):
 
 def test_a_row_reused_by_another_child_has_no_drain(drained):
     drained.row.heard_drain()
-    drained.row.clear_activity()
+    drained.row.clear_activity(0)
     assert not drained.row.was_told_to_drain()
 
 

@@ -40,7 +40,9 @@ def image():
         events = Events(EventSink(wants=lambda _name: True, send=lambda _event: None), helpers, clock)
         built.append(links)
         pools = Pools(Plan([Pool("q", 2), Pool("other", 1)]))
-        settling = Settling(lambda _fd, _death, _crashes: 0, links.loans, helpers, clock)
+        settling = Settling(
+            lambda _fd, _death, _crashes: 0, links.loans, helpers, workers.scoreboard.count_burial, clock
+        )
         return Inheritance(workers, helpers, events, links, terminal, History(), pools, settling)
 
     yield build

@@ -8,7 +8,20 @@ import pytest
 from flask_backend.outcome import Ending
 from flask_backend.supervisor.scoreboard import Row, Scoreboard
 from flask_backend.system import page
-from flask_backend.system.page import BUCKETS, BURIED, CRASHED, DONE, DURATIONS, LABEL, RETRIED
+from flask_backend.system.page import (
+    BUCKETS,
+    BURIED,
+    CRASHED,
+    DISCARDED,
+    DONE,
+    DURATIONS,
+    GIVEN_BACK,
+    LABEL,
+    RECONNECTS,
+    RETRIED,
+    WAITED_US,
+    WAITS,
+)
 
 
 @pytest.fixture
@@ -64,7 +77,7 @@ def test_a_row_given_to_another_child_starts_idle_and_keeps_its_counts(board):
     row.begin(9)
     board.give_back("q", row)
     assert board.take("q").activity is None
-    assert board.settled("q") == 3
+    assert board.settled("q") == len(Ending)
     assert board.settled("other") == 0
 
 
@@ -89,8 +102,34 @@ def test_each_label_has_its_counts_and_durations(board):
         "hello": [2, 2, 0, 1],
         "?": [0, 0, 2, 0],
     }
-    assert {label: sum(counts[DURATIONS:]) for label, counts in found.items()} == {"hello": 4, "?": 2}
-    assert all(len(counts[DURATIONS:]) == BUCKETS for counts in found.values())
+    assert {label: sum(counts[DURATIONS:WAITED_US]) for label, counts in found.items()} == {"hello": 4, "?": 2}
+    assert all(len(counts[DURATIONS:WAITED_US]) == BUCKETS for counts in found.values())
+
+
+def test_what_happens_to_jobs_outside_of_their_workers_is_counted_and_delays_no_replacement(board):
+    row = board.take("q")
+    row.begin(1)
+    row.run("hello", None)
+    row.end(Ending.DISCARDED)
+    board.count_given_back("q", "hello")
+    board.count_burial("q", "resize")
+    found = totals(board)
+    assert (found["hello"][DISCARDED], found["hello"][GIVEN_BACK], found["resize"][BURIED]) == (1, 1, 1)
+    assert (found["hello"][DONE], sum(found["resize"][DURATIONS:WAITED_US])) == (0, 0)
+    assert board.settled("q") == 1  # by its workers: the supervisor counts other burials itself
+
+
+def test_waits_and_reconnects_are_counted_and_belong_to_no_job(board):
+    row = board.take("q", slot=3)
+    row.count_wait("hello", 900, 1)
+    row.count_wait("hello", 5_000_000, 4)
+    row.count_wait("unheard of", 10**12, 1)
+    row.count_reconnect()
+    found = totals(board)
+    assert (found["hello"][WAITED_US], found["hello"][WAITS], found["hello"][WAITS + 13]) == (20_000_900, 1, 4)
+    assert (found["?"][WAITS + BUCKETS - 1], found["?"][RECONNECTS]) == (1, 1)
+    assert board.settled("q") == 0
+    assert totals(Scoreboard({"q": []}, 8, past=board.totals_of_exited([]))) == found
 
 
 def test_a_duration_is_in_the_bucket_of_its_power_of_two(board):
@@ -99,7 +138,7 @@ def test_a_duration_is_in_the_bucket_of_its_power_of_two(board):
     row.run("hello", None)
     time.sleep(0.009)
     row.end(Ending.DONE)
-    buckets = totals(board)["hello"][DURATIONS:]
+    buckets = totals(board)["hello"][DURATIONS:WAITED_US]
     assert sum(buckets[4:]) == 1  # 8 ms and more
 
 
