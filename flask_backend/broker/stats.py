@@ -70,6 +70,7 @@ class JobRecord:
     state: str
     priority: int
     age_s: int
+    delay_s: int
     ttr_s: int
     time_left_s: int
     reserves: int
@@ -88,6 +89,7 @@ class JobRecord:
             state=str(stats["state"]),
             priority=stat(stats, "pri"),
             age_s=stat(stats, "age"),
+            delay_s=stat(stats, "delay"),
             ttr_s=stat(stats, "ttr"),
             time_left_s=stat(stats, "time-left"),
             reserves=stat(stats, "reserves"),
@@ -96,6 +98,14 @@ class JobRecord:
             buries=stat(stats, "buries"),
             kicks=stat(stats, "kicks"),
         )
+
+    @property
+    def waited_s(self) -> int | None:
+        """How long a ready job has waited since it was due; None if the server cannot tell.
+
+        It knows when the job was put and its delay, but not when it came back from an attempt, or was kicked.
+        """
+        return max(0, self.age_s - self.delay_s) if self.reserves == self.kicks == 0 else None
 
     @property
     def attempts(self) -> Attempts:

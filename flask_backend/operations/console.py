@@ -136,7 +136,11 @@ class Console:
 
     def queue(self, name: str) -> Queue | None:
         """Return a queue, if it exists: it has jobs, or a connection uses or watches it."""
-        return next(iter(self._connection.stats_tube([name])), None)
+        return next(iter(self.find_queues([name])), None)
+
+    def find_queues(self, names: Iterable[str]) -> list[Queue]:
+        """Return those of these queues that exist."""
+        return self._connection.stats_tube(names)
 
     def next_ready_of(self, queues: Iterable[str]) -> dict[str, JobRecord]:
         """Return the next ready job of each of these queues that has one."""

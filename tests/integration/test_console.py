@@ -167,6 +167,20 @@ class TestQueues:
         broker.put("q", b"x", priority=3, delay=100)
         assert console.next_ready_of(["q"])["q"].id == first
 
+    def test_the_wait_of_the_next_job_is_known_without_its_delay_until_it_was_kicked_or_reserved(
+        self, console, broker, connect
+    ):
+        kicked = broker.put("kicked", b"x", delay=100)
+        console.kick(kicked)
+        broker.put("q", b"x", delay=1)
+        wait_until(lambda: (console.next_ready_of(["q"]).get("q") or console.job(kicked)).waited_s, "it has waited")
+        head = console.next_ready_of(["q"])["q"]
+        assert (head.waited_s, head.delay_s) == (head.age_s - 1, 1)
+        assert console.next_ready_of(["kicked"])["kicked"].waited_s is None
+        connection = connect("q")
+        connection.release(reserve(connection).id, 0, 0)
+        assert console.next_ready_of(["q"])["q"].waited_s is None
+
     def test_the_next_jobs_of_many_queues_are_found_at_once_and_released(self, console, broker):
         ids = {f"q{i}": broker.put(f"q{i}", b"x" * 10_000) for i in range(300)}
         found = console.next_ready_of([*ids, "empty"])

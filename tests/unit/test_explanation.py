@@ -19,6 +19,7 @@ JOB = JobRecord(
     state="ready",
     priority=65536,
     age_s=90,
+    delay_s=0,
     ttr_s=120,
     time_left_s=0,
     reserves=0,
