@@ -10,6 +10,7 @@ rows cover everything since the start.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -91,6 +92,17 @@ class Memory:
         os.ftruncate(fd, size)
         return cls(fd, None)
 
+    def open_stacks(self, name: str) -> int:
+        """Open the file for the stacks of children, beside this one if that has a path, and removed with it."""
+        if self.path is not None:
+            path = f"{self.path}{page.STACKS}"
+            with suppress(OSError):
+                self._remove(path)
+                return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = nameless_file(f"{name}{page.STACKS}")
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+        return fd
+
     def map(self) -> memoryview:
         """Map the file, as words."""
         return memoryview(mmap.mmap(self.fd, 0)).cast("Q")
@@ -112,7 +124,7 @@ class Memory:
         os.close(self.fd)
 
     def remove(self) -> None:
-        for path in (self._draft, self.path):
+        for path in (self._draft, self.path, self.path and f"{self.path}{page.STACKS}"):
             if path is not None:
                 self._remove(path)
 
@@ -384,6 +396,7 @@ class Scoreboard:
         # when a row is opened.
         name = page.name_for(os.getpid(), publication.generation)
         self.memory = Memory.make(publication.folder, name, 8 * rows_at, 8 * (rows_at + sum(rooms.values())))
+        self.stacks_fd = self.memory.open_stacks(name)
         self._words = words = self.memory.map()
         self._bytes = words.cast("B")
         self._bytes[8 * labels_at : 8 * labels_at + len(text)] = text
@@ -551,10 +564,11 @@ def _remove_stale(path: str | None, in_use: Collection[str | None]) -> None:
         return
     folder, _, own = path.rpartition("/")
     with suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208  # they are names, not paths
-            parsed = page.parse_name(name.removeprefix("."))
-            if parsed is None or name == own or f"{folder}/{name}" in in_use:
+        for name in sorted(os.listdir(folder), reverse=True):  # noqa: PTH208  # they are names, not paths
+            of_page = name.removesuffix(page.STACKS)  # comes before its page, which must still be there
+            parsed = page.parse_name(of_page.removeprefix("."))
+            if parsed is None or of_page == own or f"{folder}/{of_page}" in in_use:
                 continue
-            if parsed[0] == os.getpid() or page.is_stale(f"{folder}/{name}", parsed[0]):
+            if parsed[0] == os.getpid() or page.is_stale(f"{folder}/{of_page}", parsed[0]):
                 with suppress(OSError):
                     Path(folder, name).unlink()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from flask_backend.system.stacks import answer_readers
+
 from .children import Child, Children
 from .context import Body, ChildContext
 from .links import Links
@@ -29,6 +31,7 @@ class Workers:
         row = self.scoreboard.take(slot.pool, slot.index)
 
         def live(accept_signals: AcceptSignals) -> int:
+            answer_readers(self.scoreboard.stacks_fd)
             context = ChildContext(slot.pool, row, self._links, accept_signals)
             context.show("starting")
             return self._body(context)

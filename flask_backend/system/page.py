@@ -6,7 +6,8 @@ with words of eight bytes, in the order of `HEADER`; then come texts in JSON, th
 words of `LABEL`. Each word has one writer. The supervisor's words and texts are consistent while `sequence` is even and
 unchanged; a worker's job is consistent if two readings agree.
 
-A page is named ``PID.GENERATION.NAMESPACE``. After a reload the older pages stay while workers of the old code live:
+A page is named ``PID.GENERATION.NAMESPACE``, and beside it is a file of that name with `STACKS`, where a worker writes
+its Python stacks when a reader asks. After a reload the older pages stay while workers of the old code live:
 the newest page has the totals of those that have exited, an older one has only the rows of living workers.
 
 This imports few modules, since a health check must be fast.
@@ -59,6 +60,9 @@ DONE, RETRIED, BURIED, DISCARDED, CRASHED, GIVEN_BACK, RECONNECTS, BUSY_NS, DURA
 WAITED_US = DURATIONS + BUCKETS
 WAITS = WAITED_US + 1
 LABEL_WORDS = len(LABEL)
+
+# The end of the name of the file for the stacks.
+STACKS = ".stacks"
 
 STATES = ("starting", "running", "reloading", "draining", "stopped")
 WORKER_STATES = ("starting", "ready", "draining", "leaving", "killed", "exited")
@@ -331,14 +335,15 @@ def read_process(pid: int) -> tuple[str, int] | None:
 
 
 class Found:
-    """A living supervisor's pages, the newest one first, and the state of its process."""
+    """A living supervisor's pages, the newest one first, the state of its process, and the path of each generation."""
 
-    __slots__ = ("pages", "pid", "process_state")
+    __slots__ = ("pages", "paths", "pid", "process_state")
 
-    def __init__(self, pid: int, process_state: str, pages: list[Page]) -> None:
+    def __init__(self, pid: int, process_state: str, pages: list[Page], paths: Mapping[int, str]) -> None:
         self.pid = pid
         self.process_state = process_state
         self.pages = pages
+        self.paths = paths
 
     @property
     def page(self) -> Page:
@@ -370,8 +375,11 @@ def find(only: int | None = None) -> dict[int, Found]:
     return {each.pid: each for each in found if each}
 
 
-def nameless_pages(pid: int) -> dict[int, str]:
-    """Return the pages of a supervisor that are not in a known folder: in memory, for example."""
+def nameless_pages(pid: int, end: str = "") -> dict[int, str]:
+    """Return the pages of a supervisor that are not in a known folder: in memory, for example.
+
+    With `STACKS` as the ``end`` of their names, return the files for the stacks instead.
+    """
     paths: dict[int, str] = {}
     for number in _names(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{number}"
@@ -379,9 +387,15 @@ def nameless_pages(pid: int) -> dict[int, str]:
             name = os.readlink(path).rpartition("/")[2].removesuffix(" (deleted)").removeprefix("memfd:")
         except OSError:
             continue
-        if (parsed := parse_name(name)) and parsed[0] == pid:
+        if name.endswith(end) and (parsed := parse_name(name.removesuffix(end))) and parsed[0] == pid:
             paths[parsed[1]] = path
     return paths
+
+
+def stacks_path(found: Found, generation: int) -> str | None:
+    """Return the file for the stacks of the workers of one generation, if there is one that this user can find."""
+    path = found.paths[generation]
+    return nameless_pages(found.pid, STACKS).get(generation) if path.startswith("/proc/") else path + STACKS
 
 
 def _read_all(pid: int, paths: dict[int, str]) -> Found | None:
@@ -404,7 +418,7 @@ def _read_all(pid: int, paths: dict[int, str]) -> Found | None:
             return None
         newest, *older = pages
         if not older or time.monotonic() > until or _is_unchanged(paths[newest.header[GENERATION]], newest):
-            return Found(pid, state, pages)
+            return Found(pid, state, pages, paths)
 
 
 def _is_unchanged(path: str, page: Page) -> bool:

@@ -1,10 +1,14 @@
-"""USR1: a process writes its Python stacks to stderr."""
+"""A process writes its Python stacks: to stderr at USR1, or to a file beside the status page for a reader."""
 
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
+import sys
+from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from .streams import streams
 
@@ -12,6 +16,13 @@ from .streams import streams
 # faulthandler reads the frames of threads that may still run: a few signals in a thousand end a busy process of CPython
 # 3.11 or 3.13 with a segmentation fault, so use this only for a process that is about to be killed.
 STUCK = signal.SIGRTMIN + 1 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR1
+
+# A reader of the status page asks a worker for its stacks by ASK, which the worker answers between two bytecode steps.
+# A worker whose main thread is in native code does not; INSIST makes it write that thread's stack at once. This is safe
+# then, since the frames of that thread do not change. 0, which is not a signal, where there are no real-time signals.
+ASK, INSIST = (signal.SIGRTMIN + 2, signal.SIGRTMIN + 3) if hasattr(signal, "SIGRTMIN") else (0, 0)
+# The last line of the answer to ASK.
+END = b"end of the stacks\n"
 
 _dumps = False
 
@@ -40,3 +51,47 @@ def _dump(_number: int, _frame: FrameType | None) -> None:
             dump_stacks()
         finally:
             _dumps = False
+
+
+def answer_readers(fd: int) -> None:
+    """Make ``ASK`` and ``INSIST`` write the stacks of this process to the file ``fd``, and never end the process."""
+    if not ASK:
+        return
+
+    def answer(_number: int, _frame: FrameType | None) -> None:
+        if not os.path.samestat(os.fstat(fd), file):  # code of the app has closed it, and another file has its number
+            return
+        for line in _coroutines():
+            os.write(fd, line.encode(errors="backslashreplace"))
+        faulthandler.dump_traceback(fd)
+        os.write(fd, END)
+
+    file = os.fstat(fd)
+    signal.signal(ASK, answer)
+    signal.siginterrupt(ASK, False)  # a call into the system goes on: to be looked at must not change what a task does
+    faulthandler.register(INSIST, fd, all_threads=False)
+
+
+def _coroutines() -> Iterator[str]:
+    """Yield the stacks of the coroutines that wait in the running event loop: the thread's stack lacks them."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or (loop := asyncio._get_running_loop()) is None:  # noqa: SLF001  # get_running_loop() raises
+        return
+    for task in asyncio.all_tasks(loop):
+        yield f"Coroutine {task.get_name()} (most recent call first):\n"
+        yield from reversed(
+            [f'  File "{code.co_filename}", line {line} in {code.co_name}\n' for code, line in _awaits(task)]
+        )
+        yield "\n"
+
+
+def _awaits(task: Any) -> Iterator[tuple[Any, int]]:
+    """Yield the code and the line of each coroutine or generator that a task waits in, the outermost first."""
+    waits_in = task.get_coro()
+    while waits_in is not None:
+        kind = next((kind for kind in ("cr", "gi", "ag") if hasattr(waits_in, f"{kind}_frame")), None)
+        if kind is None:  # a future, or an iterator
+            return
+        if frame := getattr(waits_in, f"{kind}_frame"):
+            yield frame.f_code, frame.f_lineno
+        waits_in = getattr(waits_in, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import importlib
@@ -392,6 +393,26 @@ def chain(text):
 @backend.task(QUEUE)
 async def asynchronous(text):
     write_down(f"async {text}")
+
+
+@backend.task(QUEUE)
+async def wait_in_coroutines(path):
+    write_down("begin to wait")
+    await wait_inside(Path(path))
+
+
+async def wait_inside(path):
+    while not await asyncio.to_thread(path.exists):  # noqa: ASYNC110  # another process makes the file
+        await asyncio.sleep(0.01)
+
+
+@backend.task(QUEUE)
+def compute(path):
+    """Call functions without a pause."""
+    write_down("begin to compute")
+    while not Path(path).exists():
+        [str(number) for number in map(abs, range(1000))]
+    write_down("computed")
 
 
 @backend.task(QUEUE)

@@ -95,8 +95,9 @@ def test_a_page_says_what_a_supervisor_and_its_workers_do(publish):
 
 def test_a_file_explains_itself(publish, folder):
     publish()
-    (path,) = folder.iterdir()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path, stacks = sorted(folder.iterdir())
+    assert stacks.name == path.name + page.STACKS
+    assert {stat.S_IMODE(each.stat().st_mode) for each in (path, stacks)} == {0o600}
     data = path.read_bytes()
     words = memoryview(data[: 8 * page.HEADER_WORDS]).cast("Q")
     told = json.loads(data[words[page.LABELS_AT] :][: words[page.LABELS_BYTES]])
@@ -128,7 +129,7 @@ def test_a_page_of_a_supervisor_that_is_gone_is_recognised_and_removed_by_the_ne
         "Scoreboard({}, 1, Publication(sys.argv[1])).publish(); print(os.getpid())"
     )
     gone = int(subprocess.run([sys.executable, "-c", code, folder], capture_output=True, check=True).stdout)
-    (stale,) = folder.iterdir()
+    stale, _ = sorted(folder.iterdir())
     draft = folder / f".{stale.name}"
     draft.touch()
     stranger = folder / "9.0.1"  # of another namespace of pids
@@ -138,7 +139,8 @@ def test_a_page_of_a_supervisor_that_is_gone_is_recognised_and_removed_by_the_ne
     publish()
     assert gone not in page.find()
     assert os.getpid() in page.find()
-    assert sorted(path.name for path in folder.iterdir()) == sorted([page.name_for(os.getpid(), 0), stranger.name])
+    own = page.name_for(os.getpid(), 0)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([own, own + page.STACKS, stranger.name])
 
 
 def test_a_page_whose_pid_belongs_to_another_process_now_is_stale(publish, folder):
