@@ -62,7 +62,7 @@ class JobCounters:
 class JobRecord:
     """The server's statistics of a job. Times are in seconds; ``state`` is ready, reserved, delayed or buried.
 
-    ``time_left_s`` counts down to the end of a delay, or of the TTR.
+    ``delay_s`` is the one of its put or last release. ``time_left_s`` counts down to its end, or to that of the TTR.
     """
 
     id: int
@@ -111,6 +111,11 @@ class JobRecord:
     def attempts(self) -> Attempts:
         """The attempts so far; ``number`` is the attempt that runs now, or the next one."""
         return Attempts(self.releases, self.buries)
+
+    @property
+    def waits_s(self) -> int | None:
+        """How long a ready job has been due, if that is known: the server keeps the time of the put alone."""
+        return max(0, self.age_s - self.delay_s) if self.reserves == self.kicks == 0 else None
 
 
 @dataclass(frozen=True, slots=True)

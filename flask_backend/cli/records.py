@@ -21,14 +21,14 @@ def job_as_dict(address: str, record: JobRecord) -> dict[str, Any]:
 
 
 def queue_as_dict(
-    address: str, queue: Queue, oldest_s: int | None = None, rates: Rates | None = None
+    address: str, queue: Queue, next_wait_s: int | None = None, rates: Rates | None = None
 ) -> dict[str, Any]:
     told = asdict(queue)
     return {
         "broker": address,
         "queue": told.pop("name"),
         **told,
-        "oldest_s": oldest_s,
+        "next_wait_s": next_wait_s,
         "put_per_s": round(rates.put, 3) if rates else None,
         "deleted_per_s": round(rates.deleted, 3) if rates else None,
     }

@@ -148,6 +148,14 @@ class Console:
         jobs = {job.id: job for job in self.jobs(heads.values())}
         return {queue: jobs[job_id] for queue, job_id in heads.items() if job_id in jobs}
 
+    def next_waits(self, queues: Iterable[Queue]) -> dict[str, int]:
+        """Return how many seconds the next ready job of each queue has been due, where that is known.
+
+        The next job is the most urgent one, not the oldest: the protocol cannot find that.
+        """
+        found = self.next_ready_of(queue.name for queue in queues if queue.ready)
+        return {queue: wait_s for queue, job in found.items() if (wait_s := job.waits_s) is not None}
+
     def pause(self, queue: str, seconds: int) -> bool:
         """Pause a queue for ``seconds``, or end its pause with 0; return whether the queue exists.
 

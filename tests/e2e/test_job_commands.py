@@ -162,6 +162,7 @@ class TestPeek:
             "queue": QUEUE,
             "state": "reserved",
             "priority": 65536,
+            "delay_s": 0,
             "ttr_s": 60,
             "reserves": 1,
             "timeouts": 0,

@@ -188,6 +188,19 @@ class TestQueues:
         console.delete_each(ids.values())
         assert console.queues() == []
 
+    def test_the_wait_of_the_next_job_leaves_out_its_delay_and_is_unknown_once_it_was_reserved(self, console, broker):
+        delayed, _ = broker.put("q", b"x", delay=1), broker.put("other", b"x", delay=100)
+        assert console.next_waits(console.queues()) == {}
+        wait_until(lambda: console.queue("q").ready, "it is due")
+        wait_until(lambda: console.job(delayed).age_s >= 2, "it waits for a second")
+        waits = console.next_waits(console.queues())
+        assert 1 <= waits.pop("q") < 60
+        assert waits == {}
+        with broker.client("q") as client:
+            client.release(client.reserve())
+        assert console.next_ready_of(["q"])["q"].id == delayed
+        assert console.next_waits(console.queues()) == {}
+
     def test_rates_are_the_puts_and_deletes_between_two_looks(self, console, broker):
         broker.put("q", b"x")
         before = console.queues()

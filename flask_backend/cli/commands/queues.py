@@ -42,18 +42,19 @@ _TENFOLD = 10  # from here on a rate has no decimals
 def queues(ctx: click.Context, interval: float, broker_uri: str | None, *, is_check: bool, as_json: bool) -> None:
     """Show all queues, their jobs and workers.
 
-    Jobs are counted by state. "oldest" is the age of the next job. Workers are the connections that watch a queue; idle
-    ones wait for a job of it. Red: jobs are ready, but no worker watches the queue. Yellow: the queue is paused.
+    Jobs are counted by state. "waits" is how long the next job has been due; "-" if there is none, or if it was
+    reserved or kicked before. Workers are the connections that watch a queue; idle ones wait for a job of it. Red: jobs
+    are ready, but no worker watches the queue. Yellow: the queue is paused.
     """
     with open_console(ctx, broker_uri) as console:
         found, rates = _look(console, 0 if is_check else interval)
-        ages = {name: job.age_s for name, job in console.next_ready_of(q.name for q in found if q.ready).items()}
+        waits = console.next_waits(found)
     if as_json:
         echo_json(
-            [queue_as_dict(console.address, queue, ages.get(queue.name), rates.get(queue.name)) for queue in found]
+            [queue_as_dict(console.address, queue, waits.get(queue.name), rates.get(queue.name)) for queue in found]
         )
     elif not is_check and found:
-        _echo_queues(found, ages, rates)
+        _echo_queues(found, waits, rates)
     elif not found:
         echo(f"no queues at {console.address}: it has no jobs and no workers", err=True)
     unwatched = [queue for queue in found if queue.is_unwatched]
@@ -75,11 +76,11 @@ def _look(console: Console, interval_s: float) -> tuple[list[Queue], dict[str, R
     return after, measure_rates(before, after, ended - began)
 
 
-def _echo_queues(found: Sequence[Queue], ages: Mapping[str, int], rates: Mapping[str, Rates]) -> None:
+def _echo_queues(found: Sequence[Queue], waits: Mapping[str, int], rates: Mapping[str, Rates]) -> None:
     with_pauses = any(queue.is_paused for queue in found)
     columns = [Column("queue")]
     columns += [Column("paused")] if with_pauses else []
-    columns += [Column(title, is_number=True) for title in ("ready", "reserved", "delayed", "buried", "oldest")]
+    columns += [Column(title, is_number=True) for title in ("ready", "reserved", "delayed", "buried", "waits")]
     columns += [Column(title, is_number=True) for title in ("in/s", "out/s")] if rates else []
     columns += [Column("workers", is_number=True)]
     rows: list[list[str]] = []
@@ -87,7 +88,7 @@ def _echo_queues(found: Sequence[Queue], ages: Mapping[str, int], rates: Mapping
         row = [queue.name]
         row += [_show_pause(queue)] if with_pauses else []
         row += [str(number) for number in (queue.ready, queue.reserved, queue.delayed, queue.buried)]
-        row += [show_seconds(ages[queue.name]) if queue.name in ages else "-"]
+        row += [show_seconds(waits[queue.name]) if queue.name in waits else "-"]
         if rates:
             row += [_show_rate(rates[queue.name].put), _show_rate(rates[queue.name].deleted)]
         rows.append([*row, _show_workers(queue)])
