@@ -177,7 +177,8 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
         announce(loaded.app, _SIGNALS[event.name], description=event.description, **event.facts)
 
     labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
-    return Work(work, labels, settle, EventSink(lambda name: bool(_SIGNALS[name].receivers), send))
+    events = EventSink(lambda name: bool(_SIGNALS[name].receivers), send)
+    return Work(work, labels, settle, events, {"app": loaded.app.name, "broker": str(settings.address)})
 
 
 def _try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:

@@ -59,7 +59,7 @@ class Supervisor:
         self._clock = clock = options.clock
         self._processes = options.processes
         self._terminal = options.terminal
-        self._boot_timeout_s = options.boot_timeout_s
+        self._facts = {**work.facts, "boot_timeout_s": options.boot_timeout_s}
         self._lifecycle = Lifecycle(options.drain_timeout_s, handover.generation if handover else 0)
         self._pools = Pools(
             Plan(pools, options.descriptors.most_children), options.give_up_after, options.give_up_within_s
@@ -410,7 +410,7 @@ class Supervisor:
         self._scoreboard.show_plan((pool.name, pool.size) for pool in self._pools.plan.pools)
         if self._history.has_changed:
             self._history.has_changed = False
-            facts = {"boot_timeout_s": self._boot_timeout_s, **self._history.as_facts()}
+            facts = {**self._facts, **self._history.as_facts()}
             self._scoreboard.show_facts(facts, self._history.checks)
 
     # -- finish ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .context import Body
 from .descriptors import Descriptors
@@ -21,12 +22,14 @@ class Work:
     ``labels`` names for each pool the kinds of work of its children, for example its tasks. If a child died at a job,
     ``settle`` is called in a short-lived process of its own, with the socket that the child lent, the record of its
     death, and the number of deaths that the job has caused. What the app may want to know is sent to ``events``.
+    ``facts``, which JSON can carry, are shown on the status page.
     """
 
     body: Body
     labels: Mapping[str, Sequence[str]]
     settle: Settle
     events: EventSink | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ def test_status_shows_a_supervisor_and_the_work_and_memory_of_its_workers(superv
         (INBOX, 1, 1, 0),
     ]
     assert (told["state"], told["generation"], told["reload"], told["frozen_s"]) == ("running", 0, None, None)
+    assert (told["app"], told["broker"]) == (tasks.app.name, supervised.broker.uri)
     [busy] = [worker for worker in told["workers"] if worker["job_id"]]
     assert (busy["task"], busy["state"], busy["is_old"], busy["done"]) == ("wait_for", "ready", False, 0)
     assert 0 <= busy["job_for_s"] < 60

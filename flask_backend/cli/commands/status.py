@@ -84,6 +84,8 @@ def _as_dict(supervisor: Supervisor) -> dict[str, Any]:
     found, facts = supervisor.found, supervisor.facts
     return {
         **_process_as_dict(supervisor.process),
+        "app": facts.get("app"),
+        "broker": facts.get("broker"),
         "state": supervisor.state,
         "state_for_s": _rounded(supervisor.state_for_s),
         "frozen_s": _rounded(found.frozen_s) if found else None,
