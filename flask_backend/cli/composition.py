@@ -98,10 +98,7 @@ def run_supervisor(ctx: click.Context, request: Request) -> NoReturn:
     warn_of_threads()
     options = _make_options(request, pools, _count_descriptors(pools, handover), terminal)
     limits = Limits(request.drain_timeout, request.time_limit, request.kill_grace, request.max_tasks, request.prefetch)
-    try:
-        supervisor = Supervisor(pools, _make_work(loaded, pools, limits), options, notifier, handover)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    supervisor = Supervisor(pools, _make_work(loaded, pools, limits), options, notifier, handover)
     _warm_up(loaded, pools)
     gc.freeze()
     gc.enable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from flask_backend.supervisor import Descriptors, Pool, TooFewDescriptorsError
+from flask_backend.supervisor import MAX_CHILDREN, Bounds, Descriptors, Pool, TooFewDescriptorsError
 from flask_backend.system.machine import available_cpus, available_memory
 
 from .apps import AppLoadError, LoadedApp, check_queue
@@ -15,17 +15,24 @@ def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], wo
     if not wanted:
         raise AppLoadError(f"app {loaded.app.name!r} registers no task and no receiver")
     of_each = workers or available_cpus()
-    pools = [Pool(name, count or of_each) for name, count in wanted]
+    pools = [Pool(name, Bounds.fixed(count or of_each)) for name, count in wanted]
     for pool in pools:
         check_queue(loaded, pool.name)
     if len({pool.name for pool in pools}) < len(pools):
         raise click.UsageError("a queue is named twice: pass each once, as --queue NAME=WORKERS")
+    if (total := count_workers(pools)) > MAX_CHILDREN:
+        raise click.UsageError(f"{total} workers are too many: at most {MAX_CHILDREN}")
     return pools
+
+
+def count_workers(pools: list[Pool]) -> int:
+    """Return how many workers there may be."""
+    return sum(pool.bounds.maximum for pool in pools)
 
 
 def check_descriptors(descriptors: Descriptors, pools: list[Pool]) -> str:
     """Return how many descriptors the workers need; raise :exc:`AppLoadError` if the system allows fewer."""
-    workers = sum(pool.size for pool in pools)
+    workers = count_workers(pools)
     try:
         descriptors.check(workers)
     except TooFewDescriptorsError as error:
@@ -38,4 +45,4 @@ def share_of_memory(pools: list[Pool]) -> int:
     import psutil  # used by this alone, and slow to import
 
     shared = psutil.Process().memory_info().rss
-    return max(1, int(available_memory() * 0.9) - shared) // sum(pool.size for pool in pools)
+    return max(1, int(available_memory() * 0.9) - shared) // count_workers(pools)

@@ -10,14 +10,16 @@ from .handover import Handover, HandoverError
 from .loop import Supervisor
 from .notify import Notifier
 from .options import SupervisorOptions, Work
-from .plan import Pool
+from .plan import MAX_CHILDREN, Bounds, Pool
 from .reload import is_check
 from .settling import SETTLED, SETTLED_FOR_GOOD
 from .terminal import Terminal
 
 __all__ = [
+    "MAX_CHILDREN",
     "SETTLED",
     "SETTLED_FOR_GOOD",
+    "Bounds",
     "ChildContext",
     "Descriptors",
     "Event",

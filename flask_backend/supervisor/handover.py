@@ -14,6 +14,7 @@ from typing import Any
 from .crashes import CrashRecord
 from .events import Event, EventName
 from .history import History
+from .plan import Bounds, PlannedSize
 from .pools import PoolPast
 from .scoreboard import Totals, nameless_file
 
@@ -55,8 +56,9 @@ class Handover:
 
     ``generation`` counts the reloads, the coming one included. ``events`` are still to be sent. ``lifelines`` are the
     write ends, which are never used. ``soft_limit`` is the children's limit of descriptors. ``had_terminal`` refers to
-    the start of the first image. ``pages`` are the descriptors and the paths of the status pages. ``pools`` and
-    ``crashes`` are the records that decide about restarts, and about jobs that crash their workers.
+    the start of the first image. ``pages`` are the descriptors and the paths of the status pages. ``sizes``
+    are those of the pools, and ``pools`` and ``crashes`` the records that decide about restarts, and about jobs that
+    crash their workers.
     """
 
     generation: int
@@ -70,6 +72,7 @@ class Handover:
     totals_of_exited: dict[str, Totals]
     pages: list[tuple[int, str | None]]
     history: History
+    sizes: dict[str, PlannedSize]
     pools: dict[str, PoolPast]
     crashes: list[CrashRecord]
 
@@ -108,9 +111,14 @@ class Handover:
             totals_of_exited=left["totals_of_exited"],
             pages=[(fd, path) for fd, path in left["pages"]],
             history=History.read(left["history"]),
+            sizes={name: _read_size(size) for name, size in left["sizes"].items()},
             pools={name: PoolPast(**past) for name, past in left["pools"].items()},
             crashes=[CrashRecord(**record) for record in left["crashes"]],
         )
         for fd in handover.descriptors():
             os.set_inheritable(fd, False)
         return handover
+
+
+def _read_size(left: dict[str, Any]) -> PlannedSize:
+    return PlannedSize(Bounds(**left["configured"]), left["moved_by"], left["size"])

@@ -47,6 +47,7 @@ class Inheritance:
             had_terminal=self.terminal.was_there,
             pages=self.workers.scoreboard.memories(),
             history=self.history,
+            sizes=self.pools.plan.hand_over(),
             pools=self.pools.hand_over(self.progress),
             crashes=self.settling.crashes.records,
             totals_of_exited=self.workers.scoreboard.totals_of_exited(
@@ -66,6 +67,7 @@ class Inheritance:
         for helper in handover.helpers:
             self.helpers.adopt(helper.pid, helper.deadline, settles=helper.settles)
         self.events.add(handover.events)
+        self.pools.plan.resume(handover.sizes)
         self.pools.resume(handover.pools)
         self.settling.crashes.resume(handover.crashes)
 

@@ -34,6 +34,7 @@ from .plan import MAX_CHILDREN, Plan, Pool, Slot
 from .pools import MAX_LEAVING, Pools
 from .process import unblock_signals
 from .reload import Reload
+from .scaling import Scaling
 from .scoreboard import Publication, Scoreboard
 from .settling import Settling
 from .states import ChildEvent, ChildState, SupervisorEvent
@@ -76,6 +77,7 @@ class Supervisor:
             handover.totals_of_exited if handover else None,
         )
         self._workers = Workers(work.body, self._scoreboard, self._links, self._processes, clock)
+        self._scaling = Scaling(self._pools, self._workers.children)
         self._helpers = Helpers(self._links, self._processes, clock)
         self._events = Events(work.events, self._helpers, clock)
         self._settling = Settling(work.settle, loans, self._helpers, self._scoreboard.count_burial, clock)
@@ -194,7 +196,7 @@ class Supervisor:
             self._pools[child.slot.pool].note_ready(child.slot)
 
     def _resize(self, by: int) -> None:
-        if not self._pools.resize(by):
+        if not self._scaling.move(by):
             logger.warning(wording.NO_ROOM_FOR_MORE, self._pools.plan.most)
         logger.info(wording.RESIZED, self._pools.plan)
 
@@ -292,8 +294,8 @@ class Supervisor:
         logger.error(wording.DEATH_REPLACED, death, wording.replaced_in(delay_s), extra=death.as_dict())
         if self.children.is_served_by_old(slot.pool):
             return  # the old code serves until the new one can
-        size = self._pools.plan.size_of(slot.pool)
-        if hopeless := pool.check_give_up(slot, size, death.exit.status, now, progress):
+        wanted = self._pools.plan.slots_of(slot.pool)
+        if hopeless := pool.check_give_up(slot, wanted, death.exit.status, now, progress):
             logger.critical(wording.GIVING_UP, hopeless.reason)
             self._lifecycle.exit_code = hopeless.code
             self._drain_all(wording.cannot_work(slot.pool))
@@ -346,7 +348,7 @@ class Supervisor:
             logger.warning(wording.SUCCESSORS_WAIT, MAX_LEAVING, pool)
         for slot in self._pools.claim(self.children.slots(), self._clock()):
             self._spawn(slot)
-        self._processes.show_plan(len(self._pools.plan.pools), self._pools.plan.total)
+        self._processes.show_plan(len(self._pools.plan.sizes), self._pools.plan.total)
 
     def _recycle(self) -> None:
         """Drain the next child that is due. Each pool recycles one at a time, until its successor is ready."""
@@ -375,7 +377,7 @@ class Supervisor:
 
     def _notify(self) -> None:
         counts = self.children.count_ready()
-        ready = [counts[pool.name] for pool in self._pools.plan.pools]
+        ready = [counts[pool] for pool in self._pools.plan.sizes]
         if self._lifecycle.is_starting and all(ready):
             self._lifecycle.apply(SupervisorEvent.ALL_POOLS_READY)
             logger.info(wording.READY, self._pools.plan)
@@ -392,11 +394,10 @@ class Supervisor:
 
     def _note_ready(self) -> None:
         plan = self._pools.plan
-        queues = {pool.name: pool.size for pool in plan.pools}
         if self._lifecycle.generation:
-            self._note_event(EventName.SUPERVISOR_RELOADED, wording.is_reloaded(plan), queues=queues)
+            self._note_event(EventName.SUPERVISOR_RELOADED, wording.is_reloaded(plan), queues=plan.sizes)
         else:
-            self._note_event(EventName.SUPERVISOR_READY, wording.is_ready(plan), queues=queues)
+            self._note_event(EventName.SUPERVISOR_READY, wording.is_ready(plan), queues=plan.sizes)
 
     def _note_event(self, name: EventName, description: str, **facts: object) -> None:
         common = {"supervisor_pid": os.getpid(), "generation": self._lifecycle.generation}
@@ -407,7 +408,7 @@ class Supervisor:
     def _publish(self) -> None:
         """Show on the status page what has changed in this turn."""
         self._scoreboard.show_state(self._lifecycle.state)
-        self._scoreboard.show_plan((pool.name, pool.size) for pool in self._pools.plan.pools)
+        self._scoreboard.show_plan(self._pools.plan.sizes.items())
         if self._history.has_changed:
             self._history.has_changed = False
             facts = {**self._facts, **self._history.as_facts()}

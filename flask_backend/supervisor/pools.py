@@ -72,14 +72,17 @@ class PoolRecord:
         self.breaker.resume(past.exits)
         self.restarts.resume({ExitKind[name]: count for name, count in past.restarts.items()}, past.restarted)
 
-    def check_give_up(self, slot: Slot, size: int, status: int | None, now: float, progress: int) -> GiveUp | None:
-        """Record an abnormal exit; return the reason to give up a pool of this size, if any."""
+    def check_give_up(
+        self, slot: Slot, wanted: Collection[Slot], status: int | None, now: float, progress: int
+    ) -> GiveUp | None:
+        """Record an abnormal exit; return the reason to give up the pool, of which these slots are wanted, if any."""
+        size = len(wanted)
         if self.breaker.trips(now, progress, size):
             reason = wording.died_too_often(slot.pool, self.breaker.limit_of(size), self.breaker.window_s)
             return GiveUp(reason, ExitCode.GAVE_UP)
         if not self.was_ever_ready and status == ExitCode.CONFIG:
             self.failed_first.add(slot)
-            if all(Slot(slot.pool, index) in self.failed_first for index in range(size)):
+            if self.failed_first.issuperset(wanted):
                 return GiveUp(wording.cannot_start(slot.pool), ExitCode.CONFIG)
         return None
 
@@ -101,19 +104,18 @@ class Pools:
 
     def hand_over(self, progress: Callable[[str], int]) -> dict[str, PoolPast]:
         """Return what the next image must know; ``progress`` returns the number of jobs that a pool has settled."""
-        return {pool.name: self._records[pool.name].hand_over(progress(pool.name)) for pool in self.plan.pools}
+        return {pool: self._records[pool].hand_over(progress(pool)) for pool in self.plan.sizes}
 
     def resume(self, pasts: Mapping[str, PoolPast]) -> None:
         """Go on from the pasts that an earlier image has handed over. Pools that no longer exist are forgotten."""
-        for pool in self.plan.pools:
-            if past := pasts.get(pool.name):
-                self._records[pool.name].resume(past)
+        for pool in self.plan.sizes:
+            if past := pasts.get(pool):
+                self._records[pool].resume(past)
 
-    def resize(self, by: int) -> bool:
-        """Add ``by`` to the size of each pool; see :meth:`Plan.resize`."""
-        has_changed = self.plan.resize(by)
-        self._not_before = {slot: at for slot, at in self._not_before.items() if self.plan.wants(slot)}
-        return has_changed
+    def remove(self, slot: Slot) -> None:
+        """Make a pool one child smaller: this slot gets no further one."""
+        self.plan.remove(slot)
+        self._not_before.pop(slot, None)
 
     def delay(self, slot: Slot, until: float) -> None:
         """Let the next child of a slot wait."""

@@ -135,6 +135,21 @@ def test_a_reload_does_not_clear_the_record_of_a_queue_whose_workers_only_die(su
     assert f"the workers of {QUEUE} have died 4 times within 600 s" in supervised.log
 
 
+def test_a_number_of_workers_changed_by_a_signal_stays_after_a_reload(supervise, tmp_path, deploy):
+    supervised = start(supervise, tmp_path, workers=1)
+    supervised.send(signal.SIGTTIN)
+    supervised.wait_reserving(2)
+    old = supervised.workers()
+    reload(supervised, tmp_path)
+    wait_until(lambda: not set(supervised.workers()) & set(old), "the old workers are gone")
+    supervised.wait_reserving(2)
+    assert f"ready: {QUEUE}=2" in supervised.log
+    supervised.send(signal.SIGTTOU)
+    supervised.wait_reserving(1)
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 def test_a_job_that_has_crashed_two_workers_gets_no_further_three_after_a_reload(
     supervise, tasks, broker, tmp_path, deploy
 ):

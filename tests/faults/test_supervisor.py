@@ -352,6 +352,27 @@ def test_ttin_and_ttou_change_the_number_of_workers(supervise):
     supervised.assert_clean_exit(0)
 
 
+def test_ttou_takes_an_idle_worker(supervise, tasks, tmp_path):
+    supervised = supervise(workers=3)
+    supervised.wait_ready()
+    for number in range(2):
+        tasks.wait_for(str(tmp_path / "go"))
+        supervised.wait_for_line("begin waited", times=number + 1)
+
+    def busy():
+        return [pid for pid in supervised.workers() if "[wait_for" in title(pid)]
+
+    wait_until(lambda: len(busy()) == 2, "two show in their titles that they are busy")
+    kept = busy()
+    supervised.send(signal.SIGTTOU)
+    wait_until(lambda: len(supervised.workers()) == 2, "one is gone")
+    assert supervised.workers() == kept
+    (tmp_path / "go").touch()
+    supervised.wait_for_line("waited", times=2)
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 def test_a_surplus_busy_worker_that_is_killed_is_not_replaced_and_costs_no_further_cpu(
     supervise, tasks, broker, tmp_path
 ):

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from flask_backend.supervisor import (
+    Bounds,
     Descriptors,
     EventName,
     EventSink,
@@ -88,7 +89,9 @@ def main() -> None:
     options = SupervisorOptions(drain_timeout_s, descriptors=descriptors, terminal=Terminal.find())
     sink = EventSink(wants=lambda _name: "DEAF" not in os.environ, send=receive)
     work = Work(body=wait, labels={name: [] for name in QUEUES}, settle=lambda _fd, _death, _crashes: 0, events=sink)
-    os._exit(Supervisor([Pool(name, workers) for name in QUEUES], work, options, notifier, handover).run())
+    os._exit(
+        Supervisor([Pool(name, Bounds.fixed(workers)) for name in QUEUES], work, options, notifier, handover).run()
+    )
 
 
 main()

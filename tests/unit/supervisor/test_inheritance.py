@@ -18,7 +18,7 @@ from flask_backend.supervisor.inbox import Inbox
 from flask_backend.supervisor.inheritance import Inheritance
 from flask_backend.supervisor.links import Lifeline, Links
 from flask_backend.supervisor.loans import Loans
-from flask_backend.supervisor.plan import Plan, Pool, Slot
+from flask_backend.supervisor.plan import Bounds, Plan, Pool, Slot
 from flask_backend.supervisor.pools import Pools
 from flask_backend.supervisor.restart import Breaker
 from flask_backend.supervisor.scoreboard import Scoreboard
@@ -39,7 +39,7 @@ def image():
         helpers = Helpers(links, processes, clock)
         events = Events(EventSink(wants=lambda _name: True, send=lambda _event: None), helpers, clock)
         built.append(links)
-        pools = Pools(Plan([Pool("q", 2), Pool("other", 1)]))
+        pools = Pools(Plan([Pool("q", Bounds.fixed(2)), Pool("other", Bounds.fixed(1))]))
         settling = Settling(
             lambda _fd, _death, _crashes: 0, links.loans, helpers, workers.scoreboard.count_burial, clock
         )
@@ -125,7 +125,10 @@ LIMIT = Breaker().limit_of(2)
 
 def give_up(image, now):
     """Record the death of an idle child; return whether its pool is given up."""
-    return image.pools["q"].check_give_up(Slot("q", 0), 2, None, now, image.progress("q")) is not None
+    return (
+        image.pools["q"].check_give_up(Slot("q", 0), image.pools.plan.slots_of("q"), None, now, image.progress("q"))
+        is not None
+    )
 
 
 def test_the_deaths_that_the_breaker_counts_cross(image, monkeypatch):
@@ -167,3 +170,11 @@ def test_the_crashes_by_each_job_cross(image, monkeypatch):
     hand_over(old, new, monkeypatch)
     assert new.settling.crashes.note("q", 7, 3.0) == 3
     assert new.settling.crashes.note("other", 7, 3.0) == 1
+
+
+def test_the_sizes_of_the_pools_cross(image, monkeypatch):
+    old, new = image(), image()
+    old.pools.plan.move(+1)
+    old.pools.plan.add("q")
+    hand_over(old, new, monkeypatch)
+    assert new.pools.plan.sizes == {"q": 3, "other": 2}

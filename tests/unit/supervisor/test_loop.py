@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from flask_backend.deaths import Exit
-from flask_backend.supervisor import Notifier, Pool, Supervisor, SupervisorOptions, Work
+from flask_backend.supervisor import Bounds, Notifier, Pool, Supervisor, SupervisorOptions, Work
 from flask_backend.supervisor.inbox import Report, ReportKind
 from flask_backend.supervisor.pools import MAX_LEAVING
 from flask_backend.supervisor.restart import Breaker
@@ -21,7 +21,7 @@ LIMIT = Breaker().limit_of(2)
 def supervisor(processes, clock):
     work = Work(body=lambda _context: 0, labels={"q": ["task"]}, settle=lambda _fd, _death, _crashes: 0)
     options = SupervisorOptions(drain_timeout_s=1.0, processes=processes, clock=clock)
-    supervisor = Supervisor([Pool("q", 3)], work, options, Notifier(""))
+    supervisor = Supervisor([Pool("q", Bounds.fixed(3))], work, options, Notifier(""))
     turn(supervisor)
     yield supervisor
     supervisor.close()
@@ -114,7 +114,8 @@ def wait_for_child(supervisor, clock):
 def test_a_draining_child_killed_by_its_drain_signal_gave_its_job_back(supervisor, caplog, end, number):
     for _ in range(LIMIT):
         *_, last = supervisor.children
-        last.row.begin(7)
+        for child in supervisor.children:
+            child.row.begin(7)
         turn(supervisor, signal.SIGTTOU)
         assert last.state is ChildState.DRAINING
         end(last, number=number)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from flask_backend.supervisor.plan import Plan, Pool, Slot
+from flask_backend.supervisor.plan import Bounds, Plan, Pool, Slot
 from flask_backend.supervisor.pools import MAX_LEAVING, PoolRecord, Pools
 from flask_backend.system.exits import ExitCode
 
-FIRST, SECOND = Slot("q", 0), Slot("q", 1)
+FIRST, SECOND = BOTH = [Slot("q", 0), Slot("q", 1)]
 
 
 @pytest.fixture
@@ -18,28 +18,28 @@ def pool():
 
 def test_a_pool_whose_children_only_die_is_hopeless(pool):
     for now in range(9):
-        assert pool.check_give_up(FIRST, 2, None, float(now), progress=0) is None
-    hopeless = pool.check_give_up(FIRST, 2, None, 9.0, progress=0)
+        assert pool.check_give_up(FIRST, BOTH, None, float(now), progress=0) is None
+    hopeless = pool.check_give_up(FIRST, BOTH, None, 9.0, progress=0)
     assert hopeless.code is ExitCode.GAVE_UP
     assert hopeless.reason == "the workers of q have died 10 times within 60 s and finished no job in between"
 
 
 def test_a_pool_that_has_done_a_job_is_not_hopeless(pool):
     for now in range(30):
-        assert pool.check_give_up(FIRST, 2, None, float(now), progress=now) is None
+        assert pool.check_give_up(FIRST, BOTH, None, float(now), progress=now) is None
 
 
 def test_a_pool_of_which_no_slot_can_start_is_hopeless(pool):
-    assert pool.check_give_up(FIRST, 2, ExitCode.CONFIG, 0.0, progress=0) is None
-    assert pool.check_give_up(FIRST, 2, ExitCode.CONFIG, 0.1, progress=0) is None
-    hopeless = pool.check_give_up(SECOND, 2, ExitCode.CONFIG, 0.2, progress=0)
+    assert pool.check_give_up(FIRST, BOTH, ExitCode.CONFIG, 0.0, progress=0) is None
+    assert pool.check_give_up(FIRST, BOTH, ExitCode.CONFIG, 0.1, progress=0) is None
+    hopeless = pool.check_give_up(SECOND, BOTH, ExitCode.CONFIG, 0.2, progress=0)
     assert hopeless.code is ExitCode.CONFIG
     assert hopeless.reason == "no worker of q can start, for the reason above"
 
 
 def test_a_pool_that_was_once_ready_can_start(pool):
     pool.was_ever_ready = True
-    assert pool.check_give_up(FIRST, 1, ExitCode.CONFIG, 0.0, progress=0) is None
+    assert pool.check_give_up(FIRST, [FIRST], ExitCode.CONFIG, 0.0, progress=0) is None
 
 
 def test_only_the_recycled_slot_ends_its_recycling(pool):
@@ -51,11 +51,11 @@ def test_only_the_recycled_slot_ends_its_recycling(pool):
 
 
 def test_a_slot_that_is_no_longer_wanted_is_not_being_recycled(pool):
-    plan = Plan([Pool("q", 2)])
+    plan = Plan([Pool("q", Bounds.fixed(2))])
     assert not pool.is_recycling(plan)
     pool.recycling = SECOND
     assert pool.is_recycling(plan)
-    plan.resize(-1)
+    plan.remove(SECOND)
     assert not pool.is_recycling(plan)
 
 
@@ -69,7 +69,7 @@ def test_a_child_that_is_ready_ends_the_recycling_of_its_slot(pool):
 
 
 def test_a_delayed_slot_is_vacant_only_later_and_then_no_longer_awaited():
-    pools = Pools(Plan([Pool("q", 2)]))
+    pools = Pools(Plan([Pool("q", Bounds.fixed(2))]))
     pools.delay(FIRST, 7.0)
     assert pools.next_at() == 7.0
     assert pools.claim(set(), 6.9) == [SECOND]
@@ -78,7 +78,7 @@ def test_a_delayed_slot_is_vacant_only_later_and_then_no_longer_awaited():
 
 
 def test_a_pool_that_is_held_up_has_no_vacant_slot_and_is_not_looked_at_again_before_that_changes():
-    pools = Pools(Plan([Pool("q", 1), Pool("other", 1)]))
+    pools = Pools(Plan([Pool("q", Bounds.fixed(1)), Pool("other", Bounds.fixed(1))]))
     pools.delay(FIRST, 7.0)
     assert pools.hold_up({"q": MAX_LEAVING, "other": 1}) == {"q"}
     assert pools.hold_up({"q": MAX_LEAVING}) == set()
@@ -89,7 +89,7 @@ def test_a_pool_that_is_held_up_has_no_vacant_slot_and_is_not_looked_at_again_be
 
 
 def test_a_slot_that_is_no_longer_wanted_is_not_awaited():
-    pools = Pools(Plan([Pool("q", 2)]))
+    pools = Pools(Plan([Pool("q", Bounds.fixed(2))]))
     pools.delay(SECOND, 7.0)
-    assert pools.resize(-1)
+    pools.remove(SECOND)
     assert pools.next_at() == math.inf
