@@ -100,21 +100,16 @@ class JobRecord:
         )
 
     @property
-    def waited_s(self) -> int | None:
-        """How long a ready job has waited since it was due; None if the server cannot tell.
-
-        It knows when the job was put and its delay, but not when it came back from an attempt, or was kicked.
-        """
-        return max(0, self.age_s - self.delay_s) if self.reserves == self.kicks == 0 else None
-
-    @property
     def attempts(self) -> Attempts:
         """The attempts so far; ``number`` is the attempt that runs now, or the next one."""
         return Attempts(self.releases, self.buries)
 
     @property
     def waits_s(self) -> int | None:
-        """How long a ready job has been due, if that is known: the server keeps the time of the put alone."""
+        """How long a ready job has been due; None if the server cannot tell.
+
+        It knows when the job was put and its delay, but not when it came back from an attempt, or was kicked.
+        """
         return max(0, self.age_s - self.delay_s) if self.reserves == self.kicks == 0 else None
 
 

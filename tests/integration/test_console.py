@@ -173,13 +173,13 @@ class TestQueues:
         kicked = broker.put("kicked", b"x", delay=100)
         console.kick(kicked)
         broker.put("q", b"x", delay=1)
-        wait_until(lambda: (console.next_ready_of(["q"]).get("q") or console.job(kicked)).waited_s, "it has waited")
+        wait_until(lambda: (console.next_ready_of(["q"]).get("q") or console.job(kicked)).waits_s, "it has waited")
         head = console.next_ready_of(["q"])["q"]
-        assert (head.waited_s, head.delay_s) == (head.age_s - 1, 1)
-        assert console.next_ready_of(["kicked"])["kicked"].waited_s is None
+        assert (head.waits_s, head.delay_s) == (head.age_s - 1, 1)
+        assert console.next_ready_of(["kicked"])["kicked"].waits_s is None
         connection = connect("q")
         connection.release(reserve(connection).id, 0, 0)
-        assert console.next_ready_of(["q"])["q"].waited_s is None
+        assert console.next_ready_of(["q"])["q"].waits_s is None
 
     def test_the_next_jobs_of_many_queues_are_found_at_once_and_released(self, console, broker):
         ids = {f"q{i}": broker.put(f"q{i}", b"x" * 10_000) for i in range(300)}
