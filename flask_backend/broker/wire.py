@@ -195,6 +195,7 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._fd = sock.fileno()
+        self._timeout_s = sock.gettimeout()
         self._received = bytearray()
         self._awaited: deque[ReplyReceiver] = deque()
         self._holds_back = False  # the system may still have commands of :meth:`send_with_next`, and only such
@@ -211,7 +212,9 @@ class Wire:
 
     def is_readable(self, wait_s: float) -> bool:
         """Wait for data, or for the stream's end; return whether there is something to read."""
-        return self._has_come_soon(min(wait_s, SPIN_S)) or bool(self._poll.poll(wait_s * 1000))
+        if self._poll.poll(0):
+            return True
+        return wait_s > 0 and (self._comes_soon(min(wait_s, SPIN_S)) or bool(self._poll.poll(wait_s * 1000)))
 
     def send(self, commands: bytes, *receivers: ReplyReceiver) -> None:
         """Send commands, including line breaks, and record the receiver of each reply."""
@@ -240,11 +243,10 @@ class Wire:
 
     def receive(self) -> bool:
         """Dispatch the replies that have arrived; return whether there was something to read."""
-        try:
-            data = os.read(self._fd, _READ_BYTES)
-        except BlockingIOError:
+        data = self._read_now()
+        if data is None:
             return False
-        self._take_in(_checked(data))
+        self._take_in(data)
         return True
 
     def receive_next(self) -> None:
@@ -269,11 +271,13 @@ class Wire:
         while self._awaited:
             self._take_in(self._read_some(deadline))
 
-    def _has_come_soon(self, within_s: float) -> bool:
+    def _comes_soon(self, within_s: float) -> bool:
         until = time.monotonic() + within_s
-        while not (has_come := bool(self._poll.poll(0))) and time.monotonic() < until:
+        while time.monotonic() < until:
             os.sched_yield()
-        return has_come
+            if self._poll.poll(0):
+                return True
+        return False
 
     def read(self) -> Reply:
         """Wait for a reply without a receiver, on the adopted socket of a dead process; others may follow it."""
@@ -303,8 +307,7 @@ class Wire:
             raise OutOfStepError("it sent more than was asked for")
 
     def _deadline(self) -> float | None:
-        timeout_s = self._socket.gettimeout()
-        return None if timeout_s is None else time.monotonic() + timeout_s
+        return None if self._timeout_s is None else time.monotonic() + self._timeout_s
 
     def _take_in(self, data: bytes) -> None:
         received = self._received
@@ -322,10 +325,18 @@ class Wire:
         elif time.monotonic() > self._due:
             raise TimeoutError
 
+    def _read_now(self) -> bytes | None:
+        try:
+            return _checked(os.read(self._fd, _READ_BYTES))
+        except BlockingIOError:
+            return None
+
     def _read_some(self, deadline: float | None) -> bytes:
         # The socket's timeout applies to each read. A reply that drips in gets no extra time.
         if deadline is None:
             return _checked(self._socket.recv(_READ_BYTES))
+        if (data := self._read_now()) is not None:  # on a busy host it is there before we look
+            return data
         if not self.is_readable(max(0.0, deadline - time.monotonic())):
             raise TimeoutError
         return _checked(os.read(self._fd, _READ_BYTES))  # the socket's own method would wait once more
