@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,23 +32,25 @@ class Beanstalkd:
     """A server on a free port of the loopback interface; with ``binlog`` its jobs survive a restart."""
 
     is_embedded = IS_EMBEDDED
+    host = "127.0.0.1"
+    under: Sequence[str] = ()  # a command that takes the server's as its arguments
 
     def __init__(self, binlog: Path | None = None, max_job_size: int = 65535) -> None:
         self.port = free_port()
         self.binlog = binlog
         if self.is_embedded:
-            self._command = [sys.executable, "-m", "flask_backend", "broker"]
+            self._command = [*self.under, sys.executable, "-m", "flask_backend", "broker", "--listen", self.host]
             self._command += ["--port", str(self.port), "--max-job-size", str(max_job_size)]
             self._command += ["--file", str(binlog / "jobs.sqlite")] if binlog is not None else []
         else:
             program = PROGRAM or pytest.skip("no beanstalkd here")
-            self._command = [program, "-l", "127.0.0.1", "-p", str(self.port), "-z", str(max_job_size)]
+            self._command = [*self.under, program, "-l", self.host, "-p", str(self.port), "-z", str(max_job_size)]
             self._command += ["-b", str(binlog), "-f0"] if binlog is not None else []
         self.start()
 
     @property
     def uri(self) -> str:
-        return f"btq://127.0.0.1:{self.port}"
+        return f"btq://{self.host}:{self.port}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -72,9 +75,13 @@ class Beanstalkd:
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
+    def address(self) -> tuple[str, int] | socket.socket:
+        """Return the address of the server, or a connection to it, for a client."""
+        return self.host, self.port
+
     @contextmanager
     def client(self, queue: str = "default"):
-        with greenstalk.Client(("127.0.0.1", self.port), encoding=None, use=queue, watch=queue) as client:
+        with greenstalk.Client(self.address(), encoding=None, use=queue, watch=queue) as client:
             yield client
 
     def put(self, queue: str, body: bytes, **options: int) -> int:
