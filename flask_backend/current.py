@@ -13,8 +13,8 @@ from werkzeug.local import LocalProxy
 from .broker import cursors
 from .broker.cursors import Cursor, CursorConnection, Owner
 from .broker.stats import JobCounters
-from .errors import BrokerError, JobNotFoundError, TaskInterrupted
-from .message import scheduled_at
+from .errors import BrokerError, JobNotFoundError, OptionError, TaskInterrupted
+from .message import scheduled_at, show_value
 from .retry import Attempts, Retry
 from .system.loggers import get_logger
 
@@ -34,6 +34,7 @@ class JobLease(Protocol):
         """Return a connection for cursors; None where they are not kept."""
         ...
 
+    def progress(self, done: int, total: int) -> None: ...
     def is_leaving(self) -> bool:
         """Whether the worker is to stop, so that a task shall leave at its checkpoint."""
         ...
@@ -181,6 +182,15 @@ class CurrentJob:
         """
         self._checkpointed().reach(cursor)
 
+    def progress(self, done: int, total: int) -> None:
+        """Show how much of its work the task has done, such as 3 of 10: in ``status``, ``top`` and the process title.
+
+        It costs less than a microsecond, and the broker is not asked. Both are whole numbers from 0. Raises
+        :exc:`OptionError` for others. In ``memory://``, ``sync://`` and ``run()`` it only checks them.
+        """
+        check_progress(done, total)
+        self._lease.progress(done, total)
+
     @property
     def checkpoints(self) -> _Checkpoints | None:
         """For the worker: what the task has done with its cursor, if anything."""
@@ -232,8 +242,17 @@ _NO_JOB = (
 current_job = cast("CurrentJob", LocalProxy(job_being_run, unbound_message=_NO_JOB))
 
 
+_MOST = 2**63  # it is shown from a word of 64 bits
+
+
+def check_progress(done: int, total: int) -> None:
+    for name, number in (("done", done), ("total", total)):
+        if type(number) is not int or not 0 <= number < _MOST:
+            raise OptionError(f"progress: {name} is {show_value(number)}; expected a whole number from 0")
+
+
 class _JobAround:
-    """The current job inside of ``hello.run()``: that of the task which calls it, if any, but without its cursor."""
+    """The current job inside ``hello.run()``: that of the calling task, if any, but without its cursor and progress."""
 
     __slots__ = ("_job",)
 
@@ -244,6 +263,9 @@ class _JobAround:
 
     def checkpoint(self, cursor: Any) -> None:
         cursors.encode(cursor)
+
+    def progress(self, done: int, total: int) -> None:
+        check_progress(done, total)
 
     def __getattr__(self, name: str) -> Any:
         if self._job is None:

@@ -55,6 +55,9 @@ class InProcessLease:
     def keeping(self) -> AbstractContextManager[MemoryBroker] | None:
         return nullcontext(self.broker) if self.keeps_cursors else None
 
+    def progress(self, done: int, total: int) -> None:
+        pass
+
     def is_leaving(self) -> bool:
         return self.keeps_cursors and self.broker.interrupts_now()
 

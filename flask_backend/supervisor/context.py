@@ -24,7 +24,7 @@ class ChildContext:
         self._has_lent = False
         # The body writes to the row directly, since it does so for every job.
         self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
-        self.count_wait = row.count_wait
+        self.count_wait, self.progress = row.count_wait, row.progress
         self.show_broker = row.show_broker
         self.was_told_to_drain, self.heard_drain = row.was_told_to_drain, row.heard_drain
 

@@ -41,6 +41,8 @@ from flask_backend.system.page import (
     LABEL_NUMBER,
     LABEL_WORDS,
     LEFT_NS,
+    PROGRESS_DONE,
+    PROGRESS_TOTAL,
     RECONNECTS,
     WAITED_US,
     WAITS,
@@ -175,7 +177,7 @@ class Row:
     def begin(self, job_id: int) -> None:
         """Record that the child holds a job. Its label is known only after decoding."""
         words = self._words
-        words[LABEL_NUMBER] = words[KILL_AT_NS] = 0
+        words[LABEL_NUMBER] = words[KILL_AT_NS] = words[PROGRESS_TOTAL] = 0
         words[JOB_SINCE_NS] = words[ALIVE_NS] = time.monotonic_ns()
         words[JOB] = job_id  # last: a reader that sees it sees the rest
 
@@ -184,6 +186,13 @@ class Row:
         self._words[LABEL_NUMBER] = self._labels.numbers.get(label, 0)
         if kill_at is not None:
             self._words[KILL_AT_NS] = int(kill_at * 1e9)
+
+    def progress(self, done: int, total: int) -> None:
+        """Record how much of its work the task has done, as it says itself."""
+        words = self._words
+        words[PROGRESS_TOTAL] = 0  # so that a reader does not mix two records
+        words[PROGRESS_DONE] = done
+        words[PROGRESS_TOTAL] = total
 
     def end(self, ending: Ending | None) -> None:
         """Record that the job is over. ``ending`` is how this child settled it, if it did."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 MAGIC = int.from_bytes(b"FBpage\0" + bytes([FORMAT]), "big")
 
 HEADER = tuple(
@@ -38,13 +38,15 @@ HEADER_WORDS = 32
 QUEUE = ("wanted", "rows", "rows_at", "row_words")
 WANTED, ROWS, ROWS_AT, ROW_WORDS = range(len(QUEUE))
 
-# The first cache line is the worker's, apart from `drain`, and the second one the supervisor's.
+# The first cache line is the worker's, apart from `drain`, the second one the supervisor's, the rest the worker's.
 ROW = tuple(
     "job label job_since_ns kill_at_ns alive_ns left_ns drain away_since_ns "
-    "pid state forked_ns private_bytes done_before retried_before buried_before slot".split()
+    "pid state forked_ns private_bytes done_before retried_before buried_before slot "
+    "progress_done progress_total".split()
 )
 JOB, LABEL_NUMBER, JOB_SINCE_NS, KILL_AT_NS, ALIVE_NS, LEFT_NS, DRAIN, AWAY_SINCE_NS = range(8)
-ROW_PID, ROW_STATE, FORKED_NS, PRIVATE_BYTES, DONE_BEFORE, RETRIED_BEFORE, BURIED_BEFORE, SLOT = range(8, len(ROW))
+ROW_PID, ROW_STATE, FORKED_NS, PRIVATE_BYTES, DONE_BEFORE, RETRIED_BEFORE, BURIED_BEFORE, SLOT = range(8, 16)
+PROGRESS_DONE, PROGRESS_TOTAL = range(16, len(ROW))
 FIXED_WORDS = len(ROW)
 
 # A time of less than 2**n ms is in bucket n; the last bucket, from 17.5 min on, has no upper end.
@@ -102,6 +104,12 @@ class WorkerView:
     @property
     def job(self) -> int | None:
         return None if self.is_torn else self.words[JOB] or None
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """How much of its work the task has done, and the whole, if it says so."""
+        done, total = self.words[PROGRESS_DONE], self.words[PROGRESS_TOTAL]
+        return (done, total) if self.job and total else None
 
     def label_words(self) -> Iterator[Sequence[int]]:
         """Yield the words of each label, in the order of the queue's labels."""

@@ -69,6 +69,7 @@ class WorkerLease:
     touch_at: float = field(init=False, default=0.0)
     is_cut: bool = field(init=False, default=False)  # its connection broke; a thread tries to get it back
     is_lost: bool = field(init=False, default=False)
+    shown_progress: str = field(init=False, default="")  # for the process title
     prefetched_stats: Replies | None = field(init=False, default=None)  # for the job's counters
 
     @property
@@ -89,6 +90,10 @@ class WorkerLease:
 
     def keeping(self) -> AbstractContextManager[Connection]:
         return self.heartbeat.exchange(self)
+
+    def progress(self, done: int, total: int) -> None:
+        self.shown_progress = f" {done}/{total}"
+        self.heartbeat.show_progress(done, total)
 
     def is_leaving(self) -> bool:
         return self.heartbeat.is_stopping()
@@ -147,6 +152,7 @@ class Heartbeat:
         the job to it, if that is possible. ``is_stopping`` tells whether the worker is to stop.
         """
         self._host = host
+        self.show_progress = host.progress
         self._pid = os.getpid()
         self._interrupt = interrupt
         self._leave = leave
@@ -254,7 +260,7 @@ class Heartbeat:
             if shown:
                 self._host.show("")
             return False
-        self._host.show(f"{lease.label} {now - lease.started:.0f}s")
+        self._host.show(f"{lease.label} {now - lease.started:.0f}s{lease.shown_progress}")
         if not lease.is_cut and not lease.is_lost and lease.connection.is_cut:
             self._begin_reclaim(lease)
         self._touch_if_due(lease, lease, now)

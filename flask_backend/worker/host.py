@@ -47,6 +47,9 @@ class Host(Protocol):
     def run(self, label: str, kill_at: float | None) -> None:
         """Record the job's call, and when its process may be killed, in seconds on the monotonic clock."""
 
+    def progress(self, done: int, total: int) -> None:
+        """Record how much of its work the task has done, as it says itself."""
+
     def end(self, ending: Ending | None) -> None:
         """Record how the job was settled, if this worker has settled it."""
 
@@ -95,6 +98,9 @@ class Foreground:
         pass
 
     def run(self, label: str, kill_at: float | None) -> None:
+        pass
+
+    def progress(self, done: int, total: int) -> None:
         pass
 
     def end(self, ending: Ending | None) -> None:

@@ -76,6 +76,9 @@ class _FormerLease:
     def touch(self) -> None:
         raise JobNotFoundError(f"job {self.job_id} is no longer held: its worker died")
 
+    def progress(self, done: int, total: int) -> None:
+        pass
+
     def keeping(self) -> None:
         return None
 

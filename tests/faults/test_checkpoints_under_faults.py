@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 
 import pytest
-from support.supervised import Command
+from support.supervised import Command, title
 from support.waiting import wait_until
 
 from flask_backend.broker.cursors import Owner
 from flask_backend.names import is_cursor_tube
+from flask_backend.system import page
 
 QUEUE = "q"
 APP = """
@@ -38,6 +40,7 @@ def long(name, to, pause=0.01):
     for number in range(start + 1, to + 1):
         time.sleep(pause)  # it works
         say(f"{name} {number}")
+        current_job.progress(number, to)
         current_job.checkpoint(number)
     say(f"{name} done")
 
@@ -88,6 +91,22 @@ def assert_done_once(running, broker, to, name="a"):
 
 def last_pid(running):
     return int([line.split()[-1] for line in running.ledger if " from " in line][-1])
+
+
+@pytest.mark.skipif(not page.read_process(os.getpid()), reason="needs /proc")
+def test_progress_is_shown_in_the_title_and_on_the_status_page(start, broker):
+    running = start()
+    call(broker, "a", 10_000)
+
+    def shown():
+        [queue] = page.find(running.pid)[running.pid].page.queues
+        return queue.workers[0].progress
+
+    done, total = wait_until(shown, "the page has it")
+    assert total == 10_000
+    wait_until(lambda: shown()[0] > done, "it changes")
+    found = wait_until(lambda: re.search(r"\[long \d+s (\d+)/10000\]", title(last_pid(running))), "its title")
+    assert 0 < int(found[1]) <= shown()[0]
 
 
 @pytest.mark.parametrize("args", [(), ("worker", QUEUE)], ids=["supervised", "alone"])

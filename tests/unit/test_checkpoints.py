@@ -275,3 +275,20 @@ def test_a_cursor_of_an_earlier_job_with_the_same_id_is_not_taken(backend):
 def test_queues_of_users_cannot_be_named_like_the_tubes_of_cursors(backend):
     with pytest.raises(QueueNameError, match="reserved for the cursors of tasks"):
         backend.task("flask-backend.cursor/mine")
+
+
+@pytest.mark.parametrize("backend", ["memory://", "sync://"], indirect=True)
+def test_progress_is_two_whole_numbers(backend, seen):
+    @backend.task(QUEUE)
+    def task():
+        current_job.progress(0, 0)
+        current_job.progress(12, 10)
+        for done, total in ((-1, 1), (1, 2**63), (1.5, 2), (True, 1), ("1", 2), (1, None)):
+            with pytest.raises(OptionError, match=r"progress: (done|total) is .*; expected a whole number from 0"):
+                current_job.progress(done, total)
+        seen.append(True)
+
+    task()
+    testing.drain(backend)
+    task.run()
+    assert seen == [True, True]
