@@ -198,10 +198,13 @@ class CurrentJob:
 
     def _checkpointed(self) -> _Checkpoints:
         if self._checkpoints is None:
-            uid = self.headers.get("id")
-            owner = Owner(self.id, self.queue, uid if isinstance(uid, str) and uid else None)
-            self._checkpoints = _Checkpoints(self._lease, owner)
+            self._checkpoints = _Checkpoints(self._lease, self.cursor_owner)
         return self._checkpoints
+
+    @property
+    def cursor_owner(self) -> Owner:
+        uid = self.headers.get("id")
+        return Owner(self.id, self.queue, uid if isinstance(uid, str) and uid else None)
 
     def learn(self, counters: JobCounters) -> None:
         """Take the job's counters, so that its attempt stays known when the job is no longer held."""

@@ -19,13 +19,14 @@ def whole_seconds(name: str, value: Delay, *, least: int = 0) -> int:
     Rounded up, since the protocol takes whole seconds and a job must not come sooner than asked for. Raises
     :exc:`OptionError`, which calls the value ``name``, for an invalid duration and for a time without a time zone.
     """
-    seconds = _seconds(name, value)
+    seconds = exact_seconds(name, value)
     if not least <= seconds <= MAX_SECONDS:
         raise OptionError(f"{name} is {show_value(value)}; expected from {least} to {MAX_SECONDS} seconds")
     return math.ceil(seconds)
 
 
-def _seconds(name: str, value: object) -> float:
+def exact_seconds(name: str, value: object) -> float:
+    """Return ``value`` in seconds, a time in the past as 0; raise :exc:`OptionError` as :func:`whole_seconds` does."""
     match value:
         case bool():
             pass

@@ -104,21 +104,22 @@ class Backend:
         delay: Delay | None = None,
         priority: int | None = None,
         ttr: float | None = None,
+        expires: Delay | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task of ``queue``: calling it schedules it.
 
         ``endpoint`` is the task's name on the wire, by default the function's name. After ``time_limit`` seconds
         :exc:`TaskTimeout` is raised inside the task; the default is the limit of the worker's command line, if any.
-        ``retry`` is the policy after a failure; the default is ``BACKEND_RETRY``. ``delay``, ``priority`` and ``ttr``
-        are the defaults of its calls, see :meth:`Task.options`. Raises :exc:`RegistrationError` if the queue already
-        has that endpoint, or has a receiver, or if the function cannot be a task, :exc:`QueueNameError`,
+        ``retry`` is the policy after a failure; the default is ``BACKEND_RETRY``. ``delay``, ``priority``, ``ttr`` and
+        ``expires`` are the defaults of its calls, see :meth:`Task.options`. Raises :exc:`RegistrationError` if the
+        queue already has that endpoint, or has a receiver, or if the function cannot be a task, :exc:`QueueNameError`,
         :exc:`ConfigError` for an invalid time limit or retry policy, and :exc:`OptionError`.
         """
         check_endpoint(endpoint)
         check_time_limit(time_limit)
         check_retry(retry)
-        is_plain = delay is priority is ttr is None
-        defaults = DEFAULTS if is_plain else Options(delay, priority, ttr)
+        is_plain = delay is priority is ttr is expires is None
+        defaults = DEFAULTS if is_plain else Options(delay, priority, ttr, expires)
         decorator = f"@backend.task({queue!r})"
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:

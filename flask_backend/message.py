@@ -18,7 +18,7 @@ from .errors import MessageDecodeError, MessageEncodeError
 # How deep arrays and objects may be nested, including the envelope. Python 3.11 fails from about 970 levels on, and
 # sooner in code that recurses more than once per level, like copy.deepcopy and pprint: the limit leaves room for these.
 MAX_DEPTH = 256
-OUR_HEADERS = ("id", "at")  # of each message of a task
+OUR_HEADERS = ("id", "at", "expires")  # the last one only of a call that expires
 END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242: some platforms have no later dates
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -64,6 +64,17 @@ def scheduled_at(headers: Mapping[str, Any]) -> float | None:
     """Return when a call was scheduled, in seconds since the epoch, if its headers have a valid time."""
     at = headers.get("at")
     return at if isinstance(at, int | float) and 0 < at < END_OF_DATES else None
+
+
+def expires_at(headers: Mapping[str, Any]) -> float | None:
+    """Return until when a call may be started, in seconds since the epoch, if its headers have a valid time."""
+    at = headers.get("expires")
+    return at if isinstance(at, int | float) and at is not True and 0 < at < END_OF_DATES else None
+
+
+def is_expired(headers: Mapping[str, Any], now: float) -> bool:
+    """Whether a call must not be started at ``now``, in seconds since the epoch."""
+    return (at := expires_at(headers)) is not None and at <= now
 
 
 # Errors of the encoder and of a value's own code. Not every exception: a signal handler, for example a time limit, may

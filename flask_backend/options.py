@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
+from datetime import datetime
 
-from .durations import Delay, whole_seconds
+from .durations import MAX_SECONDS, Delay, exact_seconds, whole_seconds
 from .errors import OptionError
+from .message import show_value
 
 # greenstalk's default, between the priorities that the protocol calls urgent (below 1024) and the last one.
 DEFAULT_PRIORITY = 2**16
@@ -23,6 +27,9 @@ class Options:
         From 0, which comes first, to 4294967295; by default 65536.
     ``ttr``
         The seconds, at least 1, that its worker may be silent before another one gets it; by default ``BACKEND_TTR``.
+    ``expires``
+        Until when a worker may start it: for a number of seconds after the call or a ``timedelta``, or until an aware
+        ``datetime``, later than ``delay``. After that it is deleted without running. By default it never expires.
 
     Raises :exc:`OptionError`.
     """
@@ -30,6 +37,7 @@ class Options:
     delay: Delay | None = None
     priority: int | None = None
     ttr: float | None = None
+    expires: Delay | None = None
 
     def __post_init__(self) -> None:
         if self.delay is not None:
@@ -40,6 +48,17 @@ class Options:
         is_whole = isinstance(priority, int) and not isinstance(priority, bool)
         if priority is not None and not (is_whole and 0 <= priority <= MAX_PRIORITY):
             raise OptionError(f"priority is {priority!r}; expected a whole number from 0 (first) to {MAX_PRIORITY}")
+        if self.expires is not None:
+            self._check_expires(self.expires)
+
+    def _check_expires(self, expires: Delay) -> None:
+        delay_s = 0 if self.delay is None else whole_seconds("delay", self.delay)
+        if not delay_s < exact_seconds("expires", expires) <= MAX_SECONDS:
+            after = f"the delay of {delay_s} s" if delay_s else "now"
+            raise OptionError(
+                f"expires is {show_value(expires)}; expected a time after {after}, and at most {MAX_SECONDS} seconds: "
+                "otherwise the call could not run"
+            )
 
     def over(self, defaults: Options) -> Options:
         """Return these options, with the values of ``defaults`` for the ones that are not set."""
@@ -49,7 +68,19 @@ class Options:
             delay=self.delay if self.delay is not None else defaults.delay,
             priority=self.priority if self.priority is not None else defaults.priority,
             ttr=self.ttr if self.ttr is not None else defaults.ttr,
+            expires=self.expires if self.expires is not None else defaults.expires,
         )
+
+    def headers(self) -> dict[str, float]:
+        """Return the headers that these options add to the message of a call that is made now."""
+        match self.expires:
+            case None:
+                return {}
+            case datetime():
+                expires_at = self.expires.timestamp()
+            case _:
+                expires_at = time.time() + exact_seconds("expires", self.expires)
+        return {"expires": math.floor(expires_at * 1000) / 1000}
 
     def resolve(self, default_ttr_s: int) -> PutOptions:
         """Return the numbers of the put command; a ``datetime`` becomes the seconds from now."""

@@ -10,3 +10,4 @@ class Ending(IntEnum):
     RETRIED = 1
     BURIED = 2
     DISCARDED = 3
+    EXPIRED = 4  # never begun

@@ -19,7 +19,7 @@ class ScheduledCall:
     """A call while it is being scheduled, for ``@backend.schedule_middleware``.
 
     ``id`` will be the ``uid`` of its job. Headers that are written to ``headers``, values that JSON can carry, are sent
-    with the call, and are in ``current_job.headers`` when it runs; ``id`` and ``at`` are set by Flask-Backend.
+    with the call, and are in ``current_job.headers`` when it runs; Flask-Backend sets ``id``, ``at`` and ``expires``.
     """
 
     queue: str

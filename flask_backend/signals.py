@@ -71,7 +71,8 @@ task_interrupted = _signals.signal(
 )
 task_discarded = _signals.signal(
     "task-discarded",
-    "``job`` was deleted because its task raised ``Discard``: ``reason`` and ``error``.",
+    """``job`` was deleted because its task raised ``Discard``: ``reason`` and ``error``; or without being run, because
+    it had expired: ``reason`` is ``"expired"``, and ``error`` is None.""",
 )
 worker_started = _signals.signal(
     "worker-started",

@@ -39,7 +39,7 @@ class Story:
 
     ``call`` is the endpoint with its arguments, cut to a thousand characters. ``allowed`` is the number of attempts
     that the retry policy allows, if limited. ``death`` has the facts about a worker that died while it ran the job, if
-    any: signal, memory, times.
+    any: signal, memory, times. After ``expires_at`` a retry is deleted without running.
     """
 
     job: int
@@ -56,6 +56,7 @@ class Story:
     attempts: int | None = None
     allowed: int | None = None
     scheduled_at: float | None = None
+    expires_at: float | None = None
     ran_s: float | None = None
     death: Mapping[str, Any] | None = None
 
@@ -137,7 +138,7 @@ _CHECKS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("queue", "reason", "host"), _is_text),
     **dict.fromkeys(("endpoint", "call", "exception", "message", "traceback"), _may_be(_is_text)),
     **dict.fromkeys(("attempts", "allowed"), _may_be(_is_number)),
-    **dict.fromkeys(("scheduled_at", "ran_s"), _may_be(_is_seconds)),
+    **dict.fromkeys(("scheduled_at", "expires_at", "ran_s"), _may_be(_is_seconds)),
     "death": _may_be(lambda value: isinstance(value, dict)),
 }
 # As Death.as_dict returns them.

@@ -136,15 +136,22 @@ class Task(Generic[P, R_co]):
             job_being_run.reset(token)
 
     def options(
-        self, *, delay: Delay | None = None, priority: int | None = None, ttr: float | None = None
+        self,
+        *,
+        delay: Delay | None = None,
+        priority: int | None = None,
+        ttr: float | None = None,
+        expires: Delay | None = None,
     ) -> BoundTask[P]:
         """Return the task with scheduling options, ready to be called: ``hello.options(delay=60)("world")``.
 
         ``delay`` is seconds, a ``timedelta`` or an aware ``datetime``; ``priority`` is from 0 (first) to 4294967295, by
-        default 65536; ``ttr`` is the seconds that its worker may be silent, by default ``BACKEND_TTR``. Options that
-        are not set come from the task's decorator. Raises :exc:`OptionError` for an invalid value.
+        default 65536; ``ttr`` is the seconds that its worker may be silent, by default ``BACKEND_TTR``. After
+        ``expires``, seconds from the call, a ``timedelta`` or an aware ``datetime``, no worker starts the call or a
+        retry of it: the job is deleted. Options that are not set come from the task's decorator. Raises
+        :exc:`OptionError` for an invalid value, and for an ``expires`` that is not after ``delay``.
         """
-        return BoundTask(self, Options(delay, priority, ttr).over(self._defaults))
+        return BoundTask(self, Options(delay, priority, ttr, expires).over(self._defaults))
 
     def map(self, /, *iterables: Iterable[Any]) -> Jobs:
         """Schedule one call for each item, like the built-in ``map``: ``hello.map(["a", "b"])``.
@@ -159,10 +166,11 @@ class Task(Generic[P, R_co]):
         uid = new_uid()
         around = self._scheduler.around
         if around is None:
-            return self._scheduler.put(self.queue, self.encode(args, kwargs, uid), options, uid, self.endpoint)
+            headers = None if options.expires is None else options.headers()
+            return self._scheduler.put(self.queue, self.encode(args, kwargs, uid, headers), options, uid, self.endpoint)
 
         def put(headers: dict[str, Any]) -> Job:
-            body = self.encode(args, kwargs, uid, headers)
+            body = self.encode(args, kwargs, uid, headers | options.headers())
             return self._scheduler.put(self.queue, body, options, uid, self.endpoint)
 
         return around(ScheduledCall(self.queue, self.endpoint, args, kwargs, uid, options), put)
@@ -172,9 +180,9 @@ class Task(Generic[P, R_co]):
 
         def encode_item(args: tuple[Any, ...], uid: str) -> bytes:
             if around is None:
-                return self.encode(args, {}, uid)
+                return self.encode(args, {}, uid, None if options.expires is None else options.headers())
             call = ScheduledCall(self.queue, self.endpoint, args, {}, uid, options)
-            return around(call, lambda headers: self.encode(args, {}, uid, headers))
+            return around(call, lambda headers: self.encode(args, {}, uid, headers | options.headers()))
 
         items = zip(*iterables, strict=False)
         return self._scheduler.put_many(self.queue, items, encode_item, options, self.endpoint)

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask_backend.errors import MessageDecodeError
-from flask_backend.message import Message, decode, decode_json, show_call
+from flask_backend.message import Message, decode, decode_json, expires_at, show_call
 from flask_backend.visible import visible
+
+from .output import show_seconds, show_time
 
 _CALL = {"endpoint", "args", "kwargs", "headers"}
 # How much is shown of a body that is not JSON: enough to recognize it.
@@ -30,6 +32,17 @@ def call_in(body: bytes) -> Message | None:
     except MessageDecodeError:
         return None
     return message if set(value) <= _CALL else None
+
+
+def expiry_in(body: bytes) -> float | None:
+    """Return until when the body's call may be started, in seconds since the epoch, if it is one that expires."""
+    call = call_in(body)
+    return expires_at(call.headers) if call else None
+
+
+def show_expiry(at: float, now: float) -> str:
+    """Return when a call expires or has expired, in words."""
+    return f"{show_time(at)}, " + (f"in {show_seconds(at - now)}" if at > now else f"{show_seconds(now - at)} ago")
 
 
 def show_body(body: bytes) -> str:

@@ -35,7 +35,8 @@ class Reason:
 class Facts:
     """The facts about a job at ``now``, in seconds since the epoch.
 
-    ``story`` is set for a buried job; ``misfit`` and ``retry`` are known if the job's queue is in a loaded app.
+    ``story`` is set for a buried job, and ``expires_at``, in seconds since the epoch, for a call that expires;
+    ``misfit`` and ``retry`` are known if the job's queue is in a loaded app.
     """
 
     record: JobRecord
@@ -44,6 +45,11 @@ class Facts:
     story: Story | None = None
     misfit: Incompatibility | None = None
     retry: Retry | None = None
+    expires_at: float | None = None
+
+    @property
+    def is_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= self.now
 
     @property
     def attempt(self) -> int:
@@ -67,6 +73,8 @@ def explain(facts: Facts) -> Reason:
     """Return the reason that matters most; the next one, if any, becomes a second sentence."""
     first, *others = islice(_reasons(facts), 2)
     numbers = {"age_s": facts.record.age_s, **first.numbers}
+    if facts.expires_at is not None:
+        numbers |= {"expires_at": facts.expires_at}
     if facts.record.state != "buried":  # which has no next attempt
         numbers |= {"attempt": facts.attempt, "allowed": facts.allowed}
     return Reason(first.code, " ".join(each.text for each in (first, *others)), numbers)
@@ -74,11 +82,15 @@ def explain(facts: Facts) -> Reason:
 
 def _reasons(facts: Facts) -> Iterator[Reason]:
     """Yield every reason that keeps a job from running, starting with the first one to resolve."""
+    if facts.record.state in ("ready", "delayed") and facts.is_expired:
+        yield _expired(facts)
     match facts.record.state:
         case "reserved":
             yield _reserved(facts)
         case "buried":
             yield _buried(facts)
+            if facts.is_expired:
+                yield _expired(facts)
             yield from _misfit(facts)
         case "delayed" if facts.attempt > 1:
             yield from _misfit(facts)  # most likely why it failed
@@ -94,6 +106,8 @@ def _reasons(facts: Facts) -> Iterator[Reason]:
             yield from _misfit(facts)
             if not held_up:
                 yield _in_turn(facts)
+    if facts.record.state in ("ready", "delayed") and not facts.is_expired:
+        yield from _will_expire(facts)
 
 
 def _reserved(facts: Facts) -> Reason:
@@ -122,6 +136,24 @@ def _buried(facts: Facts) -> Reason:
     since = show_seconds(facts.now - story.buried_at)
     text = f"Job {job} has been buried for {since}: {show_story(story)}. See `flask-backend failures --job {job}`."
     return Reason("buried", text, {"buried_at": story.buried_at})
+
+
+def _expired(facts: Facts) -> Reason:
+    job, ago_s = facts.record, facts.now - (facts.expires_at or facts.now)
+    after = "after a retry it is" if job.state == "buried" else "it is"
+    text = (
+        f"Job {job.id} expired {show_seconds(ago_s)} ago: {after} deleted, and not run, as soon as a worker takes it."
+    )
+    return Reason("expired", text, {"expired_s": round(ago_s, 3)})
+
+
+def _will_expire(facts: Facts) -> Iterator[Reason]:
+    if facts.expires_at is None:
+        return
+    job, left_s = facts.record, facts.expires_at - facts.now
+    before = ", before it is due" if job.state == "delayed" and left_s < job.time_left_s else ""
+    text = f"It expires at {show_time(facts.expires_at)}, in {show_seconds(left_s)}{before}."
+    yield Reason("expires", text, {"expires_in_s": round(left_s, 3)})
 
 
 def _delayed(facts: Facts) -> Reason:

@@ -11,6 +11,7 @@ from flask_backend.message import cut
 from flask_backend.tracebacks import MAX_MESSAGE, MAX_TRACEBACK
 from flask_backend.visible import visible, visible_lines
 
+from .bodies import show_expiry
 from .output import LABEL, echo, labelled, show_seconds, show_time, terminal_width
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def _story_fields(note: Story) -> Iterator[tuple[str, str]]:
         yield "attempts", str(note.attempts) + (f" of {note.allowed}" if note.allowed is not None else "")
     if note.scheduled_at is not None:
         yield "scheduled", _show_moment(note.scheduled_at)
+    if note.expires_at is not None:
+        hint = ": a retry is deleted, and not run" if note.expires_at <= time.time() else ""
+        yield "expires", show_expiry(note.expires_at, time.time()) + hint
     yield "buried", _show_moment(note.buried_at)
     if note.ran_s is not None:
         yield "ran", f"{note.ran_s:.3f} s" if note.ran_s < 1 else show_seconds(note.ran_s)

@@ -27,13 +27,14 @@ MAX_JOB_SIZE = 65535  # bytes: the default of Beanstalkd
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A job as it was put, at the time ``at`` in seconds since the epoch."""
+    """A job as it was put, at the time ``at`` in seconds since the epoch, when the broker's time was ``moved_s``."""
 
     id: int
     queue: str
     body: bytes
     options: PutOptions
     at: float
+    moved_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class MemoryBroker:
         job = self._store.jobs.get(job_id)
         return job is not None and job.state is State.DELAYED and job.at <= self.now
 
+    def moved_since_put(self, job_id: int) -> float:
+        """Return by how many seconds the test has moved the time since a job was put."""
+        return self.now - self.puts[job_id].moved_s
+
     def bodies(self, tube: str) -> list[bytes]:
         """Return the bodies of all jobs in a tube, the oldest first."""
         with self._lock:
@@ -90,7 +95,7 @@ class MemoryBroker:
             store, client = self._store, self._client
             store.use(client, queue)
             job = store.put(client, options.priority, options.delay_s, options.ttr_s, body, self.now)
-            self.puts[job.id] = Put(job.id, queue, body, options, time.time())
+            self.puts[job.id] = Put(job.id, queue, body, options, time.time(), self.now)
             return job.id
 
     def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> _AnsweredPuts:

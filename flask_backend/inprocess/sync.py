@@ -20,19 +20,21 @@ from flask_backend.config import Settings
 from flask_backend.current import CurrentJob, job_being_run
 from flask_backend.errors import MessageDecodeError
 from flask_backend.functions import may_be_async
-from flask_backend.message import scheduled_at
+from flask_backend.message import expires_at, is_expired, scheduled_at
 from flask_backend.options import Options
 from flask_backend.registry import Handlers
 from flask_backend.retry import DiscardJob, Retry
-from flask_backend.worker.checkpoints import drop_cursor, is_left, save_newest
+from flask_backend.worker.checkpoints import drop_cursor, has_cursor, is_left, save_newest
 from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use, using_loop
 from flask_backend.worker.execution import Call, Runner, read_call
-from flask_backend.worker.outcomes import Attempt, Outcome, announce, announce_failure
-from flask_backend.worker.settlement import bury_undecodable, settle_failure
+from flask_backend.worker.outcomes import Attempt, Outcome, announce, announce_expiry, announce_failure
+from flask_backend.worker.settlement import bury_undecodable, log_expiry, settle_failure
 
 from .memory import MemoryBroker, MemoryProducer
 
 T = TypeVar("T")
+
+_ROUNDED_S = 0.001  # the times in headers are rounded to milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,25 @@ class InProcessWorker:
         """Run a job and settle it, as a worker does; return the exception that it raised, if any."""
         with using_loop(self.broker.event_loop):  # for async receivers of signals
             return self._process(job)
+
+    def discard_if_expired(self, job: ReservedJob) -> bool:
+        """Delete a job that must no longer be started; return whether it is one."""
+        try:
+            call = read_call(self.handlers, job.body)
+        except MessageDecodeError:
+            return False
+        at = scheduled_at(call.headers) or self.broker.puts[job.id].at
+        if not is_expired(call.headers, at + self.broker.moved_since_put(job.id) + _ROUNDED_S):
+            return False
+        current = self._current(job, call)
+        if has_cursor(current, self.broker):
+            return False
+        log_expiry(current, time.time())
+        current.learn(self.broker.counters(job.id))
+        self.broker.delete(job.id)
+        with using_loop(self.broker.event_loop):
+            announce_expiry(self.app, current)
+        return True
 
     def run(self, job: ReservedJob) -> None:
         """Run a job without settling it; raise its exception."""
@@ -144,8 +165,10 @@ class InProcessWorker:
 
     def _current(self, job: ReservedJob, call: Call | None) -> CurrentJob:
         headers = dict(call.headers) if call else {}
-        if (at := scheduled_at(headers)) is not None:  # shift it by the time that the test has moved since then
-            headers["at"] = at - self.broker.counters(job.id).age_s
+        moved_s = self.broker.moved_since_put(job.id)
+        for name, at in (("at", scheduled_at(headers)), ("expires", expires_at(headers))):
+            if at is not None:  # shift it by the time that the test has moved since then
+                headers[name] = at - moved_s
         return CurrentJob(
             id=job.id,
             queue=self.handlers.queue,
@@ -200,6 +223,8 @@ class SyncProducer(MemoryProducer):
         worker = InProcessWorker(app, handlers, broker, self.settings, keeps_cursors=False)
         for job_id in job_ids:
             job = broker.reserve_job(job_id)
+            if worker.discard_if_expired(job):
+                continue
             try:
                 worker.begin()
                 worker.run(job)

@@ -17,6 +17,7 @@ from flask_backend.system.page import (
     DISCARDED,
     DONE,
     DURATIONS,
+    EXPIRED,
     GIVEN_BACK,
     RECONNECTS,
     RETRIED,
@@ -53,6 +54,7 @@ class Counts:
     retried: int = 0
     buried: int = 0
     discarded: int = 0
+    expired: int = 0  # deleted without an attempt
     crashed: int = 0
     given_back: int = 0
     busy_s: float = 0.0
@@ -79,6 +81,7 @@ class Counts:
     def add(self, words: Sequence[int]) -> None:
         self.done += words[DONE] + words[DISCARDED]
         self.discarded += words[DISCARDED]
+        self.expired += words[EXPIRED]
         self.retried += words[RETRIED]
         self.buried += words[BURIED]
         self.crashed += words[CRASHED]

@@ -205,6 +205,8 @@ class Row:
         took_ns = now_ns - words[JOB_SINCE_NS]
         base = FIXED_WORDS + words[LABEL_NUMBER] * LABEL_WORDS
         words[base + ending] += 1
+        if ending is Ending.EXPIRED:
+            return
         words[base + BUSY_NS] += took_ns
         words[base + DURATIONS + bucket_of(took_ns)] += 1
 
@@ -248,7 +250,7 @@ class Row:
         words[page.ROW_STATE] = _number_of(ChildState.STARTING)
         words[page.FORKED_NS] = time.monotonic_ns()
         words[page.SLOT] = slot
-        done, words[page.RETRIED_BEFORE], words[page.BURIED_BEFORE], discarded = self._endings()
+        done, words[page.RETRIED_BEFORE], words[page.BURIED_BEFORE], discarded, _ = self._endings()
         words[page.DONE_BEFORE] = done + discarded
         self.live()
 

@@ -54,11 +54,11 @@ BUCKETS = 22
 _BOUNDS = (*(f"{1 << n}_ms" for n in range(BUCKETS - 1)), "inf")
 # First the jobs that a worker has settled, by ending, then other events: only the label 0 has `reconnects`.
 LABEL = (
-    *("done", "retried", "buried", "discarded", "crashed", "given_back", "reconnects"),
+    *("done", "retried", "buried", "discarded", "expired", "crashed", "given_back", "reconnects"),
     *("busy_ns", *(f"ran_below_{bound}" for bound in _BOUNDS)),
     *("waited_us", *(f"waited_below_{bound}" for bound in _BOUNDS)),
 )
-DONE, RETRIED, BURIED, DISCARDED, CRASHED, GIVEN_BACK, RECONNECTS, BUSY_NS, DURATIONS = range(9)
+DONE, RETRIED, BURIED, DISCARDED, EXPIRED, CRASHED, GIVEN_BACK, RECONNECTS, BUSY_NS, DURATIONS = range(10)
 WAITED_US = DURATIONS + BUCKETS
 WAITS = WAITED_US + 1
 LABEL_WORDS = len(LABEL)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from flask_backend.durations import whole_seconds
+from flask_backend.durations import exact_seconds, whole_seconds
 from flask_backend.errors import TaskArgumentsError
 from flask_backend.functions import bind
 from flask_backend.message import decode, decode_json, encode_json, show_call
@@ -20,8 +20,9 @@ from .records import Scheduled
 
 Target = Task[..., Any] | str
 
-_OPTIONS = ("delay", "priority", "ttr")
+_OPTIONS = ("delay", "priority", "ttr", "expires")
 _MAX_LISTED = 10
+_MOMENT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +136,14 @@ def _bind(task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def _is_as_wanted(record: Scheduled, name: str, wanted: Any) -> bool:
-    actual: int = getattr(record, name)
+    if name == "expires" and (wanted is None or record.expires is None):
+        return wanted is record.expires
+    actual: float = getattr(record, name)
     if isinstance(wanted, datetime):
         # Both are rounded to seconds, a moment apart.
         return abs(max(0.0, wanted.timestamp() - record.at) - actual) <= 1
+    if name == "expires":  # not rounded, and a moment passes between the two times that it is computed from
+        return abs(exact_seconds(name, wanted) - actual) < _MOMENT_S
     return actual == (wanted if name == "priority" else whole_seconds(name, wanted))
 
 

@@ -75,12 +75,15 @@ class Memory:
         time limits. A job whose task fails is released with a delay or buried, according to its retry policy. Then its
         error is raised unchanged; with ``raise_errors=False`` it is in the returned attempt instead. The decisions of a
         task, ``RetryLater``, ``Bury`` and ``Discard``, are never raised, but always returned, and so is
-        ``TaskInterrupted``, see :meth:`interrupt`.
+        ``TaskInterrupted``, see :meth:`interrupt`. A call that has expired is deleted, and is not among the attempts.
         """
         ran: list[Ran] = []
         while (reserved := self._broker.reserve(self._backend.queues)) is not None:
-            ran.append(self._execute(*reserved))
-            error = ran[-1].error
+            attempt = self._execute(*reserved)
+            if attempt is None:
+                continue
+            ran.append(attempt)
+            error = attempt.error
             if error is None or issubclass(type(error), TaskDecision | TaskInterrupted):
                 continue
             # Ctrl-C and pytest's own exceptions are meant for the test.
@@ -100,8 +103,8 @@ class Memory:
     def move_time(self, by: float | timedelta) -> None:
         """Move the broker's time by seconds or a ``timedelta``: the next :meth:`drain` runs the jobs that become due.
 
-        These are delayed jobs and retries. The clocks of Python and the system stay; ``current_job.age`` moves with
-        the broker's time.
+        These are delayed jobs and retries; calls with ``expires`` expire by the broker's time too. The clocks of Python
+        and the system stay; ``current_job.age`` moves with the broker's time.
         """
         seconds = by.total_seconds() if isinstance(by, timedelta) else by
         if not 0 <= seconds < float("inf"):
@@ -132,9 +135,12 @@ class Memory:
     def _tell(self, put: Put) -> Scheduled:
         return tell(put, self._backend.queues.get(put.queue), self._producer)
 
-    def _execute(self, queue: str, job: ReservedJob) -> Ran:
+    def _execute(self, queue: str, job: ReservedJob) -> Ran | None:
+        """Run a job; return the attempt, or None for one that has expired."""
         broker, handlers = self._broker, self._backend.queues[queue]
         worker = InProcessWorker(self._app, handlers, broker, self._producer.settings)
+        if worker.discard_if_expired(job):
+            return None
         try:
             worker.begin()
         except BaseException:  # as if the worker could not start

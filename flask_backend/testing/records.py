@@ -8,7 +8,7 @@ from typing import Any
 from flask_backend.errors import MessageDecodeError
 from flask_backend.inprocess.memory import Put
 from flask_backend.job import Job, JobControl
-from flask_backend.message import Message, cut, decode, decode_json, show_call
+from flask_backend.message import Message, cut, decode, decode_json, expires_at, scheduled_at, show_call
 from flask_backend.registry import Handlers
 from flask_backend.stories import Story
 
@@ -20,7 +20,8 @@ class Scheduled:
     """A scheduled call, or a message sent, as it arrives: encoded to JSON and decoded again.
 
     A call has ``endpoint``, ``args`` and ``kwargs``; a message to a receiver or another system has no ``endpoint``, but
-    ``message``. ``delay`` and ``ttr`` are in seconds; ``at`` is when it was scheduled, in seconds since the epoch.
+    ``message``. ``delay`` and ``ttr`` are in seconds, and so is ``expires``, from ``at`` on, or None; ``at`` is when it
+    was scheduled, in seconds since the epoch.
     ``job`` is the caller's handle: its ``state()`` returns the current state.
     """
 
@@ -34,6 +35,7 @@ class Scheduled:
     ttr: int
     at: float
     job: Job
+    expires: float | None = None
 
     def __str__(self) -> str:
         label, args = ("message", [self.message]) if self.endpoint is None else (self.endpoint, self.args)
@@ -60,6 +62,8 @@ class Buried:
 def tell(put: Put, handlers: Handlers | None, control: JobControl) -> Scheduled:
     """Return the record of a job; ``handlers`` are the ones of its queue, if registered."""
     call = _read_call(put.body) if handlers is not None and handlers.tasks else None
+    expires = expires_at(call.headers) if call else None
+    at = scheduled_at(call.headers) if call else None
     return Scheduled(
         queue=put.queue,
         endpoint=call.endpoint if call else None,
@@ -71,6 +75,7 @@ def tell(put: Put, handlers: Handlers | None, control: JobControl) -> Scheduled:
         ttr=put.options.ttr_s,
         at=put.at,
         job=Job(put.queue, put.id, call.headers.get("id") if call else None, control.uri, control),
+        expires=None if expires is None else round(expires - (at or put.at), 1),
     )
 
 

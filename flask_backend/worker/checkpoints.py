@@ -18,6 +18,11 @@ def is_left(job: CurrentJob, error: BaseException) -> bool:
     return type(error) is TaskInterrupted and job.checkpoints is not None and job.checkpoints.has_left
 
 
+def has_cursor(job: CurrentJob, connection: CursorConnection) -> bool:
+    """Whether an earlier run of the job has saved a cursor: the job is to continue there."""
+    return cursors.load(connection, job.cursor_owner) is not None
+
+
 def save_newest(job: CurrentJob) -> None:
     """Save the newest cursor of a task that has failed, if the broker is there."""
     if job.checkpoints is not None:

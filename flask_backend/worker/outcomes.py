@@ -22,6 +22,8 @@ from flask_backend.tracebacks import log_failure
 from .event_loop import apart_from_running_loop, run_in_loop
 from .execution import Call
 
+EXPIRED = "expired"  # the reason in the signal
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -71,6 +73,11 @@ def announce_failure(app: Flask, job: CurrentJob, outcome: Outcome, error: BaseE
             announce(app, signals.task_discarded, job=job, error=error, reason=reason)
         case None:
             pass
+
+
+def announce_expiry(app: Flask, job: CurrentJob) -> None:
+    """Send the signal about a job that was deleted because it had expired."""
+    announce(app, signals.task_discarded, job=job, error=None, reason=EXPIRED)
 
 
 def announce(app: Flask, signal: NamedSignal, **facts: object) -> None:

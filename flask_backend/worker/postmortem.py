@@ -27,7 +27,7 @@ from flask_backend.errors import (
     MessageDecodeError,
     WorkerDiedError,
 )
-from flask_backend.message import scheduled_at
+from flask_backend.message import expires_at, scheduled_at
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
 from flask_backend.retry import BuryJob, ReleaseJob, Retry, after_crash
@@ -158,6 +158,7 @@ def _settle(  # noqa: PLR0913
                 attempts=attempts.number,
                 allowed=retry.allowed(attempts),
                 scheduled_at=scheduled_at(job.headers),
+                expires_at=expires_at(job.headers),
                 ran_s=death.activity.running_s if death.activity else None,
                 death=death.as_dict(),
                 **here_and_now(),

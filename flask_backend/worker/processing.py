@@ -11,20 +11,21 @@ from flask_backend import signals
 from flask_backend.config import Settings
 from flask_backend.current import CurrentJob, job_being_run
 from flask_backend.errors import BrokerError, MessageDecodeError
+from flask_backend.message import is_expired
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
 from flask_backend.retry import DiscardJob
 from flask_backend.system.loggers import get_logger
 
 from . import wording
-from .checkpoints import Sweeper, drop_cursor, is_left, save_newest
+from .checkpoints import Sweeper, drop_cursor, has_cursor, is_left, save_newest
 from .execution import Call, Runner, read_call
 from .heartbeat import Heartbeat, WorkerLease
 from .host import Host
 from .limits import Limits
 from .link import RESERVE_S
-from .outcomes import Attempt, Outcome, announce, announce_failure
-from .settlement import bury_undecodable, settle_failure
+from .outcomes import Attempt, Outcome, announce, announce_expiry, announce_failure
+from .settlement import bury_undecodable, log_expiry, settle_failure
 from .time_limit import TimeLimit
 from .waits import Waits
 
@@ -82,7 +83,8 @@ class Processor:
             except MessageDecodeError as error:
                 self._bury(lease, error)
             else:
-                self._run_and_settle(lease, call, count_next)
+                if "expires" not in call.headers or not self._discard_if_expired(lease, call, count_next):
+                    self._run_and_settle(lease, call, count_next)
         except BrokerError:  # the job goes back to the broker; any other exception is a death at this job
             if self.is_holding:
                 self._end(None)
@@ -97,6 +99,24 @@ class Processor:
         outcome = bury_undecodable(lease.connection, job, error)
         self._end(outcome.ending)
         announce_failure(self._app, job, outcome, error, None)
+
+    def _discard_if_expired(self, lease: WorkerLease, call: Call, count_next: Callable[[], int]) -> bool:
+        """Delete a job that must no longer be started; return whether it is one."""
+        if not is_expired(call.headers, time.time()):
+            return False
+        job = CurrentJob(lease.job.id, self._queue, call.label, call.headers, call.handler.retry or self._retry, lease)
+        if has_cursor(job, lease.connection):
+            return False
+        self._host.run(call.label, None)
+        log_expiry(job, time.time())
+        if signals.task_discarded.receivers:
+            job.learn(lease.connection.counters(job.id))  # it cannot be asked for when the job is deleted
+        try:
+            self._delete(lease, count_next)
+        finally:  # after a BrokerError its deletion is retried on the next connection
+            self._end(Ending.EXPIRED)
+            announce_expiry(self._app, job)
+        return True
 
     def _run_and_settle(self, lease: WorkerLease, call: Call, count_next: Callable[[], int]) -> None:
         retry = call.handler.retry or self._retry
@@ -152,9 +172,7 @@ class Processor:
         lease.started = time.monotonic()
 
     def _settle_success(self, lease: WorkerLease, job: CurrentJob, count_next: Callable[[], int]) -> None:
-        """Send the job's deletion and the next reserves; their replies are read when the next jobs are needed."""
         ran_s = time.monotonic() - lease.started if signals.task_succeeded.receivers else 0.0
-        is_early = bool(lease.waiting) and time.monotonic() - lease.reserved_at < SHORT_BATCH_S
         try:
             if job.checkpoints and job.checkpoints.is_kept:
                 lease.pipeline.delete_and_reserve(lease.job)
@@ -162,7 +180,7 @@ class Processor:
                 drop_cursor(job, lease.connection)
                 self._sweeper.sweep(lease.connection)
             else:
-                lease.pipeline.delete_and_reserve(lease.job, RESERVE_S, count_next(), with_next=is_early)
+                self._delete(lease, count_next)
         except BrokerError:
             self._end(Ending.DONE)  # its deletion is retried on the next connection
             announce(self._app, signals.task_succeeded, job=job, ran_s=ran_s)
@@ -175,6 +193,11 @@ class Processor:
         self._end(None)
         logger.info(wording.LEFT, job.id, job.endpoint)
         announce(self._app, signals.task_interrupted, job=job, ran_s=ran_s)
+
+    def _delete(self, lease: WorkerLease, count_next: Callable[[], int]) -> None:
+        """Send the job's deletion and the next reserves; their replies are read when the next jobs are needed."""
+        is_early = bool(lease.waiting) and time.monotonic() - lease.reserved_at < SHORT_BATCH_S
+        lease.pipeline.delete_and_reserve(lease.job, RESERVE_S, count_next(), with_next=is_early)
 
     def _settle_failure(self, lease: WorkerLease, attempt: Attempt, error: BaseException) -> None:
         outcome = Outcome()

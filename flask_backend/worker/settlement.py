@@ -17,7 +17,7 @@ from flask_backend.errors import (
     JobTooBigError,
     MessageDecodeError,
 )
-from flask_backend.message import scheduled_at
+from flask_backend.message import expires_at, scheduled_at
 from flask_backend.names import failures_tube
 from flask_backend.options import PutOptions
 from flask_backend.retry import Attempts, BuryJob, DiscardJob, ReleaseJob, after_failure
@@ -87,6 +87,13 @@ def _log(attempt: Attempt, outcome: Outcome, error: BaseException) -> None:
     )
 
 
+def log_expiry(job: CurrentJob, now: float) -> None:
+    """Log that a job is deleted because it had expired at ``now``, in seconds since the epoch."""
+    facts = {"task": job.endpoint, "job_id": job.id, "queue": job.queue}
+    late_s = now - (expires_at(job.headers) or now)
+    task_logger.info(wording.EXPIRED, job.endpoint, job.queue, late_s, job.id, extra=facts)
+
+
 def bury_undecodable(connection: SettlingConnection, job: CurrentJob, error: MessageDecodeError) -> Outcome:
     """Bury a job that no version of the app can run."""
     extra = {"job_id": job.id, "queue": job.queue}
@@ -137,6 +144,7 @@ def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseExceptio
         attempts=attempts.number,
         allowed=attempt.retry.allowed(attempts),
         scheduled_at=scheduled_at(job.headers),
+        expires_at=expires_at(job.headers),
         ran_s=round(attempt.ran_s, 3),
         **here_and_now(),
         **tell_exception(error),

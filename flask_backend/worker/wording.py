@@ -43,6 +43,7 @@ NOT_DELETED = "job %d has finished but cannot be deleted, and will run twice: %s
 # -- jobs --------------------------------------------------------------------------------------------------------
 
 STUCK = "job %d (%s) did not end at its time limit: leaving"
+EXPIRED = "task %s of %s expired %.1f s before it could start (job %d), deleted"
 UNDECODABLE = "job %d of %s can never run; buried unchanged: %s"
 NO_STORY = "cannot store the story of the buried job %d of %s: %s"
 CRASHED = "job %d has crashed its worker (%s), next try in %d s"

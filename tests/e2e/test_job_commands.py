@@ -170,6 +170,7 @@ class TestPeek:
             "buries": 0,
             "kicks": 0,
             "attempts": 1,
+            "expires_at": None,
             "bytes": 55,
             "body": {"endpoint": "hello", "args": ["\ud800"], "kwargs": {}},
             "story": None,
@@ -185,6 +186,21 @@ class TestPeek:
         assert r"story:     failed once: ValueError: no\nluck, at all" in shown
         assert f"\n           flask-backend failures --job {buried}\n" in shown
         assert json.loads(run("peek", buried, "--json").stdout)["story"]["exception"] == "ValueError"
+
+    def test_it_shows_when_a_call_expires(self, broker, run_without_app):
+        body = b'{"endpoint":"hello","args":["w"],"headers":{"expires":1767225600}}'
+        job, other = broker.put(QUEUE, body), broker.put(QUEUE, body.replace(b"1767225600", b"7767225600"))
+        shown = run_without_app("peek", job, TZ="UTC").stdout
+        assert re.search(r"^expires:   2026-01-01 00:00:00 \+0000, .+ ago$", shown, re.MULTILINE)
+        assert json.loads(run_without_app("peek", job, "--json").stdout)["expires_at"] == 1767225600
+        assert re.search(r"^expires:   2216-.+, in \d+d", run_without_app("peek", other).stdout, re.MULTILINE)
+        listed = run_without_app("jobs", QUEUE).stdout
+        assert re.search(r"^id +state +age +expires in +attempts +call$", listed, re.MULTILINE)
+        assert re.search(rf"^ *{job} +ready +\S+ +expired +0 +hello", listed, re.MULTILINE)
+        [late, early] = json.loads(run_without_app("jobs", QUEUE, "--json").stdout)["jobs"]
+        assert (late["expires_at"], early["expires_at"]) == (7767225600, 1767225600)
+        assert f"Job {job} expired " in run_without_app("explain", job).stdout
+        assert json.loads(run_without_app("explain", job, "--json").stdout)["reason"] == "expired"
 
     @pytest.mark.parametrize("option", ["--raw", "--json"])
     def test_a_missing_job_is_exit_1(self, run_without_app, option):
@@ -321,6 +337,25 @@ class TestCall:
         message = json.loads(broker.peek(told["job"]))
         assert (message["args"], message["kwargs"]) == ([], {"target": 1, "loud": True})
         assert told == {"broker": broker.uri, "job": told["job"], "queue": QUEUE, "uid": message["headers"]["id"]}
+
+    def test_a_call_may_expire(self, broker, run):
+        job = int(run("call", "hello", '["w"]', "--expires", "90.5", "--yes").stdout)
+        headers = json.loads(broker.peek(job))["headers"]
+        assert headers["expires"] - headers["at"] == pytest.approx(90.5, abs=0.5)
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("hello", '["w"]', "--delay", "60", "--expires", "60"), "expected a time after the delay of 60 s"),
+            (("hello", '["w"]', "--expires", "0"), "0.0 is not in the range x>0"),
+            (("inbox", "1", "--expires", "5"), "a message cannot expire"),
+        ],
+    )
+    def test_an_expiry_that_makes_no_sense_is_exit_2(self, broker, run, args, message):
+        result = run("call", *args, "--yes")
+        assert result.returncode == 2
+        assert message in " ".join(result.stderr.split())
+        assert broker.jobs() == 0
 
     def test_omitted_options_come_from_the_decorator(self, broker, run):
         stats = broker.job(int(run("call", "both", "--queue", QUEUE, "--priority", "1", "--yes").stdout))

@@ -103,7 +103,7 @@ def test_status_is_a_table_for_people(supervise):
     assert re.fullmatch(r" +all( +[\d.]+M){2}", total)
 
 
-def test_counts_exits_and_deaths_are_shown_and_cross_a_reload(supervise, tasks, tmp_path):
+def test_counts_exits_and_deaths_are_shown_and_cross_a_reload(supervise, tasks, broker, tmp_path):
     supervised = supervise(workers=2)
     supervised.wait_ready()
     for n in range(3):
@@ -116,11 +116,13 @@ def test_counts_exits_and_deaths_are_shown_and_cross_a_reload(supervise, tasks, 
     def counts():
         [queue] = find(supervised.pid)["queues"]
         found = {task["name"]: task for task in queue["tasks"]}
-        names = ("done", "failed", "retried", "buried", "crashed", "discarded")
+        names = ("done", "failed", "retried", "buried", "crashed", "discarded", "expired")
         return {name: tuple(task[key] for key in names) for name, task in found.items()}
 
     tasks.decide("discard")
-    expected = {"note": (3, 0, 0, 0, 0, 0), "decide": (1, 1, 0, 1, 0, 1), "die_once": (1, 0, 0, 0, 1, 0)}
+    for _ in range(2):
+        broker.put(QUEUE, b'{"endpoint":"note","headers":{"expires":1}}')
+    expected = {"note": (3, 0, 0, 0, 0, 0, 2), "decide": (1, 1, 0, 1, 0, 1, 0), "die_once": (1, 0, 0, 0, 1, 0, 0)}
     wait_until(lambda: counts() == expected, "all are counted")
     pasts = [(worker["crashed"], worker["restarts"]) for worker in find(supervised.pid)["workers"]]
     assert sorted(pasts) == [(0, {}), (1, {"crash": 1})]
@@ -137,7 +139,7 @@ def test_counts_exits_and_deaths_are_shown_and_cross_a_reload(supervise, tasks, 
     assert sum(worker["crashed"] for worker in told["workers"]) == 1  # the place is the same
     text = next(part for part in run().stdout.split("\n\n") if f"supervisor {supervised.pid}," in part)
     assert re.search(r"last reload, \d+s ago: generation 1 serves", text)
-    assert re.search(rf"^{QUEUE} +decide +1 +1 +0 +1 +0 +[\d.]+ms +[\d.]+m?s$", text, re.MULTILINE)
+    assert re.search(rf"^{QUEUE} +decide +1 +1 +0 +1 +0 +0 +[\d.]+ms +[\d.]+m?s$", text, re.MULTILINE)
     assert re.search(r"^\d+s ago \(crash\): worker \d+ of .* was killed by signal 9", text, re.MULTILINE)
     assert 0 < told["queues"][0]["tasks"][0]["busy_s"] < 5
     assert sum(sum(task["durations"]) for task in told["queues"][0]["tasks"]) == 6

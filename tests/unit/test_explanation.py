@@ -160,3 +160,41 @@ def test_a_buried_job_without_a_story_says_so_and_what_a_kick_would_do():
 def test_text_from_the_wire_cannot_act_on_the_terminal():
     misfit = Incompatibility(Fault.BAD_ARGUMENTS, "hello() got an unexpected keyword argument '\x1b[31m'", "hello(...)")
     assert r"'\x1b[31m'" in explained(misfit=misfit).text
+
+
+def explained_until(expires_at, **job):
+    return explain(Facts(replace(JOB, **job), QUEUE, NOW, expires_at=expires_at))
+
+
+def test_an_expired_job_will_not_run():
+    reason = explained_until(NOW - 90)
+    assert reason.code == "expired"
+    assert reason.text.startswith(
+        "Job 7 expired 1m30s ago: it is deleted, and not run, as soon as a worker takes it. Job 7 is ready and waits"
+    )
+    assert reason.numbers["expired_s"] == 90
+    assert reason.numbers["expires_at"] == NOW - 90
+    assert explained_until(NOW - 90, state="delayed", time_left_s=60).code == "expired"
+
+
+def test_a_job_that_runs_is_not_called_expired():
+    assert explained_until(NOW - 90, state="reserved", time_left_s=100).code == "reserved"
+
+
+def test_a_buried_job_that_has_expired_would_not_run_after_a_retry():
+    reason = explain(Facts(replace(JOB, state="buried"), QUEUE, NOW, STORY, expires_at=NOW - 5))
+    assert reason.code == "buried"
+    assert reason.text.endswith(
+        "Job 7 expired 5s ago: after a retry it is deleted, and not run, as soon as a worker takes it."
+    )
+
+
+def test_a_job_that_will_expire_has_the_time_as_the_second_sentence():
+    reason = explained_until(NOW + 30)
+    assert reason.code == "busy"
+    assert "It expires at " in reason.text
+    assert reason.text.endswith(", in 30s.")
+    assert reason.numbers["expires_at"] == NOW + 30
+    late = explained_until(NOW + 30, state="delayed", time_left_s=60)
+    assert late.code == "delayed"
+    assert late.text.endswith(", in 30s, before it is due.")

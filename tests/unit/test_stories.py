@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_backend import Bury
+from flask_backend.cli.stories import echo_story
 from flask_backend.deaths import Activity, Death, Exit, ExitKind
 from flask_backend.errors import MessageDecodeError
 from flask_backend.stories import Story, here_and_now, tell_exception
@@ -126,3 +128,9 @@ def test_it_is_grouped_by_exception_signal_or_reason():
 def test_the_newest_note_comes_first():
     assert a_note(buried_at=2_000_000_000.5).priority < a_note(buried_at=1_999_999_998.0).priority
     assert 0 <= a_note(buried_at=1e12).priority < 2**32
+
+
+def test_a_story_tells_that_a_retry_comes_too_late(capsys):
+    for expires_at, words in ((time.time() - 90, "1m30s ago: a retry is deleted, and not run"), (2**33 - 1, ", in ")):
+        echo_story(a_note(expires_at=expires_at))
+        assert words in " ".join(capsys.readouterr().out.partition("expires:")[2].partition("buried:")[0].split())

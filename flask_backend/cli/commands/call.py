@@ -10,13 +10,14 @@ import click
 
 from flask_backend.cli.apps import check_queue, load_app
 from flask_backend.cli.output import confirm, echo, echo_json, json_option, show_seconds, yes_option
-from flask_backend.errors import TaskArgumentsError
+from flask_backend.errors import OptionError, TaskArgumentsError
 from flask_backend.functions import bind, signature_of
 from flask_backend.message import cut, show_call
 from flask_backend.visible import visible
 
 if TYPE_CHECKING:
     from flask_backend.extension import Backend
+    from flask_backend.options import Options
     from flask_backend.registry import Handler, Handlers
 
 _MAX_SHOWN = 1000  # characters of the call in the question
@@ -39,6 +40,12 @@ _SHOWN_NAMES = 10
     metavar="SECONDS",
     help="How long its worker may be silent before another worker gets the job. Default: BACKEND_TTR.",
 )
+@click.option(
+    "--expires",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Delete it without running it if no worker has started it by then.",
+)
 @yes_option
 @json_option
 @click.pass_context
@@ -50,6 +57,7 @@ def call(  # noqa: PLR0913  # one parameter for each option
     delay: float | None,
     priority: int | None,
     ttr: float | None,
+    expires: float | None,
     *,
     yes: bool,
     as_json: bool,
@@ -64,14 +72,15 @@ def call(  # noqa: PLR0913  # one parameter for each option
 
     For a receiver, ENDPOINT is the name of its function, and ARGS is the message: any JSON value.
     """  # noqa: D301  # \b keeps click from rewrapping these lines
-    from flask_backend.options import Options
     from flask_backend.task import Task
 
     loaded = load_app(ctx)
     if queue is not None:
         check_queue(loaded, queue)
     handlers, handler = find_handler(loaded.backend, endpoint, queue)
-    options = Options(delay, priority, ttr).over(handler.defaults)
+    if expires is not None and handler is handlers.receiver:
+        raise click.UsageError(f"{endpoint} is a receiver: a message cannot expire")
+    options = _options(handler, delay, priority, ttr, expires)
     where = _where(handlers, options.resolve(1).delay_s)
     if handler is handlers.receiver:
         message = _read_message(arguments)
@@ -90,6 +99,17 @@ def call(  # noqa: PLR0913  # one parameter for each option
         echo_json({"broker": address, "job": job.id, "queue": job.queue, "uid": job.uid})
     else:
         echo(job.id)
+
+
+def _options(
+    handler: Handler, delay: float | None, priority: int | None, ttr: float | None, expires: float | None
+) -> Options:
+    from flask_backend.options import Options
+
+    try:
+        return Options(delay, priority, ttr, expires).over(handler.defaults)
+    except OptionError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def find_handler(backend: Backend, endpoint: str, queue: str | None) -> tuple[Handlers, Handler]:

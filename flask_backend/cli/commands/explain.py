@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flask_backend.cli.apps import AppLoadError, LoadedApp, load_app
-from flask_backend.cli.bodies import wrapped
+from flask_backend.cli.bodies import expiry_in, wrapped
 from flask_backend.cli.brokers import broker_option, find_settings, names_an_app
 from flask_backend.cli.lookup import find_story
 from flask_backend.cli.output import echo, echo_json, json_option, terminal_width
@@ -85,7 +85,7 @@ def _gather(console: Console, loaded: LoadedApp | None, job_id: int) -> Facts | 
     queue = console.queue(record.queue) if record else None
     if record is None or queue is None or body is None:
         return None
-    facts = Facts(record, queue, time.time(), story=find_story(console, record))
+    facts = Facts(record, queue, time.time(), story=find_story(console, record), expires_at=expiry_in(body))
     handlers = loaded.backend.queues.get(record.queue) if loaded else None
     if loaded is None or handlers is None:
         return facts

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
 
-from flask_backend.cli.bodies import show_body
+from flask_backend.cli.bodies import expiry_in, show_body
 from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import no_such_queue
 from flask_backend.cli.output import Column, echo, echo_json, echo_table, json_option, show_seconds
@@ -17,6 +19,14 @@ from flask_backend.message import cut
 
 if TYPE_CHECKING:
     from flask_backend.broker.stats import JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    record: JobRecord
+    call: str
+    expires_at: float | None
+
 
 STATES = ("ready", "reserved", "delayed", "buried")
 
@@ -58,7 +68,10 @@ def jobs(  # noqa: PLR0913  # one parameter for each option
     """
     with open_console(ctx, broker_uri) as console:
         search = Search(console, [queue], states or STATES, bound)
-        found = [(record, cut(show_body(body), _MAX_CALL)) for record, body in islice(search.with_bodies(), limit)]
+        found = [
+            _Found(record, cut(show_body(body), _MAX_CALL), expiry_in(body))
+            for record, body in islice(search.with_bodies(), limit)
+        ]
         address = console.address
         missing = "" if search.counted or console.queue(queue) else f": {no_such_queue(console, queue)}"
     is_cut = len(found) == limit < search.counted
@@ -67,7 +80,10 @@ def jobs(  # noqa: PLR0913  # one parameter for each option
             {
                 "broker": address,
                 "queue": queue,
-                "jobs": [{**job_as_dict(address, record), "call": call} for record, call in found],
+                "jobs": [
+                    {**job_as_dict(address, each.record), "expires_at": each.expires_at, "call": each.call}
+                    for each in found
+                ],
                 "counted": search.counted,
                 "looked_at": search.looked_at,
                 "is_complete": search.is_complete and not is_cut,
@@ -84,14 +100,26 @@ def jobs(  # noqa: PLR0913  # one parameter for each option
         search.warn_if_incomplete()
 
 
-def _echo_jobs(found: list[tuple[JobRecord, str]]) -> None:
+def _echo_jobs(found: list[_Found]) -> None:
+    now = time.time()
     columns = [Column("id", is_number=True), Column("state"), Column("age", is_number=True)]
-    has_due = any(record.state == "delayed" for record, _ in found)
+    has_due = any(each.record.state == "delayed" for each in found)
     columns += [Column("due in", is_number=True)] if has_due else []
+    has_expiry = any(each.expires_at is not None for each in found)
+    columns += [Column("expires in", is_number=True)] if has_expiry else []
     columns += [Column("attempts", is_number=True), Column("call", least=_MIN_CALL)]
     rows: list[list[str]] = []
-    for record, call in found:
+    for each in found:
+        record = each.record
         due = show_seconds(record.time_left_s) if record.state == "delayed" else "-"
         row = [str(record.id), record.state, show_seconds(record.age_s)]
-        rows += [[*row, *([due] if has_due else []), str(attempts_made(record)), call]]
+        row += [due] if has_due else []
+        row += [_show_expiry(each.expires_at, now)] if has_expiry else []
+        rows.append([*row, str(attempts_made(record)), each.call])
     echo_table(columns, rows)
+
+
+def _show_expiry(at: float | None, now: float) -> str:
+    if at is None:
+        return "-"
+    return show_seconds(at - now) if at > now else "expired"

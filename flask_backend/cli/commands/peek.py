@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flask_backend.cli.bodies import call_in, show_arguments, show_at_length, show_body
+from flask_backend.cli.bodies import call_in, expiry_in, show_arguments, show_at_length, show_body, show_expiry
 from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import JobGoneError, find_story
 from flask_backend.cli.output import (
@@ -30,7 +31,7 @@ from flask_backend.cli.parameters import parse_job_id
 from flask_backend.cli.records import attempts_made, job_as_dict
 from flask_backend.cli.stories import show_story
 from flask_backend.errors import MessageDecodeError
-from flask_backend.message import decode_json, scheduled_at
+from flask_backend.message import decode_json, expires_at, scheduled_at
 from flask_backend.visible import visible
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def peek(ctx: click.Context, job_id: int, broker_uri: str | None, *, raw: bool, 
         address = console.address
     if as_json:
         told = dataclasses.asdict(story) if story else None
-        echo_json({**job_as_dict(address, record), "bytes": len(body), **_content(body), "story": told})
+        content = {"bytes": len(body), **_content(body)}
+        echo_json({**job_as_dict(address, record), "expires_at": expiry_in(body), **content, "story": told})
         return
     for line in (*_described(record, story), *_described_body(body)):
         echo(line)
@@ -108,6 +110,8 @@ def _described_body(body: bytes) -> Iterator[str]:
         return
     if (at := scheduled_at(call.headers)) is not None:
         yield labelled("scheduled", show_time(at))
+    if (until := expires_at(call.headers)) is not None:
+        yield labelled("expires", show_expiry(until, time.time()))
     if call.headers:
         yield labelled("headers", visible(json.dumps(call.headers, ensure_ascii=False)))
     line = labelled("call", show_body(body))

@@ -120,6 +120,7 @@ def _counts_as_dict(counts: Counts) -> dict[str, Any]:
         "retried": counts.retried,
         "buried": counts.buried,
         "discarded": counts.discarded,
+        "expired": counts.expired,
         "crashed": counts.crashed,
         "given_back": counts.given_back,
         "busy_s": round(counts.busy_s, 6),
@@ -237,13 +238,15 @@ def _echo_workers(supervisor: Supervisor) -> None:
 
 def _echo_tasks(supervisor: Supervisor) -> None:
     columns = [Column("queue", least=12), Column("task", least=12)]
-    numbers = ("done", "failed", "retried", "buried", "crashed", "mean", "wait")
-    columns += [Column(title, is_number=True) for title in numbers]
+    tasks = [counts for queue in supervisor.queues for counts in queue.tasks.values()]
+    names = ["done", "failed", "retried", "buried", "crashed"]
+    names += ["expired"] if any(counts.expired for counts in tasks) else []
+    columns += [Column(title, is_number=True) for title in (*names, "mean", "wait")]
     rows = [
         [
             queue.name,
             name,
-            *(f"{n:,}" for n in (counts.done, counts.failed, counts.retried, counts.buried, counts.crashed)),
+            *(f"{getattr(counts, title):,}" for title in names),
             _show_duration(counts.mean_s),
             _show_duration(counts.mean_wait_s),
         ]
