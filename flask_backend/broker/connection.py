@@ -344,8 +344,11 @@ class Connection:
     def _recover_reserved(self, job_id: int) -> ReservedState | None:
         # The second command marks the end: workers never send it, so its reply is recognizable, and always the last.
         self._socket.sendall(b"stats-job %d\r\nlist-tubes-watched\r\n" % job_id)
+        deadline = time.monotonic() + self._timeout_s  # of all replies: a broken server may send them without end
         found: ReservedState | None = None
         while not (reply := self.wire.read()).data.startswith(b"---\n- "):
+            if time.monotonic() > deadline:
+                raise TimeoutError
             found = None  # only the last one counts: earlier ones answer the owner's commands
             if reply.status == "OK":
                 stats = reply.read(lambda reply: reply.stats)

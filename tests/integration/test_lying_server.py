@@ -21,6 +21,7 @@ from flask.cli import ScriptInfo
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support import hasty
+from support.deaths import death_at
 from support.lying import JOB_STATS, TUBE_STATS, Liar, Lie, Script, body_of, greetings, ok, scripts
 from support.supervised import Command
 from support.workload import QUEUE
@@ -35,8 +36,11 @@ from flask_backend.cli import main
 from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, BrokerError
 from flask_backend.options import DEFAULTS, PutOptions
-from flask_backend.retry import Attempts
+from flask_backend.outcome import Ending
+from flask_backend.registry import Handler, Handlers
+from flask_backend.retry import Attempts, Retry
 from flask_backend.visible import visible_lines
+from flask_backend.worker.postmortem import settle
 
 TIMEOUT_S = 0.4
 JOB = ReservedJob(1, b"{}")
@@ -239,6 +243,29 @@ def test_a_reply_that_drips_in_gets_no_extra_time(name, reply):
         assert time.monotonic() - started < 5 * TIMEOUT_S
 
 
+@pytest.mark.parametrize(
+    "reply", [b"DELETED\r\n", ok(JOB_STATS), b"RESERVED 7 2\r\n{}\r\n"], ids=["stale", "stats", "job"]
+)
+def test_replies_without_end_on_the_connection_of_a_dead_worker_are_not_read_for_long(reply):
+    """Of a server that sends them before any command, and goes on as long as it can."""
+
+    def flood() -> None:
+        client, _ = listener.accept()
+        with client, suppress(OSError):
+            while True:
+                client.sendall(reply * 1000)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=flood)
+        thread.start()
+        address = Address("127.0.0.1", listener.getsockname()[1])
+        fd = socket.create_connection((address.host, address.port)).detach()
+        started = time.monotonic()
+        assert settle(Settings(address, timeout_s=TIMEOUT_S), HANDLERS, fd, death_at(7), 1) is None
+        assert time.monotonic() - started < 10 * TIMEOUT_S
+        thread.join()
+
+
 def test_each_of_many_replies_has_the_whole_timeout():
     with lying(b"INSERTED 123\r\n", every_s=TIMEOUT_S / 20) as connection:
         started = time.monotonic()
@@ -397,6 +424,21 @@ def use_commands(liar: Liar, data: st.DataObject) -> None:
     assert "Traceback" not in result.output, told
 
 
+HANDLERS = Handlers("q", {"note": Handler("note", print), "proud": Handler("proud", print, retry=Retry(0))})
+
+
+def settle_a_crash(liar: Liar, data: st.DataObject) -> None:
+    """The helper of a supervisor settles the job of a dead worker, or leaves it to the server; nothing is raised."""
+    script = liar.tell(data.draw(scripts), data.draw(greetings), state=b"reserved")
+    fd = socket.create_connection((liar.address.host, liar.address.port)).detach()
+    started = time.monotonic()
+    settled = settle(Settings(liar.address, timeout_s=SHORT_S), HANDLERS, fd, death_at(7), data.draw(st.integers(1, 4)))
+    assert time.monotonic() - started < SHORT_S * (script.commands + 5) + 5
+    assert settled is None or settled.ending in (Ending.RETRIED, Ending.BURIED)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 @pytest.fixture
 def lied_to(liar, command):
     """A worker at the liar, which the test has to leave alive and well."""
@@ -437,6 +479,11 @@ def test_no_lies_break_a_command(liar, data):
     use_commands(liar, data)
 
 
+@tried(60)
+def test_no_lies_break_the_settlement_of_a_crash(liar, data):
+    settle_a_crash(liar, data)
+
+
 @pytest.mark.any_broker
 @tried(30)
 def test_no_lies_break_a_worker(liar, lied_to, data):
@@ -462,6 +509,13 @@ def test_no_lies_at_all_break_a_producer(liar, data):
 @tried(LIES, anew=True)
 def test_no_lies_at_all_break_a_command(liar, data):
     use_commands(liar, data)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@tried(LIES, anew=True)
+def test_no_lies_at_all_break_the_settlement_of_a_crash(liar, data):
+    settle_a_crash(liar, data)
 
 
 @pytest.mark.soak

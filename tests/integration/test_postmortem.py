@@ -7,11 +7,11 @@ import os
 import socket
 
 import pytest
+from support.deaths import death_at
 from support.reserving import reserve
 
 from flask_backend.broker.connection import Connection
 from flask_backend.config import Address, Settings
-from flask_backend.deaths import Activity, Death, Exit, ExitKind
 from flask_backend.errors import BrokerConnectionError
 from flask_backend.message import MAX_DEPTH
 from flask_backend.outcome import Ending
@@ -22,19 +22,6 @@ from flask_backend.worker.postmortem import settle
 
 BODY = b'{"endpoint": "hello", "args": ["world"]}'
 HANDLERS = Handlers("q", {"hello": Handler("hello", print), "proud": Handler("proud", print, retry=Retry(0))})
-
-
-def death_at(job_id: int) -> Death:
-    return Death(
-        pool="q",
-        kind=ExitKind.DIED_BUSY,
-        exit=Exit(pid=4711, status=None, signal=9, max_rss_bytes=50 << 20),
-        lived_s=60.0,
-        was_ready=True,
-        activity=Activity(job_id, "hello", 1.5),
-        private_bytes=30 << 20,
-        has_left=False,
-    )
 
 
 @pytest.fixture

@@ -169,12 +169,16 @@ greetings = st.one_of(st.just(b""), st.just(b""), st.just(b""), _lines)
 
 @dataclass
 class Script:
-    """The lies of one example. ``is_over`` is set when a job is deleted after the last of them."""
+    """The lies of one example. ``is_over`` is set when a job is deleted after the last of them.
+
+    ``state`` is that of the jobs that can be looked at.
+    """
 
     lies: deque[Lie | None]
     greeting: bytes = b""  # of the first connection
     bodies: Sequence[bytes] = ()  # of the jobs that can be reserved, in turns
     jobs_left: float = 0
+    state: bytes = b"buried"
     has_ended: bool = False
     commands: int = 0
     is_over: threading.Event = field(default_factory=threading.Event)
@@ -197,14 +201,19 @@ class Liar:
         self._thread.start()
 
     def tell(
-        self, lies: Sequence[Lie | None], greeting: bytes = b"", bodies: Sequence[bytes] = (), jobs: float = 0
+        self,
+        lies: Sequence[Lie | None],
+        greeting: bytes = b"",
+        bodies: Sequence[bytes] = (),
+        jobs: float = 0,
+        state: bytes = b"buried",
     ) -> Script:
         """Begin a new script, and close all connections of the last one."""
         self._script.has_ended = True
         for client in list(self._clients):
             with suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
-        self._script = Script(deque(lies), greeting, bodies, jobs)
+        self._script = Script(deque(lies), greeting, bodies, jobs, state)
         return self._script
 
     def stop(self) -> None:
@@ -264,6 +273,8 @@ class Liar:
                 script.jobs_left -= 1
                 job_id = next(self._ids)
                 return _job(b"RESERVED", job_id, script.bodies[job_id % len(script.bodies)])
+            case [b"stats-job", job_id]:
+                return ok(JOB_STATS.replace(b"id: 1", b"id: " + job_id).replace(b"ready", script.state))
             case [command]:
                 return _TRUTHS[command]
             case [command, argument, *_]:
@@ -298,7 +309,6 @@ _TRUTHS_ABOUT: dict[bytes, Callable[[bytes], bytes]] = {
     b"stats-tube": lambda tube: ok(
         TUBE_STATS.replace(b"name: q", b"name: " + tube).replace(b"buried: 0", b"buried: 1")
     ),
-    b"stats-job": lambda job_id: ok(JOB_STATS.replace(b"id: 1", b"id: " + job_id).replace(b"ready", b"buried")),
     b"peek": lambda job_id: _job(b"FOUND", int(job_id), body_of(int(job_id))),
     b"reserve-job": lambda job_id: _job(b"RESERVED", int(job_id), body_of(int(job_id))),
 }
