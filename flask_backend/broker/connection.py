@@ -216,8 +216,10 @@ class Connection:
             self.receive_all()
         finally:
             if pending.use_refusal is not None:
-                # The server lacked the memory for the tube, so these jobs are in the previous one: delete them.
-                self.ask([b"delete %d\r\n" % answer for answer in answers if isinstance(answer, int)])
+                # The server lacked the memory for the tube, so these jobs are in the previous one: delete them. Once
+                # the connection is closed, they stay there; the error that closed it is raised.
+                if self.fileno() >= 0:
+                    self.ask([b"delete %d\r\n" % answer for answer in answers if isinstance(answer, int)])
                 answers = [pending.use_refusal] * len(answers)
             for body, answer in zip(pending.bodies, answers, strict=False):
                 results.append(answer if isinstance(answer, int) else self._refusal(pending.queue, body, answer))

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import resource
+import signal
 import socket
 import threading
 import time
@@ -65,7 +66,7 @@ def lying(*answers: bytes, every_s: float = 0):
                     client.sendall(b"WATCHING 1\r\n")
                     continue
                 data = left.pop(0) if len(left) > 1 else left[0]
-                for begin in range(0, len(data), 1 if every_s else len(data)):
+                for begin in range(0, len(data), 1 if every_s else len(data) or 1):
                     client.sendall(data[begin : begin + 1] if every_s else data)
                     time.sleep(every_s)
 
@@ -241,6 +242,28 @@ def test_a_reply_that_drips_in_gets_no_extra_time(name, reply):
         with pytest.raises(BrokerConnectionError, match=rf"no answer within {TIMEOUT_S} s"):
             CALLS[name](connection)
         assert time.monotonic() - started < 5 * TIMEOUT_S
+
+
+class Interruption(BaseException):
+    """Raised by a signal handler."""
+
+
+@pytest.mark.parametrize("ending", ["silence", "interruption"])
+def test_a_refused_tube_does_not_hide_why_its_jobs_have_no_answer(ending):
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    expected = BrokerConnectionError if ending == "silence" else Interruption
+    with lying(b"OUT_OF_MEMORY\r\n", b"INSERTED 1\r\n", b"") as connection:
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S / 4 if ending == "interruption" else 0)
+            with pytest.raises(expected) as raised:
+                connection.receive_results(connection.send_puts("q", [b"{}", b"{}"], OPTIONS), [])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert ending != "silence" or f"no answer within {TIMEOUT_S} s" in str(raised.value)
 
 
 @pytest.mark.parametrize(
