@@ -47,9 +47,9 @@ class Effort:
     """How much to measure of each contender in each round."""
 
     rounds: int = 5
-    seconds: float = 3.0
+    seconds: float = 2.5
     many: int = 100_000
-    paced: int = 300
+    paced: int = 200
 
 
 # A value for each figure of a measure.

@@ -72,7 +72,12 @@ def _panels(figures: Sequence[Figure]) -> list[Panel]:
 def _busy(figures: Sequence[Figure]) -> list[str]:
     if not busy.panels(figures):
         return []
-    return [f"### {BUSY}", f"![{BUSY}](busy.svg)", busy.costs_table(figures)]
+    return [
+        f"### {BUSY}",
+        f"![{BUSY}: the CPU time of jobs and calls, compared with the bare wire and with other task queues](busy.svg)",
+        f"Bars are cut at {busy.MOST_TIMES} times ours. In the table, *times* compares with ours, round by round.",
+        busy.costs_table(figures),
+    ]
 
 
 # -- the numbers in the text ---------------------------------------------------------------------------------
