@@ -35,6 +35,23 @@ class ExitKind(Enum):
     DIED_BUSY = auto()  # perhaps killed by its job
 
 
+# The reasons of exits, as the status page counts them.
+EXIT_REASONS = (
+    "crash",  # died at a job
+    "killed",  # died while idle
+    "time_limit",
+    "memory",
+    "tasks",  # has run its maximum number of tasks
+    "boot",  # could not start
+    "stuck",  # was killed because it sent no heartbeat or did not exit
+    "failed",  # gave up
+    "reload",
+    "scaled",
+    "stop",
+    "other",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Activity:
     """The job of a child at the time of a request, or of its death."""

@@ -29,6 +29,7 @@ from flask_backend.supervisor import (
     HandoverError,
     Notifier,
     Pool,
+    Service,
     Supervisor,
     SupervisorOptions,
     Terminal,
@@ -47,12 +48,14 @@ from flask_backend.worker.outcomes import announce
 from flask_backend.worker.worker import Worker
 
 from .apps import AppLoadError, LoadedApp, load_app_of_workers, refuse_patch, users_traceback, warn_of_threads
+from .metrics import check_metrics, open_metrics
 from .pools import check_descriptors, plan_pools, share_of_memory
 from .stopping import StopSignalsWhileLoading
 
 if TYPE_CHECKING:
     from flask_backend.deaths import Death
     from flask_backend.logs import LogFormat
+    from flask_backend.metrics.endpoint import Endpoint
 
 logger = get_logger("flask_backend.supervisor")
 
@@ -79,6 +82,7 @@ class Request:
     give_up_after: int | None
     give_up_within: float
     drain_timeout: float
+    metrics: Endpoint | None
     log_format: LogFormat
 
 
@@ -96,7 +100,9 @@ def run_supervisor(ctx: click.Context, request: Request) -> NoReturn:
     signals.warn_of_others()
     pools = plan_pools(loaded, request.queues, request.workers)
     warn_of_threads()
-    options = _make_options(request, pools, _count_descriptors(pools, handover), terminal)
+    check_metrics(request.metrics)
+    service = open_metrics(loaded, request.metrics, handover)
+    options = _make_options(request, pools, _count_descriptors(pools, handover), terminal, service)
     limits = Limits(request.drain_timeout, request.time_limit, request.kill_grace, request.max_tasks, request.prefetch)
     supervisor = Supervisor(pools, _make_work(loaded, pools, limits), options, notifier, handover)
     _warm_up(loaded, pools)
@@ -120,6 +126,7 @@ def check_supervisor(ctx: click.Context, request: Request) -> NoReturn:
     """Load the app and do all that could fail before its workers are ready; end the process."""
     loaded = load_app_of_workers(ctx, request.log_format)
     pools = plan_pools(loaded, request.queues, request.workers)
+    check_metrics(request.metrics)
     logger.info("%s", check_descriptors(Descriptors.count(), pools))
     _try_hooks(loaded, pools)
     leave_at_once(ExitCode.OK)
@@ -137,7 +144,7 @@ def _count_descriptors(pools: list[Pool], handover: Handover | None) -> Descript
 
 
 def _make_options(
-    request: Request, pools: list[Pool], descriptors: Descriptors, terminal: Terminal
+    request: Request, pools: list[Pool], descriptors: Descriptors, terminal: Terminal, service: Service | None
 ) -> SupervisorOptions:
     return SupervisorOptions(
         drain_timeout_s=request.drain_timeout,
@@ -148,6 +155,7 @@ def _make_options(
         give_up_within_s=request.give_up_within,
         descriptors=descriptors,
         page_folder=page.folder_for(os.environ),
+        service=service,
         terminal=terminal,
     )
 

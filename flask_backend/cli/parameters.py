@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from flask_backend.metrics.endpoint import Endpoint
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -39,6 +42,16 @@ def parse_queue(value: str) -> tuple[str, int | None]:
     if equals and not (count.isdecimal() and int(count) > 0):
         raise click.BadParameter(f"{value!r}: expected a number of workers from 1 after the =, got {count!r}")
     return name, int(count) if equals else None
+
+
+def parse_endpoint(value: str) -> Endpoint:
+    """Read the address of a listening socket."""
+    from flask_backend.metrics.endpoint import Endpoint, EndpointError
+
+    try:
+        return Endpoint.parse(value)
+    except EndpointError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def env_option(variable: str, *names: str, **attributes: Any) -> Callable[[_F], _F]:

@@ -12,6 +12,7 @@ from .notify import Notifier
 from .options import SupervisorOptions, Work
 from .plan import MAX_CHILDREN, Bounds, Pool
 from .reload import is_check
+from .service import Service
 from .settling import SETTLED, SETTLED_FOR_GOOD
 from .terminal import Terminal
 
@@ -29,6 +30,7 @@ __all__ = [
     "HandoverError",
     "Notifier",
     "Pool",
+    "Service",
     "Supervisor",
     "SupervisorOptions",
     "Terminal",

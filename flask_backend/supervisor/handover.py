@@ -17,6 +17,7 @@ from .history import History
 from .plan import Bounds, PlannedSize
 from .pools import PoolPast
 from .scoreboard import Totals, nameless_file
+from .service import OldService
 
 HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
 # Increase it when Handover changes: an image with another number cannot take over, and fails the check.
@@ -75,6 +76,7 @@ class Handover:
     sizes: dict[str, PlannedSize]
     pools: dict[str, PoolPast]
     crashes: list[CrashRecord]
+    service: OldService | None
 
     def write(self) -> int:
         """Write it to an unnamed file and return its descriptor; raise :exc:`OSError` if the system refuses."""
@@ -88,7 +90,8 @@ class Handover:
 
     def descriptors(self) -> set[int]:
         loans = {child.loan for child in self.children if child.loan is not None}
-        return {*self.lifelines, *loans, *(fd for fd, _ in self.pages)}
+        service = [self.service.fd] if self.service else []
+        return {*self.lifelines, *loans, *(fd for fd, _ in self.pages), *service}
 
     @classmethod
     def take(cls) -> Handover | None:
@@ -112,6 +115,7 @@ class Handover:
             pages=[(fd, path) for fd, path in left["pages"]],
             history=History.read(left["history"]),
             sizes={name: _read_size(size) for name, size in left["sizes"].items()},
+            service=OldService(**left["service"]) if left["service"] else None,
             pools={name: PoolPast(**past) for name, past in left["pools"].items()},
             crashes=[CrashRecord(**record) for record in left["crashes"]],
         )

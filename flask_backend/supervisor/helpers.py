@@ -1,14 +1,15 @@
 """The helper children: processes beside the workers, each with one purpose, in one table.
 
-A helper settles the job of a dead worker, checks new code or sends events to the app. Its end is planned, however it
-ends: no breaker counts it, and the code that started it decides what follows. A drain waits for all helpers.
+A helper settles the job of a dead worker, checks new code, sends events to the app or serves metrics. Its end is
+planned, however it ends: no breaker counts it, and the code that started it decides what follows. A drain waits for all
+helpers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flask_backend.deaths import Exit
 from flask_backend.system.loggers import get_logger
@@ -52,7 +53,7 @@ class Helpers:
     def __contains__(self, pid: object) -> bool:
         return pid in self._by_pid
 
-    def start(
+    def start(  # noqa: PLR0913  # its life, and what it keeps
         self,
         name: str,
         main: Main,
@@ -60,12 +61,16 @@ class Helpers:
         *,
         within_s: float = math.inf,
         keep_loan_of: int | None = None,
+        keeps_service: bool = False,
     ) -> Helper:
         """Fork a helper that runs ``main``, for at most ``within_s`` seconds; see :meth:`Processes.spawn`.
 
+        With ``keeps_service`` the listening socket stays open in it.
+
         Raise :exc:`OSError` if the system refuses.
         """
-        pid = self._processes.spawn(name, main, self._links, keep_loan_of=keep_loan_of)
+        links = replace(self._links, service=None) if keeps_service else self._links
+        pid = self._processes.spawn(name, main, links, keep_loan_of=keep_loan_of)
         helper = self._add(pid, on_exit, within_s)
         helper.settles = keep_loan_of is not None
         return helper

@@ -13,6 +13,7 @@ from .links import Links
 from .plan import Slot
 from .pools import Pools
 from .scoreboard import Place, Row
+from .service import ServiceHelper
 from .settling import Settling
 from .states import ChildState
 from .terminal import Terminal
@@ -31,15 +32,18 @@ class Inheritance:
     history: History
     pools: Pools
     settling: Settling
+    service: ServiceHelper
 
     def hand_over(self, generation: int) -> Handover:
         """Collect what the next image, of this generation, needs."""
         self.links.loans.receive()
         children = list(self.workers.children)
+        service = self.service.hand_over()
+        helpers = [helper for helper in self.helpers if not (service and helper.pid == service.pid)]
         return Handover(
             generation=generation,
             children=[self._record(child) for child in children],
-            helpers=[OldHelper(helper.pid, helper.deadline, helper.settles) for helper in self.helpers],
+            helpers=[OldHelper(helper.pid, helper.deadline, helper.settles) for helper in helpers],
             events=self.events.pending,
             lifelines=self.links.lifeline.write_ends,
             notify_address=self.links.notifier.path,
@@ -50,6 +54,7 @@ class Inheritance:
             sizes=self.pools.plan.hand_over(),
             pools=self.pools.hand_over(self.progress),
             crashes=self.settling.crashes.records,
+            service=service,
             totals_of_exited=self.workers.scoreboard.totals_of_exited(
                 alive=[(child.slot.pool, child.row) for child in children]
             ),
@@ -66,6 +71,8 @@ class Inheritance:
             self.links.lifeline.let_go_of_old_ones()
         for helper in handover.helpers:
             self.helpers.adopt(helper.pid, helper.deadline, settles=helper.settles)
+        if handover.service:
+            self.service.adopt(handover.service)
         self.events.add(handover.events)
         self.pools.plan.resume(handover.sizes)
         self.pools.resume(handover.pools)

@@ -37,13 +37,17 @@ class Lifeline:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """The connections between the supervisor and its children."""
+    """The connections between the supervisor and its children.
+
+    ``service`` is the descriptor of the socket that a helper serves, if there is one.
+    """
 
     inbox: Inbox
     lifeline: Lifeline
     loans: Loans
     notifier: Notifier
     descriptors: Descriptors
+    service: int | None = None
 
     def close_in_child(self, *, keep_loan_of: int | None = None) -> None:
         """Close the supervisor's own descriptors, and restore the limit of descriptors that it raised."""
@@ -51,4 +55,6 @@ class Links:
         self.lifeline.close_in_child()
         self.loans.close_in_child(keep=keep_loan_of)
         self.notifier.close_in_child()
+        if self.service is not None:
+            os.close(self.service)
         self.descriptors.put_back()

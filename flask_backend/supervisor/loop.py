@@ -36,6 +36,7 @@ from .process import unblock_signals
 from .reload import Reload
 from .scaling import Scaling
 from .scoreboard import Publication, Scoreboard
+from .service import ServiceHelper
 from .settling import Settling
 from .states import ChildEvent, ChildState, SupervisorEvent
 from .workers import Workers
@@ -67,7 +68,8 @@ class Supervisor:
         )
         loans, inbox = Loans(), Inbox(self._terminal)
         inbox.register(loans.fileno(), loans.receive)
-        self._links = Links(inbox, Lifeline(), loans, notifier, options.descriptors)
+        service = options.service
+        self._links = Links(inbox, Lifeline(), loans, notifier, options.descriptors, service.fd if service else None)
         self._history = handover.history if handover else History()
         # Twice the maximum: each slot may have an old and a new child.
         self._scoreboard = Scoreboard(
@@ -80,6 +82,7 @@ class Supervisor:
         self._scaling = Scaling(self._pools, self._workers.children)
         self._helpers = Helpers(self._links, self._processes, clock)
         self._events = Events(work.events, self._helpers, clock)
+        self._service = ServiceHelper(service, self._helpers, self._links, self._processes, clock)
         self._settling = Settling(work.settle, loans, self._helpers, self._scoreboard.count_burial, clock)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
@@ -94,6 +97,7 @@ class Supervisor:
             self._history,
             self._pools,
             self._settling,
+            self._service,
         )
         if handover:
             self._inheritance.adopt(handover, clock())
@@ -126,9 +130,10 @@ class Supervisor:
         self._publish()
 
     def close(self) -> None:
-        """Close the sockets that children have lent: the broker takes back their jobs. Remove the status page."""
+        """Close the sockets that children have lent: the broker takes back their jobs. Remove what is published."""
         self._links.loans.close_all()
         self._scoreboard.close()
+        self._service.close()
 
     @property
     def children(self) -> Children:
@@ -153,7 +158,12 @@ class Supervisor:
     def _timeout_s(self) -> float:
         """How long the loop may wait if no event arrives."""
         now = self._clock()
-        due = [self._lifecycle.kill_at, self._helpers.next_at(), self._enforcement.next_at(now)]
+        due = [
+            self._lifecycle.kill_at,
+            self._helpers.next_at(),
+            self._service.next_at(),
+            self._enforcement.next_at(now),
+        ]
         if not self.is_draining:
             due.append(self._pools.next_at())
         return min(due) - now
@@ -420,7 +430,9 @@ class Supervisor:
         """Send the events of this turn, and stop once a drain has left nothing to wait for."""
         if not self.is_draining or self.children:
             self._events.send()
+            self._service.keep()
             return
+        self._service.stop()
         by = self._lifecycle.note_childless(self._clock())
         self._helpers.hasten(by)
         self._events.send(by)

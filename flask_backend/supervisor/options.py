@@ -11,6 +11,7 @@ from .context import Body
 from .descriptors import Descriptors
 from .events import EventSink
 from .process import Processes
+from .service import Service
 from .settling import Settle
 from .terminal import Terminal
 
@@ -44,6 +45,7 @@ class SupervisorOptions:
     give_up_within_s: float = 60.0
     descriptors: Descriptors = field(default_factory=Descriptors.count)  # those open, and the limit of children
     page_folder: str | None = None  # where the status page gets a name
+    service: Service | None = None
     terminal: Terminal = field(default_factory=Terminal.find)
     processes: Processes = field(default_factory=Processes)
     clock: Callable[[], float] = time.monotonic

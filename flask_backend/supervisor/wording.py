@@ -126,6 +126,8 @@ EVENTS_LOST = "events for the app lost: %d (too many were waiting, or no time wa
 EVENTS_NOT_SENT = "%s may not have reached all receivers: %s"
 CANNOT_FORK_SENDER = "cannot fork a process that sends %s to the app: %s"
 RECEIVER_FAILED = "a receiver of %s failed"  # a traceback follows
+SERVICE_ENDED = "the process that %s %s; replaced %s"
+CANNOT_FORK_SERVICE = "cannot fork the process that %s: %s"
 HELPER_OVERDUE = "helper %d of the old code did not end in time and was killed"
 
 

@@ -1,9 +1,9 @@
 """How long jobs wait for a worker: from when they were due until their first attempt begins.
 
 The time of scheduling, in the message, is known at no cost, but not whether the job had a delay or was retried in
-between. Both take whole seconds. So for a job that was scheduled longer ago than one second the broker is asked: its
-reply arrives with later ones, and nothing waits for it. If many such jobs follow each other, only some are asked about,
-and each stands for the ones since the last.
+between. Both take whole seconds. So for a job that was scheduled longer ago than one second the worker asks the
+broker: the reply arrives with later ones, and the job does not wait for it. If many such jobs follow each other, it
+asks about some, and each stands for the jobs since the last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flask_backend.broker.connection import Connection
 FRESH_S = 1.0
 # How many jobs the broker is asked about at once, and in each further second.
 ASK_MOST = 20
-# The server counts whole seconds: half of one is what it leaves out on average.
+# The server counts whole seconds: on average it leaves out half of one.
 _ROUNDED_OFF_US = 500_000
 
 # The parts of the reply to stats-job. A first attempt has one reserve and no other count.

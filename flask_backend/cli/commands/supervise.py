@@ -12,6 +12,7 @@ from flask_backend.cli.parameters import (
     env_option,
     kill_grace_option,
     log_format_option,
+    parse_endpoint,
     parse_queue,
     parse_size,
     parse_size_or_auto,
@@ -96,6 +97,14 @@ MAX_PREFETCH = 100
     help="The time for --give-up-after.",
 )
 @drain_timeout_option
+@env_option(
+    "BACKEND_METRICS",
+    "--metrics",
+    type=parse_endpoint,
+    metavar="ADDRESS",
+    help="Serve metrics for Prometheus at /metrics on this address: a port of the loopback interface such as 9464, "
+    "HOST:PORT such as 0.0.0.0:9464 or [::]:9464, or unix:/PATH. Needs the extra `metrics`.",
+)
 @log_format_option
 @click.pass_context
 def supervise(ctx: click.Context, /, **options: Any) -> None:

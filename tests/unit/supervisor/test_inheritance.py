@@ -22,6 +22,7 @@ from flask_backend.supervisor.plan import Bounds, Plan, Pool, Slot
 from flask_backend.supervisor.pools import Pools
 from flask_backend.supervisor.restart import Breaker
 from flask_backend.supervisor.scoreboard import Scoreboard
+from flask_backend.supervisor.service import ServiceHelper
 from flask_backend.supervisor.settling import Settling
 from flask_backend.supervisor.states import ChildEvent, ChildState
 from flask_backend.supervisor.workers import Workers
@@ -43,7 +44,8 @@ def image():
         settling = Settling(
             lambda _fd, _death, _crashes: 0, links.loans, helpers, workers.scoreboard.count_burial, clock
         )
-        return Inheritance(workers, helpers, events, links, terminal, History(), pools, settling)
+        service = ServiceHelper(None, helpers, links, processes, clock)
+        return Inheritance(workers, helpers, events, links, terminal, History(), pools, settling, service)
 
     yield build
     for links in built:

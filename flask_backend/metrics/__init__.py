@@ -1,0 +1,1 @@
+"""Metrics for Prometheus: a helper child of the supervisor serves them, from the status page and the broker."""
