@@ -1,18 +1,22 @@
 """Measure what a supervisor under full load pays for being watched.
 
 Usage: python benchmarks/watched.py [--seconds N]. Workers run no-op jobs without a pause. Prints the supervisor's CPU
-time as a share of one core: alone, and while `status --watch` shows it each second and a probe checks it twice as
-often.
+time as a share of one core: alone; while `status --watch` shows it each second and a probe checks it twice as often;
+and while its metrics are scraped each second, with the CPU time of the helper that serves them, and its memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -34,23 +38,54 @@ def again():
 """
 COMMAND = [sys.executable, "-m", "flask_backend"]
 WORKERS = 4
+ROUNDS = 2
 
 
-def share(supervisor: psutil.Process, seconds: float, *, is_watched: bool) -> float:
-    """Return the share of a core that the supervisor takes, in percent."""
-    watching = None
-    if is_watched:
-        watching = subprocess.Popen([*COMMAND, "status", "--watch"], stdout=subprocess.DEVNULL)
-    before, began = supervisor.cpu_times(), time.monotonic()
+def measure(processes: list[psutil.Process], seconds: float, tick: Callable[[], object], every_s: float) -> list[float]:
+    """Return the share of a core that each process takes, in percent, while ``tick`` is called so often."""
+    before, began = [_cpu_s(process) for process in processes], time.monotonic()
     while time.monotonic() < began + seconds:
-        if is_watched:
-            subprocess.run([*COMMAND, "health"], stdout=subprocess.DEVNULL, check=True)
-        time.sleep(0.5)  # the interval of the probe, which is a part of what is measured
-    after = supervisor.cpu_times()
-    if watching:
-        watching.terminate()
-        watching.wait()
-    return 100 * (after.user + after.system - before.user - before.system) / (time.monotonic() - began)
+        tick()
+        time.sleep(every_s)  # the interval of the watcher, which is a part of what is measured
+    took = time.monotonic() - began
+    return [100 * (_cpu_s(process) - start) / took for process, start in zip(processes, before, strict=True)]
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+@contextmanager
+def showing_status() -> Generator[None]:
+    with subprocess.Popen([*COMMAND, "status", "--watch"], stdout=subprocess.DEVNULL) as watching:
+        try:
+            yield
+        finally:
+            watching.terminate()
+
+
+def is_healthy(pid: int) -> bool:
+    return subprocess.run([*COMMAND, "health", "--pid", str(pid)], capture_output=True, check=False).returncode == 0
+
+
+def scrape(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310  # that of our own supervisor
+        answer.read()
+
+
+def watch(supervisor: psutil.Process, url: str, seconds: float) -> None:
+    """Measure in turn, and print each figure."""
+    [helper] = [child for child in supervisor.children() if "[serves metrics]" in " ".join(child.cmdline())]
+    for _ in range(ROUNDS):
+        [alone] = measure([supervisor], seconds, lambda: None, 0.5)
+        print(f"alone    {alone:6.2f} %", flush=True)
+        with showing_status():
+            [shown] = measure([supervisor], seconds, partial(is_healthy, supervisor.pid), 0.5)
+        print(f"status   {shown:6.2f} %", flush=True)
+        scraped, served = measure([supervisor, helper], seconds, partial(scrape, url), 1.0)
+        memory = helper.memory_full_info().uss / (1 << 20)
+        print(f"metrics  {scraped:6.2f} %, and the helper {served:.2f} % and {memory:.1f} MiB of its own", flush=True)
 
 
 def main() -> None:
@@ -60,19 +95,20 @@ def main() -> None:
     broker = RealBeanstalkd()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "app.py").write_text(APP)
+        log = Path(folder, "log")
         environment = {**os.environ, "BACKEND_CONNECTION_URI": f"btq://127.0.0.1:{broker.port}"}
-        supervise = [*COMMAND, "supervise", "--workers", str(WORKERS)]
-        process = subprocess.Popen(supervise, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+        supervise = [*COMMAND, "supervise", "--workers", str(WORKERS), "--metrics", "127.0.0.1:0"]
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(supervise, cwd=folder, env=environment, stderr=stderr)
         try:
             for _ in range(2 * WORKERS):
                 call = [*COMMAND, "call", "--yes", "again"]
                 subprocess.run(call, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
             supervisor = psutil.Process(process.pid)
-            check = partial(subprocess.run, [*COMMAND, "health"], capture_output=True, check=False)
-            wait_until(lambda: check().returncode == 0, "a healthy supervisor")
-            for is_watched in (False, True, False, True):
-                percent = share(supervisor, options.seconds, is_watched=is_watched)
-                print(f"{'watched' if is_watched else 'alone':<8}{percent:6.2f} %", flush=True)
+            wait_until(lambda: is_healthy(process.pid), "a healthy supervisor")
+            url = wait_until(lambda: re.search(r"metrics at (\S+)", log.read_text()), "the address of its metrics")[1]
+            scrape(url)
+            watch(supervisor, url, options.seconds)
         finally:
             process.kill()
             process.wait()
