@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 MAGIC = int.from_bytes(b"FBpage\0" + bytes([FORMAT]), "big")
 
 HEADER = tuple(

@@ -57,11 +57,11 @@ def test_each_word_of_the_layout_has_a_name_and_a_place():
     assert (page.HEADER[page.SEQUENCE], page.HEADER[page.QUEUES]) == ("sequence", "queues")
     assert (page.ROW[page.AWAY_SINCE_NS], page.ROW[page.BURIED_BEFORE]) == ("away_since_ns", "buried_before")
     assert page.ROW[page.SLOT] == "slot"
-    assert page.LABEL[page.DONE : page.BUSY_NS + 1][4:] == ("crashed", "given_back", "reconnects", "busy_ns")
+    assert page.LABEL[page.DONE : page.BUSY_NS + 1][4:] == ("expired", "crashed", "given_back", "reconnects", "busy_ns")
     assert (page.LABEL[page.DURATIONS], page.LABEL[page.WAITED_US - 1]) == ("ran_below_1_ms", "ran_below_inf")
     assert page.LABEL[page.WAITED_US : page.WAITS + 1] == ("waited_us", "waited_below_1_ms")
     assert len(page.LABEL) == page.WAITS + page.BUCKETS
-    assert page.LABEL[page.DONE : page.DISCARDED + 1] == tuple(ending.name.lower() for ending in Ending)
+    assert page.LABEL[page.DONE : page.EXPIRED + 1] == tuple(ending.name.lower() for ending in Ending)
     assert tuple(state.name.lower() for state in ChildState) == page.WORKER_STATES
     assert len(page.HEADER) <= page.HEADER_WORDS
 
