@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NoReturn, Protocol, overload
 
 from .bulk import BulkOutcome
-from .errors import BackendError, restore_error
+from .durations import exact_seconds
+from .errors import BackendError, OptionError, restore_error
+from .message import show_value
 
 
 class JobState(StrEnum):
@@ -21,6 +25,9 @@ class JobState(StrEnum):
     DONE = "done"
 
 
+_LAST_STATES = (JobState.DONE, JobState.BURIED)
+
+
 class JobControl(Protocol):
     """The part of its producer that a job uses."""
 
@@ -28,6 +35,11 @@ class JobControl(Protocol):
     def uri(self) -> str: ...
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None: ...
     def cancel(self, queue: str, job_id: int, uid: str | None) -> bool: ...
+    def runs_elsewhere(self) -> bool: ...
+
+
+# How long a wait pauses between two questions to the server: it begins with the first and doubles up to the second.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,33 @@ class Job:
         does not answer: the job may or may not be deleted.
         """
         return self._asked().cancel(self.queue, self.id, self.uid)
+
+    def wait(self, timeout: float | timedelta) -> JobState:
+        """Wait until the job is done or buried, at most for ``timeout``, seconds or a ``timedelta``; return its state.
+
+        For scripts and tests; a request that waits occupies its process. ``JobState.DONE`` says only that the server no
+        longer has the job, not that its task has succeeded. The server is asked after 50 ms, then less and less often,
+        at least each second; with a ``timeout`` of 0, once. Raises :exc:`TimeoutError`, which names the last state, at
+        once if the job is in ``memory://`` and no other thread drains it; :exc:`OptionError` for an invalid
+        ``timeout``; and :exc:`BrokerConnectionError` if the server does not answer.
+        """
+        timeout_s = exact_seconds("timeout", timeout)
+        if timeout_s < 0 or isinstance(timeout, datetime):
+            raise OptionError(f"timeout is {show_value(timeout)}; expected seconds or a timedelta, 0 or more")
+        until = time.monotonic() + timeout_s
+        pause_s = _FIRST_PAUSE_S
+        while (state := self.state()) not in _LAST_STATES:
+            if not self._asked().runs_elsewhere():
+                raise TimeoutError(
+                    f"job {self.id} of {self.queue} is {state}, and in memory:// it runs only in drain(): call "
+                    "testing.drain() before wait()"
+                )
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"job {self.id} of {self.queue} is {state} after {timeout_s:g} s")
+            time.sleep(min(pause_s, left_s))  # between two questions: the server does not tell of changes
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return state
 
     def _asked(self) -> JobControl:
         if self._control is None:

@@ -170,6 +170,10 @@ class Producer:
         cursors.drop(self.connection(), Owner(job_id, queue, uid).tube)
         return True
 
+    def runs_elsewhere(self) -> bool:
+        """Whether jobs may run while the calling thread waits."""
+        return True
+
     def connection(self) -> PutConnection:
         """Return this thread's connection, and open a new one if necessary."""
         connection: Connection | None = getattr(self._local, "connection", None)

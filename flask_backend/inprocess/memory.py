@@ -48,7 +48,8 @@ class _AnsweredPuts:
 class MemoryBroker:
     """Replaces a :class:`Connection` to a server within one process, and may be used from any thread.
 
-    ``now`` is its time in seconds, ``puts`` has all jobs ever put, and ``begun`` the queues whose hooks have run.
+    ``now`` is its time in seconds, ``puts`` has all jobs ever put, ``begun`` the queues whose hooks have run, and
+    ``draining`` the threads that run jobs.
     Asynchronous hooks and tasks share ``event_loop``, as in a worker.
     """
 
@@ -56,6 +57,7 @@ class MemoryBroker:
         self.now = 0.0
         self.puts: dict[int, Put] = {}
         self.begun: set[str] = set()
+        self.draining: set[int] = set()
         self.event_loop = EventLoop()
         self._checkpoints_left: int | None = None
         self._store = Store()
@@ -239,6 +241,10 @@ class MemoryProducer(Producer):
         """Return the state of a job: ready as soon as its delay is over, even if the store is not yet updated."""
         state = super().state(queue, job_id, uid)
         return "ready" if state == "delayed" and self.broker.is_due(job_id) else state
+
+    def runs_elsewhere(self) -> bool:
+        """Whether another thread drains the queues."""
+        return bool(self.broker.draining - {threading.get_ident()})
 
     def clear(self) -> None:
         """Reset: forget all jobs, and set the time back to 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -77,6 +78,16 @@ class Memory:
         task, ``RetryLater``, ``Bury`` and ``Discard``, are never raised, but always returned, and so is
         ``TaskInterrupted``, see :meth:`interrupt`. A call that has expired is deleted, and is not among the attempts.
         """
+        broker, thread = self._broker, threading.get_ident()
+        is_outermost = thread not in broker.draining  # a task may drain too
+        broker.draining.add(thread)
+        try:
+            return self._drain(raise_errors=raise_errors)
+        finally:
+            if is_outermost:
+                broker.draining.discard(thread)
+
+    def _drain(self, *, raise_errors: bool) -> list[Ran]:
         ran: list[Ran] = []
         while (reserved := self._broker.reserve(self._backend.queues)) is not None:
             attempt = self._execute(*reserved)
