@@ -18,6 +18,7 @@ from pathlib import Path
 import greenstalk
 import pytest
 from support.beanstalkd import free_port
+from support.containers import instructions
 from support.waiting import wait_until
 
 from flask_backend.cli.commands.reload import MARGIN_S
@@ -213,15 +214,6 @@ def test_threshold_of_the_exposure_is_one_that_can_be_missed(tmp_path):
     assert systemd_analyze("security", "--offline=yes", "--threshold=20", unit).returncode != 0
 
 
-def test_each_stop_timeout_leaves_room_for_the_drain():
-    drain_s = next(option.default for option in supervise.params if option.name == "drain_timeout")
-    unit_s = float(settings(UNIT.read_text())["TimeoutStopSec"])
-    compose_s = re.search(r"stop_grace_period: (\d+)s", (DOCKER / "compose.yaml").read_text())
-
-    assert unit_s == drain_s + 5
-    assert float(compose_s[1]) >= unit_s
-
-
 def test_the_unit_reloads_by_the_command_and_gives_it_time():
     boot_s = next(option.default for option in supervise.params if option.name == "boot_timeout")
     unit = settings(UNIT.read_text())
@@ -350,12 +342,6 @@ def test_tasks_and_their_processes_do_not_see_the_notify_socket(start, put, app,
 # -- containers: the files -----------------------------------------------------------------------------------
 
 
-def instructions(dockerfile):
-    """Read a Dockerfile as (instruction, rest of the line) pairs."""
-    text = re.sub(r"(?m)^#.*\n", "", dockerfile.read_text()).replace("\\\n", " ")
-    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]
-
-
 DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "beanstalkd.Dockerfile"]
 
 
@@ -394,18 +380,6 @@ def test_everything_that_the_image_copies_exists_and_is_not_ignored():
         path = source.replace("${APP}", arguments["APP"])
         assert (root / path).exists()
         assert any(path == name or path.startswith(f"{name}/") for name in allowed)
-
-
-def test_each_probe_asks_only_what_a_restart_can_mend():
-    """A container that is not ready, because its broker is away, must not be restarted."""
-    assert command(DOCKER / "Dockerfile", "HEALTHCHECK") == ["flask-backend", "health", "--live"]
-    docs = (DEPLOY.parent / "docs" / "run" / "containers.md").read_text()
-    probes = re.findall(r"(\w+)Probe:\n +exec: \{command: \[(.*)\]\}", docs)
-    assert probes == [
-        ("startup", "flask-backend, health, --live"),
-        ("liveness", "flask-backend, health, --live"),
-        ("readiness", "flask-backend, health, --ready"),
-    ]
 
 
 def test_compose_file_starts_web_and_workers_once_the_broker_is_healthy():
