@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 E = TypeVar("E", bound=Exception)
 
@@ -68,7 +69,15 @@ class MiddlewareError(BackendError, RuntimeError):
 
 
 class WorkerDiedError(BackendError):
-    """A worker died while it ran a job. Never raised: it is the ``error`` of signals about that job."""
+    """A worker died while it ran a job. Never raised: it is the ``error`` of signals about that job.
+
+    ``facts`` are those of the signal ``worker_exited``, in part: ``exit_status``, ``exit_signal``, ``running_s``,
+    ``max_rss_bytes`` and others.
+    """
+
+    def __init__(self, description: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(description)
+        self.facts = dict(facts or {})
 
 
 class BrokerError(BackendError):

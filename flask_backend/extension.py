@@ -6,6 +6,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from flask import Flask, has_app_context
@@ -28,6 +29,7 @@ from .scheduling import Around, ScheduledCall, make_around
 from .signals import send, task_scheduled
 from .system.launch import launched
 from .task import Task
+from .tracing import Sending, watched
 
 launched()  # Flask-Script imports the app, which may change the working directory, before it runs our commands
 
@@ -235,7 +237,12 @@ class Backend:
         errors of a :class:`Task`'s call.
         """
         check_queue_name(queue)
-        return self.put(queue, _encode_message(queue, message), Options(delay, priority, ttr), None)
+        body, options = _encode_message(queue, message), Options(delay, priority, ttr)
+        with self.sending(queue) as sending:
+            sending.size = len(body)
+            job = self.put(queue, body, options, None)
+            sending.sent = 1
+        return job
 
     def send_many(
         self,
@@ -251,9 +258,9 @@ class Backend:
         Raises :exc:`BulkError`, with the outcome of each, if a message was not accepted.
         """
         check_queue_name(queue)
-        return self._put_batch(
-            queue, messages, lambda _, message: _encode_message(queue, message), Options(delay, priority, ttr), None
-        )
+        options = Options(delay, priority, ttr)
+        with self.sending(queue, is_batch=True) as sending:
+            return self._put_batch(sending, messages, lambda _, message: _encode_message(queue, message), options, None)
 
     @property
     def queues(self) -> dict[str, Handlers]:
@@ -291,6 +298,12 @@ class Backend:
 
     # -- for tasks and jobs ----------------------------------------------------------------------------------
 
+    def sending(
+        self, queue: str, endpoint: str | None = None, uid: str | None = None, *, is_batch: bool = False
+    ) -> AbstractContextManager[Sending]:
+        """Return a context manager in which the tracers watch a put."""
+        return watched(Sending(queue, endpoint, uid, self._producer().settings.broker, is_batch))
+
     def put(self, queue: str, body: bytes, options: Options, uid: str | None, endpoint: str | None = None) -> Job:
         producer = self._producer()
         job = Job(queue, producer.put(queue, body, options), uid, producer.uri, producer)
@@ -299,17 +312,24 @@ class Backend:
         return job
 
     def put_many(
-        self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options, endpoint: str
+        self,
+        queue: str,
+        items: Iterable[T],
+        encode: Callable[[T, str, dict[str, Any]], bytes],
+        options: Options,
+        endpoint: str,
     ) -> Jobs:
         prefix = new_uid(12)
-        try:
-            jobs = self._put_batch(
-                queue, items, lambda index, item: encode(item, batch_uid(prefix, index)), options, prefix
-            )
-        except BulkError as error:
-            self._announce(endpoint, error.jobs.values())
-            raise
-        self._announce(endpoint, jobs)
+        with self.sending(queue, endpoint, is_batch=True) as sending:
+            headers = sending.headers
+            try:
+                jobs = self._put_batch(
+                    sending, items, lambda index, item: encode(item, batch_uid(prefix, index), headers), options, prefix
+                )
+            except BulkError as error:
+                self._announce(endpoint, error.jobs.values())
+                raise
+            self._announce(endpoint, jobs)
         return jobs
 
     def _announce(self, endpoint: str, jobs: Collection[Job]) -> None:
@@ -318,15 +338,16 @@ class Backend:
 
     def _put_batch(
         self,
-        queue: str,
+        sending: Sending,
         items: Iterable[T],
         encode: Callable[[int, T], bytes],
         options: Options,
         uid_prefix: str | None,
     ) -> Jobs:
         producer = self._producer()
-        outcome = producer.put_many(queue, items, encode, options)
-        batch = Batch(queue, outcome, producer, uid_prefix)
+        outcome = producer.put_many(sending.queue, items, encode, options)
+        sending.sent = len(outcome.accepted)
+        batch = Batch(sending.queue, outcome, producer, uid_prefix)
         if not outcome.is_complete:
             raise BulkError(batch)
         return Jobs(batch)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from .current import job_being_run, job_inside_run
@@ -16,6 +17,7 @@ from .job import Job, Jobs
 from .message import encode_call, encode_json, head_of, new_uid, show_value
 from .options import Options
 from .scheduling import Around, ScheduledCall
+from .tracing import Sending, tracers
 from .worker.event_loop import run_here
 
 P = ParamSpec("P")
@@ -60,9 +62,15 @@ class Scheduler(Protocol):
 
     @property
     def around(self) -> Around | None: ...
+    def sending(self, queue: str, endpoint: str, uid: str) -> AbstractContextManager[Sending]: ...
     def put(self, queue: str, body: bytes, options: Options, uid: str | None, endpoint: str) -> Job: ...
     def put_many(
-        self, queue: str, items: Iterable[T], encode: Callable[[T, str], bytes], options: Options, endpoint: str
+        self,
+        queue: str,
+        items: Iterable[T],
+        encode: Callable[[T, str, dict[str, Any]], bytes],
+        options: Options,
+        endpoint: str,
     ) -> Jobs: ...
 
 
@@ -165,23 +173,29 @@ class Task(Generic[P, R_co]):
     def schedule(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Job:
         uid = new_uid()
         around = self._scheduler.around
-        if around is None:
+        if around is None and not tracers:
             headers = None if options.expires is None else options.headers()
             return self._scheduler.put(self.queue, self.encode(args, kwargs, uid, headers), options, uid, self.endpoint)
+        with self._scheduler.sending(self.queue, self.endpoint, uid) as sending:
 
-        def put(headers: dict[str, Any]) -> Job:
-            body = self.encode(args, kwargs, uid, headers | options.headers())
-            return self._scheduler.put(self.queue, body, options, uid, self.endpoint)
+            def put(headers: dict[str, Any]) -> Job:
+                body = self.encode(args, kwargs, uid, headers | options.headers())
+                sending.size = len(body)
+                job = self._scheduler.put(self.queue, body, options, uid, self.endpoint)
+                sending.sent = 1
+                return job
 
-        return around(ScheduledCall(self.queue, self.endpoint, args, kwargs, uid, options), put)
+            if around is None:
+                return put(sending.headers)
+            return around(ScheduledCall(self.queue, self.endpoint, args, kwargs, uid, options, sending.headers), put)
 
     def schedule_many(self, iterables: tuple[Iterable[Any], ...], options: Options) -> Jobs:
         around = self._scheduler.around
 
-        def encode_item(args: tuple[Any, ...], uid: str) -> bytes:
+        def encode_item(args: tuple[Any, ...], uid: str, headers: dict[str, Any]) -> bytes:
             if around is None:
-                return self.encode(args, {}, uid, None if options.expires is None else options.headers())
-            call = ScheduledCall(self.queue, self.endpoint, args, {}, uid, options)
+                return self.encode(args, {}, uid, headers if options.expires is None else headers | options.headers())
+            call = ScheduledCall(self.queue, self.endpoint, args, {}, uid, options, headers.copy())
             return around(call, lambda headers: self.encode(args, {}, uid, headers | options.headers()))
 
         items = zip(*iterables, strict=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
-from flask_backend import signals
+from flask_backend import signals, tracing
 from flask_backend.outcome import Ending
 from flask_backend.supervisor import (
     SETTLED,
@@ -175,14 +175,14 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
         settled = postmortem.settle(settings, loaded.backend.queues[death.pool], fd, death, crashes)
         if settled is None:
             return ExitCode.OK
-        postmortem.announce_crash(loaded.app, settled, death)
+        postmortem.announce_crash(loaded.app, settings, settled, death)
         return SETTLED_FOR_GOOD if settled.ending is Ending.BURIED else SETTLED
 
     def send(event: Event) -> None:
         announce(loaded.app, _SIGNALS[event.name], description=event.description, **event.facts)
 
     labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
-    events = EventSink(lambda name: bool(_SIGNALS[name].receivers), send)
+    events = EventSink(lambda name: bool(_SIGNALS[name].receivers), send, tracing.flush)
     return Work(work, labels, settle, events, {"app": loaded.app.name, "broker": str(settings.address)})
 
 

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import Context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from flask_backend.message import expires_at, is_expired, scheduled_at
 from flask_backend.options import Options
 from flask_backend.registry import Handlers
 from flask_backend.retry import DiscardJob, Retry
+from flask_backend.tracing import Processing, watched
 from flask_backend.worker.checkpoints import drop_cursor, has_cursor, is_left, save_newest
 from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use, using_loop
 from flask_backend.worker.execution import Call, Runner, read_call
@@ -81,13 +82,12 @@ class InProcessWorker:
     def begin(self) -> None:
         """Run the queue's hooks, once."""
         if self.handlers.queue not in self.broker.begun:
-            self._run(self.handlers.hooks, Runner.run_hooks)
+            Context().run(self._run, self.handlers.hooks, Runner.run_hooks)
             self.broker.begun.add(self.handlers.queue)
 
     def process(self, job: ReservedJob) -> BaseException | None:
         """Run a job and settle it, as a worker does; return the exception that it raised, if any."""
-        with using_loop(self.broker.event_loop):  # for async receivers of signals
-            return self._process(job)
+        return Context().run(self._process, job)
 
     def discard_if_expired(self, job: ReservedJob) -> bool:
         """Delete a job that must no longer be started; return whether it is one."""
@@ -110,43 +110,62 @@ class InProcessWorker:
 
     def run(self, job: ReservedJob) -> None:
         """Run a job without settling it; raise its exception."""
-        with using_loop(self.broker.event_loop):
-            attempt, error = self._attempt(job, read_call(self.handlers, job.body))
-            if error is not None:
-                announce_failure(self.app, attempt.job, Outcome(), error, attempt.ran_s)
-                raise error
-            announce(self.app, signals.task_succeeded, job=attempt.job, ran_s=attempt.ran_s)
+        Context().run(self._run_unsettled, job)
 
     def _process(self, job: ReservedJob) -> BaseException | None:
-        connection = self.broker
+        loop_in_use.set(self.broker.event_loop)  # for async receivers of signals
         try:
             call = read_call(self.handlers, job.body)
         except MessageDecodeError as undecodable:
             current = self._current(job, None)
-            outcome = bury_undecodable(connection, current, undecodable)
-            announce_failure(self.app, current, outcome, undecodable, None)
+            with watched(self._processing(job, current, None)):
+                outcome = bury_undecodable(self.broker, current, undecodable)
+                announce_failure(self.app, current, outcome, undecodable, None)
             return undecodable
-        attempt, error = self._attempt(job, call)
-        if error is not None and is_left(attempt.job, error):
+        current = self._current(job, call)
+        with watched(self._processing(job, current, call)):
+            return self._attempt_and_settle(current, call)
+
+    def _attempt_and_settle(self, current: CurrentJob, call: Call) -> BaseException | None:
+        connection = self.broker
+        attempt, error = self._attempt(current, call)
+        if error is not None and is_left(current, error):
             connection.give_back()
-            announce(self.app, signals.task_interrupted, job=attempt.job, ran_s=attempt.ran_s)
+            announce(self.app, signals.task_interrupted, job=current, ran_s=attempt.ran_s)
             return error
         if error is not None:
-            save_newest(attempt.job)
+            save_newest(current)
             outcome = settle_failure(connection, attempt, error)
             if isinstance(outcome.action, DiscardJob):
-                drop_cursor(attempt.job, connection)
-            announce_failure(self.app, attempt.job, outcome, error, attempt.ran_s)
+                drop_cursor(current, connection)
+            announce_failure(self.app, current, outcome, error, attempt.ran_s)
             return error
-        attempt.job.learn(connection.counters(job.id))
-        connection.delete(job.id)
-        drop_cursor(attempt.job, connection)
-        announce(self.app, signals.task_succeeded, job=attempt.job, ran_s=attempt.ran_s)
+        current.learn(connection.counters(current.id))
+        connection.delete(current.id)
+        drop_cursor(current, connection)
+        announce(self.app, signals.task_succeeded, job=current, ran_s=attempt.ran_s)
         return None
 
-    def _attempt(self, job: ReservedJob, call: Call) -> tuple[Attempt, BaseException | None]:
+    def _run_unsettled(self, job: ReservedJob) -> None:
+        loop_in_use.set(self.broker.event_loop)
+        call = read_call(self.handlers, job.body)
+        current = self._current(job, call)
+        with watched(self._processing(job, current, call)):
+            attempt, error = self._attempt(current, call)
+            if error is None:
+                announce(self.app, signals.task_succeeded, job=current, ran_s=attempt.ran_s)
+            else:
+                announce_failure(self.app, current, Outcome(), error, attempt.ran_s)
+        if error is not None:
+            raise error
+
+    def _processing(self, job: ReservedJob, current: CurrentJob, call: Call | None) -> Processing:
+        args, kwargs = (call.args, call.kwargs) if call else (None, None)
+        return Processing(current, self.settings.broker, len(job.body), args, kwargs)
+
+    def _attempt(self, current: CurrentJob, call: Call) -> tuple[Attempt, BaseException | None]:
         """Run the call of a job; return the exception that it raised, if any."""
-        current, retry = self._current(job, call), self._retry_of(call)
+        retry = self._retry_of(call)
         started = time.monotonic()
         try:
             self._call(current, call)
@@ -187,9 +206,9 @@ class InProcessWorker:
             run(Runner(self.app, self.handlers, self.broker.event_loop, self.settings.base_url))
 
         if any(map(may_be_async, functions)):
-            apart_from_running_loop(Context().run, run_as_worker)
+            apart_from_running_loop(copy_context().run, run_as_worker)
         else:
-            Context().run(run_as_worker)
+            copy_context().run(run_as_worker)
 
 
 class SyncProducer(MemoryProducer):

@@ -63,11 +63,13 @@ class EventSink:
 
     ``send`` passes one event to the receivers. It runs in a helper process, one event after another. It may block,
     raise or end the process: the helper is killed after DEADLINE_S seconds, and each exception is logged. The helper
-    ends with ``os._exit``, after ``logging.shutdown``: it waits for no thread and runs no exit handler.
+    calls ``finish`` at its end, then ``os._exit``, after ``logging.shutdown``: it waits for no thread and runs no exit
+    handler.
     """
 
     wants: Callable[[EventName], bool]
     send: Callable[[Event], None]
+    finish: Callable[[], None] = lambda: None
 
 
 class Events:
@@ -114,13 +116,15 @@ class Events:
             self._start(batch, within_s)
 
     def _start(self, batch: list[Event], within_s: float) -> None:
-        sent = wording.some_events([event.name for event in batch])
+        assert self._sink is not None  # noqa: S101  # our own invariant: without a sink there is no event
+        sink, sent = self._sink, wording.some_events([event.name for event in batch])
 
         def main(accept_signals: AcceptSignals) -> int:
             accept_signals()
             show_helper(f"sends {sent}")
             for event in batch:
-                self._send_one(event)
+                self._send_one(sink, event)
+            sink.finish()
             return ExitCode.OK
 
         def end(exit_: Exit) -> None:
@@ -131,10 +135,9 @@ class Events:
         except OSError as error:
             logger.warning(wording.CANNOT_FORK_SENDER, sent, error)
 
-    def _send_one(self, event: Event) -> None:
-        assert self._sink is not None  # noqa: S101  # our own invariant: without a sink there is no event
+    def _send_one(self, sink: EventSink, event: Event) -> None:
         try:
-            self._sink.send(event)
+            sink.send(event)
         except BaseException:  # also SystemExit: the other events are still to be sent
             logger.exception(wording.RECEIVER_FAILED, event.name)
 

@@ -34,6 +34,7 @@ from flask_backend.retry import BuryJob, ReleaseJob, Retry, after_crash
 from flask_backend.stories import Story, here_and_now
 from flask_backend.system.loggers import get_logger
 from flask_backend.tracebacks import log_failure, told
+from flask_backend.tracing import Processing, flush, watched
 
 from . import wording
 from .execution import Call, read_call
@@ -120,19 +121,21 @@ def settle(settings: Settings, handlers: Handlers, fd: int, death: Death, crashe
     return None
 
 
-def announce_crash(app: Flask, settled: Settled, death: Death) -> None:
-    """Send the signals about a settled job whose worker died."""
-    error = WorkerDiedError(str(death))
-    ran_s = death.activity.running_s if death.activity else None
+def announce_crash(app: Flask, settings: Settings, settled: Settled, death: Death) -> None:
+    """Send the signals about a settled job whose worker died, and what tracers have to send: the process ends then."""
+    error = WorkerDiedError(str(death), death.as_dict())
+    ran_s = death.activity.running_s if death.activity else 0.0
 
     def send() -> None:
-        announce_failure(app, settled.job, settled.outcome, error, ran_s)
+        with watched(Processing(settled.job, settings.broker, ran_s=ran_s)):
+            announce_failure(app, settled.job, settled.outcome, error, ran_s)
 
     receiving = threading.Thread(target=send, name="flask-backend-signals", daemon=True)
     receiving.start()
     receiving.join(RECEIVERS_S)
     if receiving.is_alive():
         logger.warning(wording.RECEIVERS_HANG, settled.job.id, RECEIVERS_S)
+    flush()
 
 
 def _settle(  # noqa: PLR0913
@@ -183,7 +186,9 @@ def _job_of(
     handlers: Handlers, reserved: ReservedState, endpoint: str, headers: Mapping[str, Any], retry: Retry
 ) -> CurrentJob:
     lease = _FormerLease(reserved.id, reserved.counters)
-    return CurrentJob(reserved.id, handlers.queue, endpoint, headers, retry, lease)
+    job = CurrentJob(reserved.id, handlers.queue, endpoint, headers, retry, lease)
+    job.learn(reserved.counters)
+    return job
 
 
 def _read(handlers: Handlers, body: bytes) -> Call | None:

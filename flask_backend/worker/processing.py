@@ -14,8 +14,9 @@ from flask_backend.errors import BrokerError, MessageDecodeError
 from flask_backend.message import is_expired
 from flask_backend.outcome import Ending
 from flask_backend.registry import Handlers
-from flask_backend.retry import DiscardJob
+from flask_backend.retry import DiscardJob, Retry
 from flask_backend.system.loggers import get_logger
+from flask_backend.tracing import Processing, tracers, watched
 
 from . import wording
 from .checkpoints import Sweeper, drop_cursor, has_cursor, is_left, save_newest
@@ -57,6 +58,7 @@ class Processor:
         self._app = app
         self._queue = handlers.queue
         self._retry = settings.retry
+        self._broker = settings.broker
         self._handlers = handlers
         self._host = host
         self._limits = limits
@@ -96,9 +98,10 @@ class Processor:
 
     def _bury(self, lease: WorkerLease, error: MessageDecodeError) -> None:
         job = CurrentJob(lease.job.id, self._queue, "", {}, self._retry, lease)
-        outcome = bury_undecodable(lease.connection, job, error)
-        self._end(outcome.ending)
-        announce_failure(self._app, job, outcome, error, None)
+        with watched(Processing(job, self._broker, len(lease.job.body))):
+            outcome = bury_undecodable(lease.connection, job, error)
+            self._end(outcome.ending)
+            announce_failure(self._app, job, outcome, error, None)
 
     def _discard_if_expired(self, lease: WorkerLease, call: Call, count_next: Callable[[], int]) -> bool:
         """Delete a job that must no longer be started; return whether it is one."""
@@ -123,7 +126,28 @@ class Processor:
         job = CurrentJob(lease.job.id, self._queue, call.label, call.headers, retry, lease)
         token = job_being_run.set(job)
         try:
-            error = self._run(lease, call, job)
+            if tracers:
+                with watched(Processing(job, self._broker, len(lease.job.body), call.args, call.kwargs)) as processing:
+                    self._attempt(lease, call, job, retry, count_next, processing)
+            else:
+                self._attempt(lease, call, job, retry, count_next, None)
+        finally:
+            job_being_run.reset(token)
+            if job.has_logged is not (job.endpoint in self._loggers):
+                self._loggers ^= {job.endpoint}
+
+    def _attempt(  # noqa: PLR0913  # what is known of the job
+        self,
+        lease: WorkerLease,
+        call: Call,
+        job: CurrentJob,
+        retry: Retry,
+        count_next: Callable[[], int],
+        processing: Processing | None,
+    ) -> None:
+        needs_attempt = processing is not None and processing.needs_attempt
+        error = self._run(lease, call, job, needs_attempt=needs_attempt)
+        try:
             if error is None:
                 self._settle_success(lease, job, count_next)
             elif is_left(job, error):
@@ -132,18 +156,15 @@ class Processor:
                 attempt = Attempt(job, call, retry, time.monotonic() - lease.started)
                 self._settle_failure(lease, attempt, error)
         finally:
-            error = None  # as in _run
-            job_being_run.reset(token)
-            if job.has_logged is not (job.endpoint in self._loggers):
-                self._loggers ^= {job.endpoint}
+            del error  # as in _run
 
-    def _run(self, lease: WorkerLease, call: Call, job: CurrentJob) -> BaseException | None:
-        """Run the task; return the exception that it raised, if any."""
+    def _run(self, lease: WorkerLease, call: Call, job: CurrentJob, *, needs_attempt: bool) -> BaseException | None:
+        """Run the task; return the exception that it raised, if any. If need be, ask for the number of the attempt."""
         lease.label = job.endpoint
         lease.started = time.monotonic()
         self._waits.note(lease.connection, lease.job.id, lease.label, call.headers, lease.started)
-        if lease.label in self._loggers:
-            lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for its log lines
+        if needs_attempt or lease.label in self._loggers:
+            lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for its log lines and tracers
         if signals.task_started.receivers:
             self._announce_start(lease, job)
         time_limit_s = call.handler.time_limit_s or self._limits.time_limit_s
@@ -155,7 +176,7 @@ class Processor:
         error = self._time_limit.run(self._runner.run, call, lease.limit_at)
         try:
             self._leave_if_forked(error)
-            if signals.task_succeeded.receivers:
+            if needs_attempt or signals.task_succeeded.receivers:
                 job.attempt_for_logs()  # it cannot be asked for when the job is deleted
             if error is not None:
                 save_newest(job)

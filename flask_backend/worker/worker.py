@@ -10,7 +10,7 @@ from collections import deque
 
 from flask import Flask
 
-from flask_backend import signals
+from flask_backend import signals, tracing
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
 from flask_backend.config import Settings
@@ -113,6 +113,7 @@ class Worker:
         self._host.leaving()
         announce(self._app, signals.worker_stopping, queue=self._queue)
         self._runner.event_loop.close(self._limits.drain_timeout_s / 2)  # the rest is for threads and exit handlers
+        tracing.flush(min(tracing.FLUSH_S, self._limits.drain_timeout_s / 4))
         return ExitCode.OK
 
     def _run_hooks(self) -> bool:
