@@ -99,6 +99,8 @@ class Queue:
 
     name: str
     wanted: int = 0
+    minimum: int = 0
+    maximum: int = 0
     ready: int = 0
     serving: int = 0  # ready ones that have a connection to the broker
     busy: int = 0
@@ -260,7 +262,8 @@ def count_queues(found: Found, facts: dict[str, Any], name_of: Callable[[str], s
     for number, page in enumerate(found.pages):
         for (name, labels), view in zip(page.labels().items(), page.queues, strict=True):
             queue = queues.setdefault(name, Queue(name, exits=exits.get(name, {})))
-            queue.wanted += 0 if number else view.wanted
+            if number == 0:
+                queue.wanted, queue.minimum, queue.maximum = view.wanted, view.minimum, view.maximum
             queue.serving += view.count_serving()
             for row in view.workers:
                 queue.note(row, page.now_ns)

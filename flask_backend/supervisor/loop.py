@@ -418,7 +418,7 @@ class Supervisor:
     def _publish(self) -> None:
         """Show on the status page what has changed in this turn."""
         self._scoreboard.show_state(self._lifecycle.state)
-        self._scoreboard.show_plan(self._pools.plan.sizes.items())
+        self._scoreboard.show_plan(self._pools.plan.shown())
         if self._history.has_changed:
             self._history.has_changed = False
             facts = {**self._facts, **self._history.as_facts()}

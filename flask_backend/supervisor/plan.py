@@ -93,6 +93,12 @@ class Plan:
         """The wanted number of children of each pool."""
         return {name: len(share.indexes) for name, share in self._shares.items()}
 
+    def shown(self) -> Iterator[tuple[str, int, int, int]]:
+        """Yield each pool with its size, its minimum and its maximum."""
+        for name, share in self._shares.items():
+            bounds = share.bounds
+            yield name, len(share.indexes), bounds.minimum, bounds.maximum
+
     @property
     def total(self) -> int:
         return sum(len(share.indexes) for share in self._shares.values())

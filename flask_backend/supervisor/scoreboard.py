@@ -307,6 +307,11 @@ class Row:
         return self._words[LEFT_NS] / 1e9 if self._words[LEFT_NS] else None
 
     @property
+    def is_away(self) -> bool:
+        """Whether the child waits for its broker."""
+        return self._words[AWAY_SINCE_NS] != 0
+
+    @property
     def settled(self) -> int:
         """How many settled jobs this row has counted."""
         return sum(self._endings())
@@ -358,8 +363,10 @@ class _Stock:
         self.rows.append(row)
         return row
 
-    def want(self, size: int) -> None:
-        self._words[self._head + page.WANTED] = size
+    def want(self, size: int, minimum: int, maximum: int) -> None:
+        head = self._head
+        words = self._words
+        words[head + page.WANTED], words[head + page.MINIMUM], words[head + page.MAXIMUM] = size, minimum, maximum
 
     def _open_row(self, number: int) -> Row:
         width = self._labels.row_words
@@ -478,10 +485,10 @@ class Scoreboard:
                 self._words[page.STATE] = page.STATES.index(state)
                 self._words[page.SINCE_NS] = time.monotonic_ns()
 
-    def show_plan(self, sizes: Iterable[tuple[str, int]]) -> None:
-        """Show the wanted number of children of each pool."""
-        for pool, size in sizes:
-            self._stocks[pool].want(size)
+    def show_plan(self, sizes: Iterable[tuple[str, int, int, int]]) -> None:
+        """Show the wanted number of children of each pool, and their minimum and maximum."""
+        for pool, size, minimum, maximum in sizes:
+            self._stocks[pool].want(size, minimum, maximum)
 
     def show_facts(self, facts: Mapping[str, Any], checks: int) -> None:
         """Show the supervisor's texts, and the number of checks of new code that have begun."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-FORMAT = 4
+FORMAT = 5
 MAGIC = int.from_bytes(b"FBpage\0" + bytes([FORMAT]), "big")
 
 HEADER = tuple(
@@ -35,8 +35,8 @@ _, SEQUENCE, PID, STARTED_TICKS, GENERATION, STATE, SINCE_NS, TURN_NS, CHECKS = 
 LABELS_AT, LABELS_BYTES, FACTS_AT, FACTS_BYTES, QUEUES_AT, QUEUES = range(9, len(HEADER))
 HEADER_WORDS = 32
 
-QUEUE = ("wanted", "rows", "rows_at", "row_words")
-WANTED, ROWS, ROWS_AT, ROW_WORDS = range(len(QUEUE))
+QUEUE = ("wanted", "rows", "rows_at", "row_words", "minimum", "maximum")
+WANTED, ROWS, ROWS_AT, ROW_WORDS, MINIMUM, MAXIMUM = range(len(QUEUE))
 
 # The first cache line is the worker's, apart from `drain`, the second one the supervisor's, the rest the worker's.
 ROW = tuple(
@@ -122,13 +122,25 @@ class WorkerView:
 
 
 class QueueView:
-    """The supervisor's own row of a queue, ``past``, and the rows of its workers, living and dead."""
+    """The words of a queue, the supervisor's own row, ``past``, and the rows of its workers, living and dead."""
 
-    __slots__ = ("past", "rows", "wanted")
+    __slots__ = ("past", "rows", "words")
 
-    def __init__(self, wanted: int, rows: list[WorkerView]) -> None:
-        self.wanted = wanted
+    def __init__(self, words: Sequence[int], rows: list[WorkerView]) -> None:
+        self.words = words
         self.past, *self.rows = rows
+
+    @property
+    def wanted(self) -> int:
+        return self.words[WANTED]
+
+    @property
+    def minimum(self) -> int:
+        return self.words[MINIMUM]
+
+    @property
+    def maximum(self) -> int:
+        return self.words[MAXIMUM]
 
     @property
     def workers(self) -> list[WorkerView]:
@@ -220,7 +232,7 @@ def _read_once(fd: int, header: Sequence[int]) -> Page:
     queues: list[QueueView] = []
     for number in range(min(header[QUEUES], 1 << 16)):
         words = _read_words(fd, header[QUEUES_AT] // 8 + number * len(QUEUE), len(QUEUE))
-        queues.append(QueueView(words[WANTED], list(_read_rows(fd, words))))
+        queues.append(QueueView(words, list(_read_rows(fd, words))))
     return Page(header, labels, facts, queues, time.monotonic_ns())
 
 

@@ -69,7 +69,7 @@ def test_each_word_of_the_layout_has_a_name_and_a_place():
 def test_a_page_says_what_a_supervisor_and_its_workers_do(publish):
     board = publish()
     board.show_state("running")
-    board.show_plan([("q", 2), ("other", 1)])
+    board.show_plan([("q", 2, 1, 4), ("other", 1, 1, 1)])
     row = board.take("q")
     row.show_state(ChildState.READY)
     row.show_memory(5 << 20)
@@ -80,6 +80,7 @@ def test_a_page_says_what_a_supervisor_and_its_workers_do(publish):
     found = ours()
     assert (found.page.state, found.page.pid, found.page.header[page.CHECKS]) == ("running", os.getpid(), 3)
     assert (found.frozen_s, found.is_stopped) == (None, False)
+    assert [(each.wanted, each.minimum, each.maximum) for each in found.page.queues] == [(2, 1, 4), (1, 1, 1)]
     assert found.page.labels() == {"q": ["?", "hello", "resize"], "other": ["?"]}
     assert found.page.facts() == {"deaths": []}
     queue, other = found.page.queues

@@ -105,6 +105,8 @@ def _queue_as_dict(queue: Queue) -> dict[str, Any]:
     return {
         "name": queue.name,
         "wanted": queue.wanted,
+        "minimum": queue.minimum,
+        "maximum": queue.maximum,
         "ready": queue.ready,
         "serving": queue.serving,
         "busy": queue.busy,
@@ -205,12 +207,18 @@ def _echo_queues(supervisor: Supervisor) -> None:
     rows = [
         [
             queue.name,
-            *(f"{number:,}" for number in (queue.wanted, queue.ready, queue.ready - queue.serving, queue.busy)),
+            _show_wanted(queue),
+            *(f"{number:,}" for number in (queue.ready, queue.ready - queue.serving, queue.busy)),
             ", ".join(f"{count:,} {reason}" for reason, count in queue.exits.items()) or "none",
         ]
         for queue in supervisor.queues
     ]
     echo_table(columns, rows, [{"fg": "red"} if queue.serving == 0 else {} for queue in supervisor.queues])
+
+
+def _show_wanted(queue: Queue) -> str:
+    bounds = "" if queue.minimum == queue.maximum else f" ({queue.minimum}..{queue.maximum})"
+    return f"{queue.wanted:,}{bounds}"
 
 
 def _echo_workers(supervisor: Supervisor) -> None:
