@@ -81,7 +81,7 @@ def test_durations_and_waits_are_histograms(supervisor):
 
 
 def test_workers_are_counted_by_state_and_the_longest_job_and_the_largest_worker_are_known(supervisor):
-    supervisor.board.show_plan([("q", 5)])
+    supervisor.board.show_plan([("q", 5, 5, 5)])
     for pid, state in enumerate(ChildState, 4000):
         supervisor.start(pid, state)
     busy = supervisor.start(4100)
