@@ -207,7 +207,7 @@ def find() -> list[Supervisor]:
             masters[pid] = master
     for pid in set(masters) - set(found):
         found |= pages.find(pid)
-    return [_describe(master, found.get(pid), known, now) for pid, master in sorted(masters.items())]
+    return [_describe_page(master, found.get(pid), known, now) for pid, master in sorted(masters.items())]
 
 
 def _is_reloading(title: str) -> bool:
@@ -225,6 +225,13 @@ def _look_at(pid: int, title: str, now: float) -> Process | None:
         return None
     rss_bytes = memory.rss_bytes if memory else stat.rss_bytes
     return Process(pid, stat.parent, visible(title), now - stat.started, rss_bytes, memory)
+
+
+def _describe_page(master: Process, found: Found | None, known: dict[int, Process], now: float) -> Supervisor:
+    try:
+        return _describe(master, found, known, now)
+    except (ValueError, LookupError, TypeError, AttributeError):  # a page of another user may hold anything
+        return _describe(master, None, known, now)
 
 
 def _describe(master: Process, found: Found | None, known: dict[int, Process], now: float) -> Supervisor:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-FORMAT = 5
-MAGIC = int.from_bytes(b"FBpage\0" + bytes([FORMAT]), "big")
-
 HEADER = tuple(
     "magic sequence pid started_ticks generation state since_ns turn_ns checks "
     "labels_at labels_bytes facts_at facts_bytes queues_at queues".split()
@@ -62,6 +59,10 @@ DONE, RETRIED, BURIED, DISCARDED, EXPIRED, CRASHED, GIVEN_BACK, RECONNECTS, BUSY
 WAITED_US = DURATIONS + BUCKETS
 WAITS = WAITED_US + 1
 LABEL_WORDS = len(LABEL)
+
+# The names of all words, as a number modulo a prime: a reader of another layout does not take the page for one of its.
+FORMAT = int.from_bytes(" ".join((*HEADER, *QUEUE, *ROW, *LABEL)).encode(), "big") % 4_294_967_291
+MAGIC = int.from_bytes(b"FBpg" + FORMAT.to_bytes(4, "big"), "big")
 
 # The end of the name of the file for the stacks.
 STACKS = ".stacks"

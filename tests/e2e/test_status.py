@@ -276,6 +276,15 @@ def test_supervisors_of_other_users_are_shown(supervise, monkeypatch):
     assert (told["state"], told["generation"], told["workers"][0]["done"]) == (None, None, None)
 
 
+def test_a_page_with_nonsense_costs_only_the_figures_of_its_supervisor(supervise, monkeypatch):
+    """Root reads the pages of all users."""
+    supervised = supervise(workers=1)
+    supervised.wait_ready()
+    monkeypatch.setattr(page.Page, "labels", lambda _page: {QUEUE: ["too", "many", "names"] * 100})
+    shown = CliRunner().invoke(main, ["status"]).stdout
+    assert re.search(rf"^supervisor {supervised.pid}, up \d+s: state unknown, 1 worker$", shown, re.MULTILINE)
+
+
 def test_a_supervisor_is_shown_while_a_reload_imports_the_app(supervise, tmp_path):
     """It executes its command again, and has no title of its own until the app is loaded."""
     slow = tmp_path / "slow"

@@ -252,6 +252,20 @@ def test_the_folder_belongs_to_its_user_alone(folder, monkeypatch):
     assert made is None
 
 
+def test_a_page_of_another_layout_is_not_read(publish):
+    """Another release may run beside this one: its supervisor must not keep `status` from showing the others."""
+    board = publish()
+    assert os.getpid() in page.find(os.getpid())
+    path = Path(board.memory.path)
+    data = bytearray(path.read_bytes())
+    data[:8] = (page.MAGIC + 1).to_bytes(8, sys.byteorder)
+    path.write_bytes(data)
+    assert os.getpid() not in page.find(os.getpid())
+    code = "from flask_backend.system import page\nprint(page.FORMAT)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert int(told) == page.FORMAT  # the same in each process
+
+
 def test_the_reader_needs_few_modules():
     code = "import sys\nimport flask_backend.system.page\nprint(*sys.modules)"
     modules = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
