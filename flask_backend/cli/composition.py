@@ -48,6 +48,7 @@ from flask_backend.worker.outcomes import announce
 from flask_backend.worker.worker import Worker
 
 from .apps import AppLoadError, LoadedApp, load_app_of_workers, refuse_patch, users_traceback, warn_of_threads
+from .demand import QueueReader
 from .metrics import check_metrics, open_metrics
 from .pools import check_descriptors, plan_pools, share_of_memory
 from .stopping import StopSignalsWhileLoading
@@ -70,8 +71,8 @@ _SIGNALS = {
 class Request:
     """The options of `supervise`, under their names. All times are in seconds."""
 
-    queues: tuple[tuple[str, int | None], ...]
-    workers: int | None
+    queues: tuple[tuple[str, tuple[int, int] | None], ...]  # with the minimum and the maximum of workers
+    workers: tuple[int, int] | None
     max_memory: int | Literal["auto"] | None
     max_memory_hard: int | None
     max_tasks: int | None
@@ -181,9 +182,10 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
     def send(event: Event) -> None:
         announce(loaded.app, _SIGNALS[event.name], description=event.description, **event.facts)
 
+    look = QueueReader(settings, [pool.name for pool in pools if not pool.bounds.is_fixed])
     labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
     events = EventSink(lambda name: bool(_SIGNALS[name].receivers), send, tracing.flush)
-    return Work(work, labels, settle, events, {"app": loaded.app.name, "broker": str(settings.address)})
+    return Work(work, labels, settle, events, {"app": loaded.app.name, "broker": str(settings.address)}, look)
 
 
 def _try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:

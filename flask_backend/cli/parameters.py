@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+# Longer numbers are no numbers of processes, and `int` refuses the longest ones.
+_DIGITS_OF_WORKERS = 9
 _SIZE = r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?"
 
 
@@ -36,12 +38,25 @@ def parse_job_id(value: str) -> int:
     return int(value)
 
 
-def parse_queue(value: str) -> tuple[str, int | None]:
-    """Read a queue with its own number of workers, ``NAME=8``, or without one, ``NAME``."""
-    name, equals, count = value.partition("=")
-    if equals and not (count.isdecimal() and int(count) > 0):
-        raise click.BadParameter(f"{value!r}: expected a number of workers from 1 after the =, got {count!r}")
-    return name, int(count) if equals else None
+def parse_workers(value: str) -> tuple[int, int]:
+    """Read a number of workers, such as ``4``, or a range, such as ``2..8``; return the minimum and the maximum."""
+    match = re.fullmatch(r"([0-9]+)(?:\.\.([0-9]+))?", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a number of workers: expected one such as 4, or a range, 2..8")
+    if max(map(len, match.groups(""))) > _DIGITS_OF_WORKERS:
+        raise click.BadParameter(f"{value[:40]!r} is too large a number of workers")
+    minimum, maximum = int(match[1]), int(match[2] or match[1])
+    if minimum < 1:
+        raise click.BadParameter(f"{value!r}: a queue has at least one worker")
+    if minimum > maximum:
+        raise click.BadParameter(f"{value!r}: the minimum is above the maximum, expected {maximum}..{minimum}")
+    return minimum, maximum
+
+
+def parse_queue(value: str) -> tuple[str, tuple[int, int] | None]:
+    """Read a queue with its own number of workers, ``NAME=8`` or ``NAME=2..8``, or without one, ``NAME``."""
+    name, equals, workers = value.partition("=")
+    return name, parse_workers(workers) if equals else None
 
 
 def parse_endpoint(value: str) -> Endpoint:

@@ -10,12 +10,15 @@ from flask_backend.system.machine import available_cpus, available_memory
 from .apps import AppLoadError, LoadedApp, check_queue
 
 
-def plan_pools(loaded: LoadedApp, queues: tuple[tuple[str, int | None], ...], workers: int | None) -> list[Pool]:
+def plan_pools(
+    loaded: LoadedApp, queues: tuple[tuple[str, tuple[int, int] | None], ...], workers: tuple[int, int] | None
+) -> list[Pool]:
+    """Return the pools of these queues, or of all, each with its own minimum and maximum or with ``workers``."""
     wanted = queues or tuple((name, None) for name in loaded.backend.queues)
     if not wanted:
         raise AppLoadError(f"app {loaded.app.name!r} registers no task and no receiver")
-    of_each = workers or available_cpus()
-    pools = [Pool(name, Bounds.fixed(count or of_each)) for name, count in wanted]
+    of_each = Bounds(*workers) if workers else Bounds.fixed(available_cpus())
+    pools = [Pool(name, Bounds(*own) if own else of_each) for name, own in wanted]
     for pool in pools:
         check_queue(loaded, pool.name)
     if len({pool.name for pool in pools}) < len(pools):

@@ -14,10 +14,13 @@ from .programs import CommandLine
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentPlan:
-    """The options of ``dev``. ``app_arguments`` select the app, for our commands and for Flask's."""
+    """The options of ``dev``. ``app_arguments`` select the app, for our commands and for Flask's.
+
+    ``workers`` is the option of ``supervise``, or None to start no supervisor.
+    """
 
     app_arguments: Sequence[str]
-    workers: int
+    workers: str | None
     drain_timeout_s: float
     broker_file: Path | None
     folder: str
@@ -36,8 +39,8 @@ class DevelopmentPlan:
         return CommandLine(self._run("flask", *arguments), environment, [listener.fileno()])
 
     def supervisor(self) -> CommandLine:
-        timeout = ("--drain-timeout", str(self.drain_timeout_s))
-        return CommandLine(self._ours("supervise", "--workers", str(self.workers), *timeout))
+        workers = ("--workers", self.workers) if self.workers else ()
+        return CommandLine(self._ours("supervise", *workers, "--drain-timeout", str(self.drain_timeout_s)))
 
     def broker(self, address: Address) -> CommandLine:
         file = ("--file", str(self.broker_file)) if self.broker_file else ()

@@ -4,6 +4,7 @@ It does not depend on Flask or Beanstalkd: the work of a child is a callable, pa
 """
 
 from .context import ChildContext
+from .demand import Demand
 from .descriptors import Descriptors, TooFewDescriptorsError
 from .events import Event, EventName, EventSink
 from .handover import Handover, HandoverError
@@ -22,6 +23,7 @@ __all__ = [
     "SETTLED_FOR_GOOD",
     "Bounds",
     "ChildContext",
+    "Demand",
     "Descriptors",
     "Event",
     "EventName",

@@ -1,4 +1,4 @@
-"""The supervisor: wait, handle, reap, enforce, reconcile, notify, finish."""
+"""The supervisor: wait, handle, reap, scale, enforce, reconcile, notify, finish."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from .links import Lifeline, Links
 from .loans import Loans
 from .memory import MemoryPolicy
 from .notify import Notifier
+from .observer import Observer
 from .options import SupervisorOptions, Work
 from .plan import MAX_CHILDREN, Plan, Pool, Slot
 from .pools import MAX_LEAVING, Pools
@@ -79,8 +80,10 @@ class Supervisor:
             handover.totals_of_exited if handover else None,
         )
         self._workers = Workers(work.body, self._scoreboard, self._links, self._processes, clock)
-        self._scaling = Scaling(self._pools, self._workers.children)
         self._helpers = Helpers(self._links, self._processes, clock)
+        observed = [pool.name for pool in pools if not pool.bounds.is_fixed]
+        observer = Observer(work.look, observed, self._links, self._helpers, clock)
+        self._scaling = Scaling(self._pools, self._workers.children, observer)
         self._events = Events(work.events, self._helpers, clock)
         self._service = ServiceHelper(service, self._helpers, self._links, self._processes, clock)
         self._settling = Settling(work.settle, loans, self._helpers, self._scoreboard.count_burial, clock)
@@ -123,6 +126,7 @@ class Supervisor:
             self._handle(event)
         self._reap()
         self._let_go()
+        self._scale()
         self._enforce()
         self._reconcile()
         self._notify()
@@ -213,6 +217,7 @@ class Supervisor:
     def _begin_draining(self, reason: str) -> None:
         if not self.is_draining:
             self._lifecycle.apply(SupervisorEvent.DRAIN)
+            self._scaling.stop()
             self._reload.call_off()
             self._links.notifier.send("STOPPING=1", f"STATUS=Stopping: {reason}")
             logger.info(wording.STOPPING, reason)
@@ -319,6 +324,7 @@ class Supervisor:
         for child in self.children:
             if child.state is ChildState.STARTING:
                 self._workers.drain(child)  # its report would be sent to an inbox that no longer exists
+        self._scaling.stop()
         handover = self._inheritance.hand_over(self._lifecycle.generation + 1)
         self._scoreboard.show_state("reloading")
         self._reload.execute(handover, self.children.count_new())
@@ -332,6 +338,13 @@ class Supervisor:
                 child.apply(ChildEvent.LEFT)
                 self._links.loans.receive()  # its last loan may not have been read yet
                 self._links.loans.close(child.pid)
+
+    # -- scale -----------------------------------------------------------------------------------------------
+
+    def _scale(self) -> None:
+        """Change the sizes of pools as their queues need it."""
+        if self._lifecycle.is_running:
+            self._scaling.scale(self._clock())
 
     # -- enforce ---------------------------------------------------------------------------------------------
 

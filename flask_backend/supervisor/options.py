@@ -10,6 +10,7 @@ from typing import Any
 from .context import Body
 from .descriptors import Descriptors
 from .events import EventSink
+from .observer import Look
 from .process import Processes
 from .service import Service
 from .settling import Settle
@@ -24,6 +25,7 @@ class Work:
     ``settle`` is called in a short-lived process of its own, with the socket that the child lent, the record of its
     death, and the number of deaths that the job has caused. What the app may want to know is sent to ``events``.
     ``facts``, which JSON can carry, are shown on the status page.
+    ``look`` is called in a helper if pools may grow and shrink; without it they stay as they are.
     """
 
     body: Body
@@ -31,6 +33,7 @@ class Work:
     settle: Settle
     events: EventSink | None = None
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    look: Look | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,46 @@
-"""Changes the sizes of the pools."""
+"""Changes the sizes of the pools: `demand` decides when, this module which child goes."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+
+from flask_backend.system.loggers import get_logger
+
+from . import wording
 from .children import Child, Children
+from .demand import Demand, ScalingPolicy, Step
+from .observer import Observer
+from .plan import Slot
 from .pools import Pools
 from .states import ChildState
 
+logger = get_logger("flask_backend.supervisor")
+
 
 class Scaling:
-    def __init__(self, pools: Pools, children: Children) -> None:
+    def __init__(self, pools: Pools, children: Children, observer: Observer) -> None:
         self._pools = pools
         self._plan = pools.plan
         self._children = children
+        self._observer = observer
+        self._policies: defaultdict[str, ScalingPolicy] = defaultdict(ScalingPolicy)
+
+    def scale(self, now: float) -> None:
+        """Act on what the observer has seen since the last turn: a pool changes by one child at a time."""
+        self._observer.keep(now)
+        crew = None
+        for pool, at, demand in self._observer.answers():
+            crew = crew or self._crew()
+            if step := self._next_step(pool, at, demand, crew):
+                self._take(pool, demand, step)
+        self._observer.note_silence(now)
+
+    def stop(self) -> None:
+        """Look at the queues no longer, until the next call of :meth:`scale`."""
+        self._observer.stop()
 
     def move(self, by: int) -> bool:
-        """Move the bounds of all pools, and their sizes with them as far as need be; see :meth:`Plan.move`."""
+        """Move the bounds of all pools, and their sizes with them as far as they must; see :meth:`Plan.move`."""
         has_moved = self._plan.move(by)
         for pool, size in self._plan.sizes.items():
             bounds = self._plan.bounds_of(pool)
@@ -24,11 +50,43 @@ class Scaling:
                 self._remove_one(pool)
         return has_moved
 
+    def _crew(self) -> dict[Slot, Child]:
+        """Return the children of the newest code that have not left."""
+        return {child.slot: child for child in self._children if not child.is_old and not child.has_left}
+
+    def _next_step(self, pool: str, at: float, demand: Demand, crew: dict[Slot, Child]) -> Step | None:
+        children = [crew.get(slot) for slot in self._plan.slots_of(pool)]
+        idle = sum(child is not None and _is_idle(child) for child in children)
+        is_complete = all(child is not None and _can_work(child) for child in children)
+        return self._policies[pool].step(at, demand, idle, is_complete=is_complete)
+
+    def _take(self, pool: str, demand: Demand, step: Step) -> None:
+        """Take a step, if the bounds allow it."""
+        size, bounds = self._plan.size_of(pool) + step.by, self._plan.bounds_of(pool)
+        if not bounds.minimum <= size <= bounds.maximum:
+            return
+        if step.by > 0:
+            self._plan.add(pool)
+            logger.info(wording.GROWS, pool, size, bounds, demand.ready, step.after_s)
+        else:
+            self._remove_one(pool)
+            logger.info(wording.SHRINKS, pool, size, bounds, step.after_s)
+        del self._policies[pool]  # whether a further step is needed is seen only after this one
+
     def _remove_one(self, pool: str) -> None:
         """Make a pool one child smaller, where that costs least: its child finishes its job, but gets no successor."""
-        children = {child.slot: child for child in self._children if not child.is_old and not child.has_left}
+        crew = self._crew()
         slots = self._plan.slots_of(pool)
-        self._pools.remove(min(slots, key=lambda slot: (_cost(children.get(slot)), -slot.index)))
+        self._pools.remove(min(slots, key=lambda slot: (_cost(crew.get(slot)), -slot.index)))
+
+
+def _is_idle(child: Child) -> bool:
+    return child.state is ChildState.READY and child.row.activity is None
+
+
+def _can_work(child: Child) -> bool:
+    """Whether a child works, or finishes its last job before it is replaced."""
+    return child.state is ChildState.DRAINING or (child.state is ChildState.READY and not child.row.is_away)
 
 
 def _cost(child: Child | None) -> int:

@@ -16,6 +16,11 @@ from flask_backend.deaths import Activity
 READY = "ready: %s"  # the plan
 RESIZED = "now %s"  # the plan
 NO_ROOM_FOR_MORE = "cannot add workers: the limit of file descriptors allows %d"
+GROWS = "%s=%d (%s): one worker more: jobs were ready (now %d) and no worker was free for %.0f s"
+SHRINKS = "%s=%d (%s): one worker fewer: not all were needed for %.0f s"
+NO_ANSWER_ABOUT_QUEUES = "no answer about the queues: the numbers of workers stay as they are"
+ANSWERS_ABOUT_QUEUES = "there are answers about the queues again: the numbers of workers may change"
+OBSERVER_ENDED = "the process that looks at the queues %s; another one starts in %g s"  # a part
 STOPPING = "%s: stopping"  # the reason
 GIVING_UP = "%s: giving up"  # the reason
 
@@ -40,6 +45,14 @@ FAILED = "%s failed"  # the name of the child; a traceback follows
 
 def unfinished(job: Activity) -> str:
     return f"job {job.job_id} ({job.label}) unfinished after {job.running_s:.1f} s"
+
+
+def end_of_observer(exit_: object, *, is_overdue: bool) -> str:
+    return "has hung, and was killed" if is_overdue else str(exit_)
+
+
+def cannot_start_observer(error: object) -> str:
+    return f"cannot be forked: {error}"
 
 
 HAS_RUN_ITS_TASKS = "it has run its maximum number of tasks"

@@ -134,8 +134,10 @@ def test_an_unregistered_queue_is_exit_3_and_lists_those_that_exist(command):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["supervise", "--queue", "q=0"], "expected a number of workers from 1 after the =, got '0'"),
-        (["supervise", "--queue", "q=x"], "got 'x'"),
+        (["supervise", "--queue", "q=0"], "'0': a queue has at least one worker"),
+        (["supervise", "--queue", "q=x"], "'x' is not a number of workers: expected one such as 4, or a range, 2..8"),
+        (["supervise", "--queue", "q=8..2"], "the minimum is above the maximum, expected 2..8"),
+        (["supervise", "--queue", f"{QUEUE}=1..1500", "--queue", f"{INBOX}=501"], "2001 workers are too many"),
         (["supervise", "--max-memory", "lots"], "'lots' is not a size: expected a number with K, M, G or T"),
         (["supervise", "--max-memory", "0"], "'0' is not a size"),
         (["supervise", "--workers", "0"], "Invalid value for '--workers'"),

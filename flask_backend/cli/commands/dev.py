@@ -11,9 +11,17 @@ from pathlib import Path
 import click
 
 from flask_backend.cli.apps import PatchedError, check_folder, load_app_of_workers
-from flask_backend.cli.parameters import drain_timeout_option, env_option
+from flask_backend.cli.parameters import drain_timeout_option, env_option, parse_workers
 from flask_backend.errors import BrokerConnectionError
 from flask_backend.system.streams import streams
+
+
+def parse_workers_or_none(value: str) -> str | None:
+    """Check a value for the option of `supervise`; return None for 0."""
+    if value == "0":
+        return None
+    parse_workers(value)
+    return value
 
 
 @click.command()
@@ -37,9 +45,11 @@ from flask_backend.system.streams import streams
     "BACKEND_WORKERS",
     "--workers",
     "-w",
-    type=click.IntRange(min=0),
-    default=1,
-    help="Workers for each queue; 0 if you run them yourself, e.g. `worker --no-fork` with a breakpoint.",
+    type=parse_workers_or_none,
+    metavar="N|MIN..MAX",
+    default="1",
+    help="Workers for each queue, as for `supervise`; 0 if you run them yourself, e.g. `worker --no-fork` with a "
+    "breakpoint.",
 )
 @env_option(
     "BACKEND_BROKER_FILE",
@@ -61,7 +71,7 @@ def dev(  # noqa: PLR0913  # one parameter for each option
     host: str,
     port: int,
     file: Path | None,
-    workers: int,
+    workers: str | None,
     watch: tuple[str, ...],
     drain_timeout: float,
     *,

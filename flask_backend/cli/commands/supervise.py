@@ -16,6 +16,7 @@ from flask_backend.cli.parameters import (
     parse_queue,
     parse_size,
     parse_size_or_auto,
+    parse_workers,
     time_limit_option,
 )
 from flask_backend.system.loggers import delivery
@@ -34,14 +35,18 @@ MAX_PREFETCH = 100
     type=parse_queue,
     metavar="NAME[=WORKERS]",
     multiple=True,
-    help="A queue to serve, with its own number of workers if given. May be repeated. Default: all queues of the app.",
+    help="A queue to serve, with its own number of workers or range if given. May be repeated. Default: all queues of "
+    "the app.",
 )
 @env_option(
     "BACKEND_WORKERS",
     "--workers",
     "-w",
-    type=click.IntRange(min=1),
-    help="Workers for each queue.  [default: the CPUs this process may use]",
+    type=parse_workers,
+    metavar="N|MIN..MAX",
+    help="Workers for each queue: a number, or a range such as 2..8. In a range, a queue gets one more after each few "
+    "seconds in which jobs are ready and no worker waits, and one fewer after each minute in which some worker was "
+    "idle.  [default: the CPUs this process may use]",
 )
 @env_option(
     "BACKEND_MAX_MEMORY",
@@ -49,7 +54,8 @@ MAX_PREFETCH = 100
     type=parse_size_or_auto,
     metavar="SIZE|auto",
     help="Recycle a worker after its task if its private memory is larger: 200M, 1.5G. auto takes nine tenths of the "
-    "memory of the control group or machine, less that of the app itself, and shares it evenly among the workers.",
+    "memory of the control group or machine, less that of the app itself, and shares it evenly among the most workers "
+    "that there may be.",
 )
 @env_option(
     "BACKEND_MAX_MEMORY_HARD",
@@ -112,7 +118,8 @@ def supervise(ctx: click.Context, /, **options: Any) -> None:
 
     TERM or INT drains: workers take no new tasks; tasks that still run after the drain timeout are given back. A second
     signal, or QUIT, gives them back at once. HUP reloads the app if its new code works; if the terminal that started
-    this is gone, HUP drains. TTIN and TTOU add and remove a worker for each queue; USR1 prints every Python stack.
+    this is gone, HUP drains. TTIN and TTOU add and remove a worker for each queue, or move both ends of its range;
+    USR1 prints every Python stack.
 
     Exit codes: 0 stopped on request; 1 failed; 2 wrong usage; 3 the app cannot be loaded or its workers cannot start;
     4 stopped on request, but some tasks were given back unfinished; 5 gave up because the workers kept dying.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from fakes import NoProcesses
 
-from flask_backend.supervisor import Descriptors, Notifier, Terminal
+from flask_backend.supervisor import Demand, Descriptors, Notifier, Terminal
 from flask_backend.supervisor.inbox import Inbox
 from flask_backend.supervisor.links import Lifeline, Links
 from flask_backend.supervisor.loans import Loans
@@ -30,7 +30,43 @@ def workers(clock):
 
 @pytest.fixture
 def scaling(pools, workers):
-    return Scaling(pools, workers.children)
+    return Scaling(pools, workers.children, Samples())
+
+
+class Samples:
+    """In place of the observer: the samples that a test has put there."""
+
+    def __init__(self):
+        self.new = []
+
+    def keep(self, _now):
+        pass
+
+    note_silence = keep
+
+    def answers(self):
+        while self.new:
+            yield self.new.pop(0)
+
+
+@pytest.fixture
+def see(scaling, clock):
+    """Have the queue look the same for some seconds, at most until the pool changes."""
+
+    def see(demand, seconds=100):
+        before = scaling._plan.size_of("q")
+        for _ in range(seconds):
+            clock.now += 1
+            scaling._observer.new.append(("q", clock.now, demand))
+            scaling.scale(clock.now)
+            if (size := scaling._plan.size_of("q")) != before:
+                return size - before
+        return 0
+
+    return see
+
+
+UNMET, SPARE = Demand(ready=7, waiting=0), Demand(ready=0, waiting=1)
 
 
 def start(workers, index):
@@ -82,3 +118,64 @@ def test_the_child_of_a_slot_that_has_left_does_not_count(pools, workers, scalin
     first.row.leave()
     scaling.move(-5)
     assert Slot("q", 0) not in pools.plan.slots_of("q")
+
+
+def test_a_pool_grows_to_its_maximum_one_child_after_another(pools, workers, see, caplog):
+    caplog.set_level("INFO", "flask_backend.supervisor")
+    for size in range(4, 8):
+        for slot in pools.plan.slots_of("q"):
+            if slot.index >= len(workers.children):
+                start(workers, slot.index)
+        assert see(UNMET) == 1
+        assert pools.plan.size_of("q") == size + 1
+        assert see(UNMET) == 0  # the new one has not started yet
+    start(workers, 7)
+    assert see(UNMET) == 0
+    assert len(caplog.messages) == 4
+    assert "q=8 (4..8): one worker more: jobs were ready (now 7) and no worker was free for" in caplog.text
+
+
+def test_a_pool_shrinks_to_its_minimum_and_loses_idle_children(pools, workers, see, caplog):
+    caplog.set_level("INFO", "flask_backend.supervisor")
+    for _ in range(2):
+        pools.plan.add("q")
+    children = [start(workers, index) for index in range(6)]
+    for child in children[2:]:
+        child.row.begin(7)
+    assert see(SPARE) == -1
+    assert see(SPARE) == -1
+    assert see(SPARE) == 0
+    assert pools.plan.slots_of("q") == [child.slot for child in children[2:]]
+    assert "q=4 (4..8): one worker fewer: not all were needed for" in caplog.text
+
+
+@pytest.mark.parametrize("trouble", ["vacant", "starting", "killed", "away"])
+def test_a_pool_with_a_child_that_cannot_work_does_not_grow(workers, see, trouble):
+    children = [start(workers, index) for index in range(3)]
+    if trouble == "starting":
+        workers.start(Slot("q", 3))
+    elif trouble != "vacant":
+        children.append(start(workers, 3))
+        if trouble == "away":
+            children[3].row.show_broker(is_away=True)
+        else:
+            workers.kill(children[3])
+    assert see(UNMET) == 0
+
+
+def test_a_child_that_finishes_its_last_job_does_not_keep_its_pool_from_growing(workers, see):
+    for index in range(4):
+        start(workers, index).row.begin(7)
+    first, *_ = workers.children
+    workers.drain(first)
+    assert see(UNMET) == 1
+
+
+def test_children_of_old_code_neither_count_nor_hinder(workers, see):
+    old = start(workers, 0)
+    old.is_old = True
+    workers.drain(old)
+    for index in range(4):
+        start(workers, index).row.begin(7)
+    assert see(SPARE) == 0
+    assert see(UNMET) == 1
