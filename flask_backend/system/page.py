@@ -239,7 +239,7 @@ def _read_once(fd: int, header: Sequence[int]) -> Page:
 
 def _read_rows(fd: int, queue: Sequence[int]) -> Iterator[WorkerView]:
     width = queue[ROW_WORDS]
-    if not FIXED_WORDS <= width < 1 << 20:
+    if not FIXED_WORDS <= width < 1 << 20 or (width - FIXED_WORDS) % LABEL_WORDS:
         raise PageError("its rows have an impossible width")
     for number in range(min(queue[ROWS], 1 << 16)):
         at = queue[ROWS_AT] // 8 + number * width

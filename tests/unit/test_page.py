@@ -238,6 +238,13 @@ def test_a_file_that_is_not_a_page_is_refused(folder, content):
     os.close(fd)
 
 
+def test_a_page_whose_rows_have_other_words_is_refused(publish, monkeypatch):
+    publish()
+    assert ours() is not None
+    monkeypatch.setattr(page, "LABEL_WORDS", page.LABEL_WORDS + 1)  # those of another version
+    assert ours() is None
+
+
 def test_a_pipe_in_place_of_a_page_does_not_block(folder):
     os.mkfifo(folder / page.name_for(os.getpid(), 0))
     assert ours() is None
