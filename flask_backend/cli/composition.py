@@ -30,6 +30,7 @@ from flask_backend.supervisor import (
     Notifier,
     Pool,
     Service,
+    ServiceManager,
     Supervisor,
     SupervisorOptions,
     Terminal,
@@ -91,7 +92,7 @@ def run_supervisor(ctx: click.Context, request: Request) -> NoReturn:
     """Load the app, run its workers until a signal stops them, and end the process."""
     handover = Handover.take()
     signals = StopSignalsWhileLoading(may_exit=handover is None)
-    notifier = Notifier(handover.notify_address if handover else None)
+    notifier = Notifier(handover.manager if handover else ServiceManager.take())
     terminal = Terminal.find(was_there=handover.had_terminal if handover else None)
     # Imported objects live as long as the process. The garbage collector must not visit them: its marks would unshare
     # the pages of every worker.

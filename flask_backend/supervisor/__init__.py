@@ -9,7 +9,7 @@ from .descriptors import Descriptors, TooFewDescriptorsError
 from .events import Event, EventName, EventSink
 from .handover import Handover, HandoverError
 from .loop import Supervisor
-from .notify import Notifier
+from .notify import Notifier, ServiceManager
 from .options import SupervisorOptions, Work
 from .plan import MAX_CHILDREN, Bounds, Pool
 from .reload import is_check
@@ -33,6 +33,7 @@ __all__ = [
     "Notifier",
     "Pool",
     "Service",
+    "ServiceManager",
     "Supervisor",
     "SupervisorOptions",
     "Terminal",

@@ -14,6 +14,7 @@ from typing import Any
 from .crashes import CrashRecord
 from .events import Event, EventName
 from .history import History
+from .notify import ServiceManager
 from .plan import Bounds, PlannedSize
 from .pools import PoolPast
 from .scoreboard import Totals, nameless_file
@@ -67,7 +68,7 @@ class Handover:
     helpers: list[OldHelper]
     events: list[Event]
     lifelines: list[int]
-    notify_address: str
+    manager: ServiceManager
     soft_limit: int
     had_terminal: bool
     totals_of_exited: dict[str, Totals]
@@ -108,7 +109,7 @@ class Handover:
             helpers=[OldHelper(**helper) for helper in left["helpers"]],
             events=[Event(EventName(event["name"]), event["description"], event["facts"]) for event in left["events"]],
             lifelines=left["lifelines"],
-            notify_address=left["notify_address"],
+            manager=ServiceManager(**left["manager"]),
             soft_limit=left["soft_limit"],
             had_terminal=left["had_terminal"],
             totals_of_exited=left["totals_of_exited"],

@@ -43,6 +43,7 @@ class History:
     exits: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     slots: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict[str, dict[str, dict[str, Any]]])
     deaths: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    restarts: int = 0  # of workers, after unplanned deaths
     has_changed: bool = True
     check_passed: int = 0  # the check that this image has passed ...
     output_passed: str = ""  # ... and its output
@@ -74,6 +75,7 @@ class History:
             past["crashed"] += death.activity is not None and not is_planned
             past["restarts"][reason] = past["restarts"].get(reason, 0) + 1
         if not is_planned:
+            self.restarts += 1
             record = {"at": time.time(), "reason": reason, "description": str(death), **death.as_dict()}
             self.deaths = [*self.deaths, record][-DEATHS:]
         self.has_changed = True
@@ -93,5 +95,5 @@ class History:
     def read(cls, left: dict[str, Any]) -> History:
         """Return the history that an earlier image of this process has left."""
         reload = ReloadRecord(**left["reload"]) if left["reload"] else None
-        kept = {name: left[name] for name in ("checks", "output", "reloads", "exits", "slots", "deaths")}
+        kept = {name: left[name] for name in ("checks", "output", "reloads", "exits", "slots", "deaths", "restarts")}
         return cls(reload=reload, check_passed=left["checks"], output_passed=left["output"], **kept)

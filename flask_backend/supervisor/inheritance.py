@@ -46,7 +46,7 @@ class Inheritance:
             helpers=[OldHelper(helper.pid, helper.deadline, helper.settles) for helper in helpers],
             events=self.events.pending,
             lifelines=self.links.lifeline.write_ends,
-            notify_address=self.links.notifier.path,
+            manager=self.links.notifier.manager,
             soft_limit=self.links.descriptors.soft,
             had_terminal=self.terminal.was_there,
             pages=self.workers.scoreboard.memories(),

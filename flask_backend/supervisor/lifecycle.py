@@ -65,4 +65,5 @@ class Lifecycle:
     def hurry(self, now: float) -> None:
         """Record that the children have been killed: this process should exit as soon as they have."""
         self.kill_at = math.inf
-        self.leave_at = now
+        # A late or repeated kill is no reason to stay longer.
+        self.leave_at = min(self.leave_at, now) if math.isfinite(self.leave_at) else now

@@ -40,6 +40,7 @@ from .scoreboard import Publication, Scoreboard
 from .service import ServiceHelper
 from .settling import Settling
 from .states import ChildEvent, ChildState, SupervisorEvent
+from .summary import Summary
 from .workers import Workers
 
 logger = get_logger("flask_backend.supervisor")
@@ -80,6 +81,7 @@ class Supervisor:
             handover.totals_of_exited if handover else None,
         )
         self._workers = Workers(work.body, self._scoreboard, self._links, self._processes, clock)
+        self._summary = Summary(self._workers.children, self._scoreboard, self._history)
         self._helpers = Helpers(self._links, self._processes, clock)
         observed = [pool.name for pool in pools if not pool.bounds.is_fixed]
         observer = Observer(work.look, observed, self._links, self._helpers, clock)
@@ -132,9 +134,11 @@ class Supervisor:
         self._notify()
         self._finish()
         self._publish()
+        self._prove_alive()
 
     def close(self) -> None:
         """Close the sockets that children have lent: the broker takes back their jobs. Remove what is published."""
+        self._links.notifier.report_end(self.leave_within_s)
         self._links.loans.close_all()
         self._scoreboard.close()
         self._service.close()
@@ -169,7 +173,7 @@ class Supervisor:
             self._enforcement.next_at(now),
         ]
         if not self.is_draining:
-            due.append(self._pools.next_at())
+            due += [self._pools.next_at(), self._links.notifier.next_at()]
         return min(due) - now
 
     # -- handle ----------------------------------------------------------------------------------------------
@@ -219,7 +223,7 @@ class Supervisor:
             self._lifecycle.apply(SupervisorEvent.DRAIN)
             self._scaling.stop()
             self._reload.call_off()
-            self._links.notifier.send("STOPPING=1", f"STATUS=Stopping: {reason}")
+            self._links.notifier.report_stop(wording.is_stopping(reason))
             logger.info(wording.STOPPING, reason)
 
     def _drain_all(self, reason: str) -> None:
@@ -404,16 +408,15 @@ class Supervisor:
         if self._lifecycle.is_starting and all(ready):
             self._lifecycle.apply(SupervisorEvent.ALL_POOLS_READY)
             logger.info(wording.READY, self._pools.plan)
-            self._links.notifier.send("READY=1")
+            self._links.notifier.report_ready()
             if self._lifecycle.generation:
                 outcome = wording.generation_serves(self._lifecycle.generation)
                 self._history.note_reload(outcome)
             self._note_ready()
         if self._lifecycle.is_running:
-            status = f"STATUS={sum(ready)} of {self._pools.plan.total} workers ready"
-            if self._reload.failure:
-                status += f"; reload failed, the old app goes on: {self._reload.failure}"
-            self._links.notifier.send(status)
+            remark = wording.remark_on_reload(self._reload.failure)
+            now = self._clock()
+            self._links.notifier.show(self._summary.line(sum(ready), self._pools.plan.total, remark, now))
 
     def _note_ready(self) -> None:
         plan = self._pools.plan
@@ -436,6 +439,14 @@ class Supervisor:
             self._history.has_changed = False
             facts = {**self._facts, **self._history.as_facts()}
             self._scoreboard.show_facts(facts, self._history.checks)
+
+    def _prove_alive(self) -> None:
+        """Report a complete turn to the service manager."""
+        now = self._clock()
+        if self.is_draining:
+            self._links.notifier.note_turn_of_drain(now, end_by=self._lifecycle.leave_at)
+        else:
+            self._links.notifier.note_turn(now)
 
     # -- finish ----------------------------------------------------------------------------------------------
 

@@ -316,6 +316,11 @@ class Row:
         """How many settled jobs this row has counted."""
         return sum(self._endings())
 
+    @property
+    def done(self) -> int:
+        """How many done jobs this row has counted."""
+        return sum(self._words[FIXED_WORDS + Ending.DONE :: LABEL_WORDS])
+
     def _endings(self) -> Iterator[int]:
         """Yield how many jobs it has counted with each ending."""
         return (sum(self._words[FIXED_WORDS + ending :: LABEL_WORDS]) for ending in Ending)
@@ -453,6 +458,11 @@ class Scoreboard:
     def settled(self, pool: str) -> int:
         """Count the jobs of a pool that were settled by the children of this scoreboard."""
         return sum(row.settled for row in self._stocks[pool].rows)
+
+    def done(self) -> int:
+        """Count the jobs that were done since the supervisor's start, also before a reload."""
+        rows = (row for stock in self._stocks.values() for row in (stock.past, *stock.rows))
+        return sum(row.done for row in rows) + sum(row.done for _, row in self._guests.values())
 
     def count_crash(self, pool: str, label: str) -> None:
         """Count a child that died at a job."""

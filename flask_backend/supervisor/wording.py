@@ -24,6 +24,27 @@ OBSERVER_ENDED = "the process that looks at the queues %s; another one starts in
 STOPPING = "%s: stopping"  # the reason
 GIVING_UP = "%s: giving up"  # the reason
 
+
+def summary(ready: int, wanted: int, busy: int, done_per_s: float | None, restarts: int) -> str:
+    parts = [f"{ready} of {_counted(wanted, 'worker')} ready" if ready != wanted else _counted(wanted, "worker")]
+    parts += [f"{busy} busy"]
+    if done_per_s is not None:
+        parts += [f"{done_per_s:g} done/s"]
+    return ", ".join([*parts, _counted(restarts, "restart")])
+
+
+def is_stopping(reason: str) -> str:
+    return f"Stopping: {reason}"
+
+
+def remark_on_reload(failure: str) -> str:
+    return f"; reload failed, the old app goes on: {failure}" if failure else ""
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 # -- a child that lives --------------------------------------------------------------------------------------
 
 CANNOT_FORK = "cannot fork a worker of %s: %s; trying again in %g s"

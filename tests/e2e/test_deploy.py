@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,9 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import greenstalk
+import psutil
 import pytest
 from support.beanstalkd import free_port
 from support.containers import instructions
+from support.manager import Manager
 from support.waiting import wait_until
 
 from flask_backend.cli.commands.reload import MARGIN_S
@@ -236,32 +236,9 @@ def test_every_variable_in_the_files_is_read():
 # -- systemd: the protocol -----------------------------------------------------------------------------------
 
 
-class Manager:
-    """The receiving end of sd_notify(3)."""
-
-    def __init__(self, address, variable):
-        self.variable = variable
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(address)
-        self._sock.settimeout(20)
-
-    def next(self):
-        return self._sock.recv(4096).decode().splitlines()
-
-    def has_heard_nothing(self):
-        return not select.select([self._sock], [], [], 0)[0]
-
-    def close(self):
-        self._sock.close()
-
-
 @pytest.fixture(params=["path", "abstract"])
 def manager(request, tmp_path):
-    if request.param == "path":
-        manager = Manager(str(tmp_path / "notify"), str(tmp_path / "notify"))
-    else:
-        name = f"flask-backend-test-{os.getpid()}-{time.monotonic_ns()}"
-        manager = Manager(f"\0{name}", f"@{name}")
+    manager = Manager(tmp_path if request.param == "path" else None)
     yield manager
     manager.close()
 
@@ -273,47 +250,76 @@ def test_ready_is_reported_when_every_queue_has_a_ready_worker_and_stopping_when
     assert manager.has_heard_nothing()
 
     (app / "gate").touch()
-    assert manager.next() == ["READY=1"]
+    assert manager.next_change() == {"READY": "1"}
     # The second worker of the first queue may be ready later than the one of the other queue.
-    while (status := manager.next()) != ["STATUS=3 of 3 workers ready"]:
-        assert re.fullmatch(r"STATUS=\d of 3 workers ready", status[0])
+    rate = r"(\S+ done/s, )?"
+    while not re.fullmatch(rf"3 workers, 0 busy, {rate}0 restarts", status := manager.next_change()["STATUS"]):
+        assert re.fullmatch(rf"\d of 3 workers ready, 0 busy, {rate}0 restarts", status)
 
     victim = next(pid for pid in children_of(supervisor.pid) if GATED in title(pid))
     os.kill(victim, signal.SIGKILL)
-    assert manager.next() == ["STATUS=2 of 3 workers ready"]
-    assert manager.next() == ["STATUS=3 of 3 workers ready"]
+    while not re.fullmatch(rf"2 of 3 workers ready, 0 busy, {rate}1 restart", status):
+        status = manager.next_change()["STATUS"]
+    while not re.fullmatch(rf"3 workers, 0 busy, {rate}1 restart", status):
+        status = manager.next_change()["STATUS"]
 
     supervisor.send_signal(signal.SIGTERM)
-    stopping, status = manager.next()
-    assert stopping == "STOPPING=1"
-    assert status.startswith("STATUS=")
+    while not (change := manager.next_change()).keys() >= {"STOPPING"}:
+        assert change.keys() == {"STATUS"}
+    assert change == {"STOPPING": "1", "STATUS": "Stopping: SIGTERM"}
     assert supervisor.wait(20) == 0
     assert manager.has_heard_nothing()
 
 
+def wait_for(manager, name):
+    """Return the next message with this variable; others may precede it."""
+    while name not in (message := manager.next()):
+        pass
+    return message
+
+
 def test_a_reload_is_reported_and_a_failed_one_is_in_the_status(start, app, manager):
     (app / "gate").touch()
-    supervisor = start(f"{GATED}=1", NOTIFY_SOCKET=manager.variable)
-    assert manager.next() == ["READY=1"]
-    assert manager.next() == ["STATUS=1 of 1 workers ready"]
+    # Longer than the test, so that the only signs of life are those that a reload needs.
+    patience = 10**9
+    supervisor = start(f"{GATED}=1", NOTIFY_SOCKET=manager.variable, WATCHDOG_USEC=str(patience))
+    assert manager.next() == {"WATCHDOG": "1", "WATCHDOG_USEC": str(patience)}
+    assert manager.next() == {"READY": "1"}
+    assert manager.next() == {"STATUS": "1 worker, 0 busy, 0 restarts"}
 
     supervisor.send_signal(signal.SIGHUP)
-    reloading, monotonic = manager.next()
-    assert reloading == "RELOADING=1"
-    assert 0 < int(monotonic.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
-    assert manager.next() == ["READY=1"]
-    assert manager.next() == ["STATUS=1 of 1 workers ready"]
+    reloading = wait_for(manager, "RELOADING")
+    assert 0 < int(reloading.pop("MONOTONIC_USEC")) <= time.monotonic_ns() // 1000
+    assert reloading == {"RELOADING": "1", "WATCHDOG": "1", "WATCHDOG_USEC": str(patience + 2 * 60 * 10**6)}
+    assert manager.next() == {"WATCHDOG": "1", "WATCHDOG_USEC": str(patience)}
+    assert manager.next() == {"READY": "1"}
+    assert manager.next() == {"STATUS": "1 worker, 0 busy, 0 restarts"}
 
     (app / "app.py").write_text("raise RuntimeError('bad deploy')")
     supervisor.send_signal(signal.SIGHUP)
-    (status,) = manager.next()
-    assert status.startswith(
-        "STATUS=1 of 1 workers ready; reload failed, the old app goes on: the check of the new app"
-    )
+    status = ""
+    while "; reload failed, the old app goes on: the check of the new app" not in status:
+        status = wait_for(manager, "STATUS")["STATUS"]
+    assert status.startswith("1 worker, 0 busy, ")
 
     supervisor.send_signal(signal.SIGTERM)
-    assert manager.next()[0] == "STOPPING=1"
+    assert wait_for(manager, "STOPPING")["STATUS"] == "Stopping: SIGTERM"
+    assert manager.next().keys() == {"EXTEND_TIMEOUT_USEC"}
     assert supervisor.wait(20) == 0
+
+
+def test_a_supervisor_that_is_frozen_gives_no_sign_of_life(start, app, manager):
+    (app / "gate").touch()
+    supervisor = start(f"{GATED}=1", NOTIFY_SOCKET=manager.variable, WATCHDOG_USEC="1000000")
+    wait_for(manager, "READY")
+    for _ in range(3):
+        wait_for(manager, "WATCHDOG")
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(supervisor.pid).status() == psutil.STATUS_STOPPED, "it is stopped")
+    manager.unread()
+    assert not manager.has_message_within(2.0)
+    os.kill(supervisor.pid, signal.SIGCONT)
+    wait_for(manager, "WATCHDOG")
 
 
 def test_stopping_before_ready_never_reports_ready(start, app, manager):
@@ -322,14 +328,14 @@ def test_stopping_before_ready_never_reports_ready(start, app, manager):
 
     supervisor.send_signal(signal.SIGTERM)
 
-    assert manager.next()[0] == "STOPPING=1"
+    assert "STOPPING" in manager.next_change()
     (app / "gate").touch()
     assert supervisor.wait(20) == 0
     assert manager.has_heard_nothing()
 
 
-def test_tasks_and_their_processes_do_not_see_the_notify_socket(start, put, app, manager):
-    start(f"{QUEUE}=1", NOTIFY_SOCKET=manager.variable)
+def test_tasks_and_their_processes_do_not_see_the_notify_socket_and_the_watchdog(start, put, app, manager):
+    start(f"{QUEUE}=1", NOTIFY_SOCKET=manager.variable, WATCHDOG_USEC="30000000", WATCHDOG_PID="1")
     put("environment", "seen")
 
     wait_until((app / "seen").exists, "the task has run")
@@ -337,6 +343,7 @@ def test_tasks_and_their_processes_do_not_see_the_notify_socket(start, put, app,
     names = (app / "seen").read_text()
     assert "BACKEND_QUEUES" in names
     assert "NOTIFY_SOCKET" not in names
+    assert "WATCHDOG" not in names
 
 
 # -- containers: the files -----------------------------------------------------------------------------------
@@ -443,8 +450,7 @@ def test_process_1_drains_on_the_stop_signal_from_outside(start, put, app, broke
     wait_until((app / "started").exists, "the task runs")
 
     os.kill(process_1(unshare), signal.Signals[dict(instructions(DOCKER / "Dockerfile"))["STOPSIGNAL"]])
-    while "STOPPING=1" not in manager.next():
-        pass
+    wait_for(manager, "STOPPING")
     assert not (app / "finished").exists()
     (app / "go").touch()
 

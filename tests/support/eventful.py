@@ -24,6 +24,7 @@ from flask_backend.supervisor import (
     Handover,
     Notifier,
     Pool,
+    ServiceManager,
     Supervisor,
     SupervisorOptions,
     Terminal,
@@ -82,7 +83,7 @@ def main() -> None:
     events.DEADLINE_S = float(os.environ.get("SENDER_S", events.DEADLINE_S))
     handover = Handover.take()
     workers, drain_timeout_s = int(sys.argv[1]), float(sys.argv[2])
-    notifier = Notifier(handover.notify_address if handover else None)
+    notifier = Notifier(handover.manager if handover else ServiceManager.take())
     descriptors = Descriptors.count(
         soft=handover.soft_limit if handover else None, ours=len(handover.descriptors()) if handover else 0
     )

@@ -9,7 +9,7 @@ from fakes import Clock, NoProcesses
 
 from flask_backend.deaths import ExitKind
 from flask_backend.outcome import Ending
-from flask_backend.supervisor import Descriptors, Handover, Notifier, Terminal
+from flask_backend.supervisor import Descriptors, Handover, Notifier, ServiceManager, Terminal
 from flask_backend.supervisor.events import EventName, Events, EventSink
 from flask_backend.supervisor.handover import HANDOVER_ENV
 from flask_backend.supervisor.helpers import Helpers
@@ -35,7 +35,7 @@ def image():
 
     def build():
         terminal, processes, clock = Terminal(was_there=True, ignores_hangup=False), NoProcesses(), Clock()
-        links = Links(Inbox(terminal), Lifeline(), Loans(), Notifier(""), Descriptors(soft=1000, base=10))
+        links = Links(Inbox(terminal), Lifeline(), Loans(), Notifier(ServiceManager()), Descriptors(soft=1000, base=10))
         workers = Workers(lambda _context: 0, Scoreboard({"q": ["task"], "other": []}, 10), links, processes, clock)
         helpers = Helpers(links, processes, clock)
         events = Events(EventSink(wants=lambda _name: True, send=lambda _event: None), helpers, clock)

@@ -6,25 +6,37 @@ import logging
 import signal
 
 import pytest
+from support.manager import Manager
 
 from flask_backend.deaths import Exit
-from flask_backend.supervisor import Bounds, Notifier, Pool, Supervisor, SupervisorOptions, Work
+from flask_backend.outcome import Ending
+from flask_backend.supervisor import Bounds, Notifier, Pool, ServiceManager, Supervisor, SupervisorOptions, Work
 from flask_backend.supervisor.inbox import Report, ReportKind
 from flask_backend.supervisor.pools import MAX_LEAVING
 from flask_backend.supervisor.restart import Breaker
 from flask_backend.supervisor.states import ChildState
 
 LIMIT = Breaker().limit_of(2)
+PATIENCE = 30_000_000  # microseconds
 
 
 @pytest.fixture
-def supervisor(processes, clock):
+def manager():
+    manager = Manager()
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def supervisor(processes, clock, manager):
     work = Work(body=lambda _context: 0, labels={"q": ["task"]}, settle=lambda _fd, _death, _crashes: 0)
     options = SupervisorOptions(drain_timeout_s=1.0, processes=processes, clock=clock)
-    supervisor = Supervisor([Pool("q", Bounds.fixed(3))], work, options, Notifier(""))
+    notifier = Notifier(ServiceManager(manager.variable, PATIENCE))
+    supervisor = Supervisor([Pool("q", Bounds.fixed(3))], work, options, notifier)
     turn(supervisor)
     yield supervisor
     supervisor.close()
+    notifier.close_in_child()
 
 
 def turn(supervisor, *events):
@@ -196,3 +208,82 @@ def test_at_the_drain_timeout_the_children_are_killed(supervisor, processes, clo
     turn(supervisor)
     assert processes.killed == processes.drained
     assert f"drain timeout: worker {first.pid} gives back job 7 (?) unfinished" in caplog.text
+
+
+# -- what the service manager is sent ------------------------------------------------------------------------
+
+
+def statuses(manager):
+    return [message["STATUS"] for message in manager.unread() if "STATUS" in message]
+
+
+def do_jobs(child, count):
+    for number in range(1, count + 1):
+        child.row.begin(number)
+        child.row.run("task", None)
+        child.row.end(Ending.DONE)
+
+
+def test_the_status_has_numbers_that_change_at_most_every_few_seconds(supervisor, manager, clock):
+    assert statuses(manager) == ["3 workers, 0 busy, 0 restarts"]
+    first, second, _ = supervisor.children
+    for _ in range(100):
+        do_jobs(first, 6)
+        first.row.begin(700)
+        second.row.begin(701)
+        clock.now += 0.1
+        turn(supervisor)
+    assert statuses(manager) == ["3 workers, 2 busy, 60 done/s, 0 restarts"]
+    clock.now += 3600
+    do_jobs(first, 720)
+    turn(supervisor)
+    turn(supervisor)
+    assert statuses(manager) == ["3 workers, 1 busy, 0.2 done/s, 0 restarts"]
+    clock.now += 3600
+    turn(supervisor)
+    turn(supervisor)
+    assert statuses(manager) == ["3 workers, 1 busy, 0 done/s, 0 restarts"]
+    clock.now += 3600
+    turn(supervisor)
+    assert statuses(manager) == []
+
+
+def test_the_status_shows_a_death_and_the_restart_at_once(supervisor, manager, end):
+    first, *_ = supervisor.children
+    end(first, number=signal.SIGKILL)
+    turn(supervisor)
+    assert statuses(manager) == [
+        "3 workers, 0 busy, 0 restarts",
+        "2 of 3 workers ready, 0 busy, 1 restart",
+        "3 workers, 0 busy, 1 restart",
+    ]
+
+
+def test_planned_exits_are_no_restarts_in_the_status(supervisor, manager, end):
+    first, *_ = supervisor.children
+    make_due(supervisor, first)
+    end(first, status=0)
+    turn(supervisor)
+    assert statuses(manager)[-1] == "3 workers, 0 busy, 0 restarts"
+
+
+def test_each_turn_proves_that_the_supervisor_is_alive_until_it_drains(supervisor, manager, clock):
+    manager.unread()
+    clock.now += PATIENCE / 1e6
+    supervisor.turn()
+    assert {"WATCHDOG": "1"} in manager.unread()
+    supervisor.turn([signal.SIGTERM])
+    stopping, extension = manager.unread()
+    assert stopping == {"STOPPING": "1", "STATUS": "Stopping: SIGTERM"}
+    assert extension == {"EXTEND_TIMEOUT_USEC": "6000000"}  # the drain timeout, 1 s, and 5 s more
+    clock.now += 5.5
+    supervisor.turn([signal.SIGTERM])
+    assert manager.unread() == [{"EXTEND_TIMEOUT_USEC": "500000"}]
+    clock.now += 3.0
+    supervisor.turn()
+    assert manager.unread() == []
+
+
+def test_the_loop_does_not_wake_up_for_the_manager_while_it_takes_turns_anyway(supervisor, clock):
+    assert supervisor._timeout_s() <= 1.0
+    assert supervisor._links.notifier.next_at() - clock.now > 1.0

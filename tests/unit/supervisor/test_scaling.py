@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from fakes import NoProcesses
 
-from flask_backend.supervisor import Demand, Descriptors, Notifier, Terminal
+from flask_backend.supervisor import Demand, Descriptors, Notifier, ServiceManager, Terminal
 from flask_backend.supervisor.inbox import Inbox
 from flask_backend.supervisor.links import Lifeline, Links
 from flask_backend.supervisor.loans import Loans
@@ -23,7 +23,7 @@ def pools():
 @pytest.fixture
 def workers(clock):
     terminal = Terminal(was_there=True, ignores_hangup=False)
-    links = Links(Inbox(terminal), Lifeline(), Loans(), Notifier(""), Descriptors(soft=1000, base=10))
+    links = Links(Inbox(terminal), Lifeline(), Loans(), Notifier(ServiceManager()), Descriptors(soft=1000, base=10))
     yield Workers(lambda _context: 0, Scoreboard({"q": ["task"]}, 10), links, NoProcesses(), clock)
     links.loans.close_all()
 
