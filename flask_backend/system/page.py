@@ -346,13 +346,25 @@ def _pid_namespace() -> int:
 
 
 def read_process(pid: int) -> tuple[str, int] | None:
-    """Return the state of a process, such as R or T, and its start in ticks since the boot, if it is alive."""
+    """Return the state of a process, such as R or T, and its start in ticks since the boot, if it is alive.
+
+    Both are unknown, "?" and 0, if /proc hides a process of this user. With `hidepid`, see proc(5), it hides those in
+    another user namespace too: systemd makes one for each command of a unit with `PrivateUsers=`.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
-        return None
+        return ("?", 0) if _accepts_signals(pid) else None
     return None if fields[0] in b"ZX" else (fields[0].decode(), int(fields[19]))
+
+
+def _accepts_signals(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 class Found:
@@ -432,7 +444,7 @@ def _read_all(pid: int, paths: dict[int, str]) -> Found | None:
                 page = _read_file(paths[generation])
             except (OSError, PageError):
                 continue  # it has just been removed, or belongs to another user
-            if page.header[STARTED_TICKS] == started and page.pid == pid:
+            if started in (0, page.header[STARTED_TICKS]) and page.pid == pid:
                 pages.append(page)
         # While a row moves from an older page to the totals of the newest one, it would be counted twice or not at all.
         if not pages:
@@ -475,4 +487,4 @@ def is_stale(path: str, pid: int) -> bool:
         return False
     finally:
         os.close(fd)
-    return words[0] == MAGIC and words[STARTED_TICKS] != process[1]
+    return words[0] == MAGIC and process[1] not in (0, words[STARTED_TICKS])

@@ -154,6 +154,24 @@ def test_a_page_whose_pid_belongs_to_another_process_now_is_stale(publish, folde
     assert not page.is_stale(board.memory.path, os.getpid())
 
 
+def test_a_page_is_read_though_proc_hides_its_process(publish, folder, monkeypatch):
+    """As in a command of a systemd unit with PrivateUsers= and ProtectProc=."""
+    board = publish()
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+
+    def refuse(path, *_, **__):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(page, "open", refuse, raising=False)
+    assert page.read_process(os.getpid()) == ("?", 0)
+    assert ours().page.state == "starting"
+    assert ours().frozen_s is None
+    assert not page.is_stale(board.memory.path, os.getpid())
+    assert page.read_process(gone.pid) is None
+    assert page.is_stale(board.memory.path, gone.pid)
+
+
 def test_an_unfinished_change_is_not_read_as_a_finished_one(publish):
     board = publish()
     with board._changing():
