@@ -60,7 +60,10 @@ class Exposition:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics in the format that this Accept header prefers, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # prometheus-client 0.26 compares a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
 

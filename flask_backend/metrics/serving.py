@@ -14,6 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from flask_backend.system.loggers import get_logger
+
+logger = get_logger("flask_backend.metrics")
+
 PATH = b"/metrics"
 # The most bytes of a request: its line and its headers.
 MAX_REQUEST = 16 << 10
@@ -160,9 +164,12 @@ class Server:
         ]
         try:
             body, content_type = self._render(b",".join(accepted).decode("latin-1").strip())
+            head = _head(HTTPStatus.OK, content_type, len(body))
         except PageMissingError as error:
             return _plain(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
-        head = _head(HTTPStatus.OK, content_type, len(body))
+        except Exception:  # a fault of ours must not end the server
+            logger.exception("cannot show the metrics")
+            return _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
         return head, b"" if method == b"HEAD" else body
 
     def _answer(self, client: _Client, head: bytes, body: bytes) -> None:

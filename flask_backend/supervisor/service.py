@@ -23,8 +23,9 @@ from .process import AcceptSignals, Processes
 
 logger = get_logger("flask_backend.supervisor")
 
-# The time between the starts of two helpers: one that dies at once must not keep the system busy.
+# The least time between the starts of two helpers. It doubles up to the second, while they die sooner than that.
 START_EVERY_S = 1.0
+MOST_EVERY_S = 30.0
 # How long the helper of an earlier image may still take to finish its answers.
 STOP_S = 5.0
 
@@ -71,7 +72,8 @@ class ServiceHelper:
         self._processes = processes
         self._clock = clock
         self._helper: Helper | None = None
-        self._not_before = -math.inf
+        self._started = self._not_before = -math.inf
+        self._every_s = START_EVERY_S
         self._is_stopping = False
 
     def keep(self) -> None:
@@ -107,7 +109,8 @@ class ServiceHelper:
             self._ask_to_end(old.pid)
 
     def _start(self, service: Service) -> None:
-        self._not_before = self._clock() + START_EVERY_S
+        self._started = self._clock()
+        self._not_before = self._started + self._every_s
 
         def main(accept_signals: AcceptSignals) -> int:
             show_helper(service.activity)
@@ -123,7 +126,10 @@ class ServiceHelper:
     def _end(self, exit_: Exit) -> None:
         self._helper = None
         if not self._is_stopping and self._service:
-            delay_s = max(0.0, self._not_before - self._clock())
+            now = self._clock()
+            delay_s = max(0.0, self._not_before - now)
+            lived_long = now - self._started >= MOST_EVERY_S
+            self._every_s = START_EVERY_S if lived_long else min(2 * self._every_s, MOST_EVERY_S)
             logger.warning(wording.SERVICE_ENDED, self._service.activity, exit_, wording.replaced_in(delay_s))
 
     def _ask_to_end(self, pid: int) -> None:

@@ -162,6 +162,13 @@ def test_both_formats_can_be_parsed_and_the_content_type_says_which_it_is(superv
     assert {family.name for family in parse_openmetrics(opened.decode())} == names
 
 
+@pytest.mark.parametrize(
+    "accept", [f"{OPENMETRICS[:-5]}abc", ";;,=", "\xff\0", "text/plain; version=9.9.9.9", "*/*;q=x"]
+)
+def test_any_accept_header_gets_an_answer(supervisor, accept):
+    assert b"flask_backend_info" in supervisor.exposition.render(accept)[0]
+
+
 @pytest.mark.parametrize("name", ['a"b\\c\nd', "\ud800", "é"])
 def test_any_name_of_a_task_or_an_app_can_be_shown(tmp_path, monkeypatch, name):
     monkeypatch.setattr(page, "_folders", lambda: [str(tmp_path)])

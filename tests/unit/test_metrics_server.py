@@ -143,6 +143,14 @@ def test_a_page_that_is_missing_is_an_answer_too(served):
     assert served.get() == (503, b"there is no page\n")
 
 
+def test_a_fault_of_ours_is_logged_and_the_server_goes_on(served, monkeypatch, caplog):
+    monkeypatch.setattr(served, "body", property(lambda _self: None))  # no page has such a size
+    assert served.get() == (500, b"Internal Server Error\n")
+    assert [record.message for record in caplog.records] == ["cannot show the metrics"]
+    served.body = PAGE
+    assert served.get() == (200, PAGE)
+
+
 def test_a_request_may_come_byte_by_byte_and_others_do_not_wait_for_it(served):
     with served.connect() as slow:
         for byte in b"GET /metrics HTTP/1.1\r\n\r":

@@ -7,7 +7,7 @@ import pytest
 from flask_backend.deaths import Exit
 from flask_backend.supervisor.helpers import Helpers
 from flask_backend.supervisor.links import Links
-from flask_backend.supervisor.service import START_EVERY_S, STOP_S, OldService, Service, ServiceHelper
+from flask_backend.supervisor.service import MOST_EVERY_S, START_EVERY_S, STOP_S, OldService, Service, ServiceHelper
 
 
 @pytest.fixture
@@ -44,16 +44,30 @@ def test_a_dead_helper_is_replaced_at_once_unless_it_has_just_begun(keeper, proc
     helpers.end(Exit(1, None, 9))
     keeper.keep()
     helpers.end(Exit(2, 1, None))
-    assert keeper.next_at() == clock.now + START_EVERY_S
+    assert keeper.next_at() == clock.now + 2 * START_EVERY_S
     keeper.keep()
     assert len(processes.spawned) == 2
-    clock.now += START_EVERY_S
+    clock.now = keeper.next_at()
     keeper.keep()
     assert len(processes.spawned) == 3
     first, second = (record.message for record in caplog.records)
     assert first.startswith("the process that serves tea was killed by signal 9")
     assert first.endswith("replaced at once")
-    assert second == "the process that serves tea exited with status 1; replaced in 1.0 s"
+    assert second == "the process that serves tea exited with status 1; replaced in 2.0 s"
+
+
+def test_helpers_that_keep_dying_are_started_less_and_less_often_until_one_lives_long(keeper, helpers, clock):
+    def delay_s(pid, lived_s=0.0):
+        keeper.keep()
+        clock.now += lived_s
+        helpers.end(Exit(pid, 1, None))
+        after_s = keeper.next_at() - clock.now
+        clock.now = max(clock.now, keeper.next_at())
+        return after_s
+
+    assert [delay_s(pid) for pid in range(1, 8)] == [1, 2, 4, 8, 16, 30, 30]
+    assert delay_s(8, lived_s=MOST_EVERY_S) == 0
+    assert delay_s(9) == START_EVERY_S
 
 
 def test_a_fork_that_the_system_refuses_is_tried_again_later(keeper, processes, clock, caplog):
