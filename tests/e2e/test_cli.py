@@ -168,6 +168,7 @@ OPTIONS = [
     "give-up-after",
     "give-up-within",
     "drain-timeout",
+    "metrics",
     "log-format",
 ]
 
