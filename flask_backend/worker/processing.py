@@ -164,7 +164,7 @@ class Processor:
         lease.started = time.monotonic()
         self._waits.note(lease.connection, lease.job.id, lease.label, call.headers, lease.started)
         if needs_attempt or lease.label in self._loggers:
-            lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)  # for its log lines and tracers
+            _prefetch_attempt(lease, job)  # for its log lines and tracers
         if signals.task_started.receivers:
             self._announce_start(lease, job)
         time_limit_s = call.handler.time_limit_s or self._limits.time_limit_s
@@ -229,3 +229,12 @@ class Processor:
                 drop_cursor(attempt.job, lease.connection)
         finally:  # the task has failed, even if the broker is gone
             announce_failure(self._app, attempt.job, outcome, error, attempt.ran_s)
+
+
+def _prefetch_attempt(lease: WorkerLease, job: CurrentJob) -> None:
+    """Ask for the attempt that the log lines of a job will show; take the answer if it is there already."""
+    asked = lease.prefetched_stats = lease.connection.prefetch_stats(lease.job.id)
+    if lease.connection.receive() and asked:  # nearly always if the broker shares the core, and without the lock here
+        counters = lease.connection.counters_within(lease.job.id, 0.0, asked)
+        if counters is not None:
+            job.learn(counters)
