@@ -139,7 +139,7 @@ def in_a_process(
     if os.fork() == 0:
         if options.log:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        profile = cProfile.Profile() if top else None
+        profile = cProfile.Profile(time.process_time) if top else None
         meter = Meter(broker.process.pid, options.jobs, profile)
         run(broker.port, options, meter)
         if profile:
