@@ -1,7 +1,8 @@
-"""Draw docs/screen.svg, the picture of the README: what two commands show in a terminal.
+"""Draw docs/screen.svg and docs/top.svg, the pictures of the README: what commands show in a terminal.
 
-Usage: .venv/bin/python docs/screen.py. Starts an embedded broker and a supervisor, in a temporary folder and on a free
-port. The folder and the host are replaced; the rest is as printed.
+Usage: .venv/bin/python docs/screen.py. Starts an embedded broker and supervisors, in a temporary folder and on a free
+port. The folder, the host and the port are replaced; the rest is as printed. Prints the screen of `top` as text, for
+docs/oncall/commands.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,16 +23,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.beanstalkd import free_port
+from support.terminal import Terminal
 from support.waiting import wait_until
 
 PICTURE = Path(__file__).with_name("screen.svg")
+PICTURE_OF_TOP = Path(__file__).with_name("top.svg")
 COMMAND = str(Path(sys.executable).with_name("flask-backend"))
-COLUMNS = 80
+COLUMNS, LINES = 80, 18
 APP = """
+import sys
+import time
+
 from flask import Flask
 from flask_backend import Backend, Bury, Retry
 
-app = Flask(__name__)
+app = Flask("example")
 backend = Backend(app)
 MAIL = "com.example/mail"
 
@@ -51,7 +58,15 @@ def invoice(number: int) -> None:
 def report(year: int) -> None: ...
 
 
+@backend.task("com.example/images")
+def resize(path: str) -> None:
+    time.sleep(600 if path == "large.png" else 0.1)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        resize.map(["large.png", *(f"{number}.png" for number in range(2000))])
+        sys.exit()
     report(2026)
     invoice.map(range(1, 5))
     welcome.map(["ada@example.com", "alan", "grace"])
@@ -75,10 +90,11 @@ def main() -> None:
         uri = f"btq://127.0.0.1:{port}"
         env = os.environ | {"BACKEND_CONNECTION_URI": uri, "FLASK_APP": "app", "COLUMNS": str(COLUMNS)}
 
-        def start(*arguments: str) -> None:
+        def start(*arguments: str) -> int:
             process = subprocess.Popen([COMMAND, *arguments], cwd=folder, env=env, stderr=subprocess.DEVNULL)
             stack.callback(process.wait)
-            stack.callback(process.terminate)
+            stack.callback(process.send_signal, signal.SIGQUIT if "supervise" in arguments else signal.SIGTERM)
+            return process.pid
 
         start("broker", "--port", str(port))
         start("supervise", "--queue", "com.example/mail=2")
@@ -89,7 +105,13 @@ def main() -> None:
         for command in ("queues", "failures"):
             text = shown(command, folder, env).replace(str(folder), "/srv/mail").replace(socket.gethostname(), "web1")
             lines += [f"$ flask-backend {command}", *text.splitlines(), ""]
-    PICTURE.write_text(draw(lines[:-1]))
+        PICTURE.write_text(draw("flask-backend queues, and flask-backend failures, in a terminal", lines[:-1]))
+        other = start("supervise", "--queue", "com.example/images=3", "--queue", "com.example/mail=2")
+        wait_until(lambda: " 3 idle" in shown("queues", folder, env), "three idle workers")
+        subprocess.run([sys.executable, "app.py", "images"], cwd=folder, env=env, check=True)
+        lines = show_top(other, folder, env)
+        PICTURE_OF_TOP.write_text(draw("flask-backend top, in a terminal", lines))
+        print("\n".join(re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in lines))  # noqa: T201  # for the docs
 
 
 def shown(command: str, folder: Path, env: Mapping[str, str]) -> str:
@@ -105,7 +127,21 @@ def shown(command: str, folder: Path, env: Mapping[str, str]) -> str:
     return output.decode().replace("\r\n", "\n")
 
 
-def draw(lines: list[str]) -> str:
+def show_top(pid: int, folder: Path, env: Mapping[str, str]) -> list[str]:
+    """Return the screen of `top` after some seconds, with its styles."""
+    terminal = Terminal()
+    terminal.resize(COLUMNS, LINES)
+    command = [*terminal.start(streams="012"), COMMAND, "top", "--pid", str(pid)]
+    with subprocess.Popen(command, cwd=folder, env={**env, "TERM": "xterm"}) as process:
+        terminal.wait_for(r"up 1\ds")
+        lines = terminal.picture.styled_lines
+        terminal.type(b"q")
+        process.wait()
+    terminal.close()
+    return [re.sub(r"(broker btq://127.0.0.1):\d+", r"\1:11300", line) for line in lines]
+
+
+def draw(title: str, lines: list[str]) -> str:
     height = 2 * MARGIN + ROW * len(lines)
     size = f'width="{WIDTH}" height="{height}"'
     rows = [
@@ -113,12 +149,19 @@ def draw(lines: list[str]) -> str:
         for number, line in enumerate(lines)
         if line
     ]
+    size_of_bar = f'width="{WIDTH - 2 * MARGIN}" height="{ROW}"'
+    bars = [
+        f'<rect x="{MARGIN}" y="{MARGIN + ROW * number - 1}" {size_of_bar} fill="#30363d"/>'
+        for number, line in enumerate(lines)
+        if line.startswith("\x1b[7m")
+    ]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {WIDTH} {height}">',
-            "<title>flask-backend queues, and flask-backend failures, in a terminal</title>",
+            f"<title>{title}</title>",
             f"<style>{STYLE}</style>",
             f'<rect {size} rx="8" fill="#0d1117"/>',
+            *bars,
             *rows,
             "</svg>\n",
         ]
@@ -132,7 +175,8 @@ def spans(line: str) -> str:
     result, codes = escape(parts[0]), ""
     for codes, text in zip(parts[1::2], parts[2::2], strict=True):
         colour = next((COLOURS[code] for code in codes.split(";") if code in COLOURS), None)
-        result += f'<tspan fill="{colour}">{escape(text)}</tspan>' if colour else escape(text)
+        style = f' fill="{colour}"' if colour else ' class="bold"' if codes == "1" else ""
+        result += f"<tspan{style}>{escape(text)}</tspan>" if style and text else escape(text)
     return result
 
 

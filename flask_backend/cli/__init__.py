@@ -41,6 +41,7 @@ COMMANDS = {
     "retry": "Run buried or delayed jobs again, now, after confirmation.",
     "status": "Show the supervisors on this machine, their workers, tasks and memory.",
     "supervise": "Import the app once, fork workers for each queue, and keep them running.",
+    "top": "Show a supervisor and its queues, live, in a terminal; ? shows the keys.",
     "worker": "Run one worker of QUEUE in the foreground, without a supervisor.",
 }
 

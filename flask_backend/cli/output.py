@@ -106,14 +106,23 @@ def echo_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], styles:
     Each row is one line. In a terminal that is too narrow, the leading texts have their own line, and the other cells
     take as many lines as they need.
     """
-    lines = [[column.title for column in columns], *([visible(cell) for cell in row] for row in rows)]
-    widths = [max(width_of(line[i]) for line in lines) for i in range(len(columns))]
-    layout = _lay_out(columns, widths, terminal_width())
-    for number, line in enumerate(lines):
+    for number, lines in enumerate(lay_out_table(columns, rows, terminal_width())):
         style = styles[number - 1] if 0 < number <= len(styles) else {"bold": True} if number == 0 else {}
+        for line in lines:
+            echo(line, **style)
+
+
+def lay_out_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], room: int) -> Iterator[list[str]]:
+    """Yield the lines of the titles, then of each row of a table in a terminal of ``room`` columns."""
+    texts = [[column.title for column in columns], *([visible(cell) for cell in row] for row in rows)]
+    widths = [max(width_of(text[i]) for text in texts) for i in range(len(columns))]
+    layout = _lay_out(columns, widths, room)
+    for text in texts:
+        lines: list[str] = []
         for places in layout:
-            cells = (" " * place.gap + _fill(line[place.column], place, columns[place.column]) for place in places)
-            echo("".join(cells).rstrip(), **style)
+            cells = (" " * place.gap + _fill(text[place.column], place, columns[place.column]) for place in places)
+            lines.append("".join(cells).rstrip())
+        yield lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +175,10 @@ def _fill(text: str, place: _Place, column: Column) -> str:
 
 
 def width_of(text: str) -> int:
-    """Return the width of a text in a terminal: Chinese, Japanese and Korean characters take two columns."""
+    """Return the width of a text in a terminal.
+
+    Chinese, Japanese and Korean characters take two columns, and those that combine with the one before none.
+    """
     return len(text) if text.isascii() else sum(map(_width_of_char, text))
 
 
@@ -183,6 +195,8 @@ def cut_to_width(text: str, columns: int) -> str:
 
 
 def _width_of_char(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf") and char != "\xad":  # which is shown as a hyphen
+        return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
@@ -202,6 +216,18 @@ def show_seconds(seconds: float) -> str:
         elif parts:
             break
     return "".join(parts[:2]) or "0s"
+
+
+def show_size(size: int | None) -> str:
+    """Return a size in megabytes; empty if it is unknown."""
+    return "" if size is None else f"{size / (1 << 20):.1f}M"
+
+
+def show_duration(seconds: float | None) -> str:
+    """Return a short duration: 15.0ms, 2.5s; empty if it is unknown."""
+    if seconds is None:
+        return ""
+    return f"{seconds * 1000:.1f}ms" if seconds < 1 else f"{seconds:.1f}s"
 
 
 def show_time(at: float) -> str:

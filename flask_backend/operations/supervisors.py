@@ -210,6 +210,11 @@ def find() -> list[Supervisor]:
     return [_describe_page(master, found.get(pid), known, now) for pid, master in sorted(masters.items())]
 
 
+def describe(found: Found, processes: dict[int, Process]) -> Supervisor:
+    """Return the supervisor of these pages, with its processes by pid; its own must be among them."""
+    return _describe(processes[found.pid], found, processes, uptime_s())
+
+
 def _is_reloading(title: str) -> bool:
     """Whether a worker's parent is a supervisor that has lost its title: one that has executed its command to reload.
 

@@ -14,6 +14,7 @@ from support.waiting import wait_until
 
 from flask_backend.cli import main
 from flask_backend.cli.commands import reload as module
+from flask_backend.cli.summary import choose
 from flask_backend.system import page
 from flask_backend.system.procfs import PROC_IS_THERE
 
@@ -175,12 +176,13 @@ def test_a_supervisor_that_ignores_the_signal_is_not_waited_for(supervise):
 def test_it_finds_the_only_supervisor_and_asks_which_of_several(supervised, monkeypatch):
     found = page.find(supervised.pid)
     monkeypatch.setattr(page, "find", lambda _pid=None: found)
-    chosen = module._choose(None)
+    chosen = choose(None)
     assert chosen.pid == supervised.pid
-    monkeypatch.setattr(page, "find", lambda _pid=None: {1: None, 2: None})
+    monkeypatch.setattr(page, "find", lambda _pid=None: {1: chosen, 2: chosen})
     result = CliRunner().invoke(main, ["reload"])
     assert result.exit_code == 2
-    assert result.stderr.endswith("Error: several supervisors run here (1, 2); choose one with --pid\n")
+    name = f"{chosen.pid} of support.workload"
+    assert result.stderr.endswith(f"Error: several supervisors run here ({name}, {name}); choose one with --pid\n")
 
 
 def test_without_a_supervisor_it_says_so(monkeypatch):

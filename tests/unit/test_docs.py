@@ -78,5 +78,14 @@ def test_the_lines_in_troubleshooting_are_logged():
     assert [line for line in lines if line not in code] == []
 
 
-def test_the_picture_is_well_formed():
-    assert ET.parse(DOCS / "screen.svg").getroot().tag.endswith("svg")  # noqa: S314  # our own
+@pytest.mark.parametrize("name", ["screen.svg", "top.svg"])
+def test_the_pictures_are_well_formed(name):
+    assert ET.parse(DOCS / name).getroot().tag.endswith("svg")  # noqa: S314  # our own
+
+
+def test_the_screen_of_top_in_the_docs_is_that_of_the_picture():
+    picture = ET.parse(DOCS / "top.svg")  # noqa: S314  # our own
+    texts = ["".join(text.itertext()).rstrip() for text in picture.iter() if text.tag.endswith("}text")]
+    page = (DOCS / "oncall" / "commands.md").read_text()
+    block = next(each for each in page.split("```") if "[2 workers" in each)
+    assert [line for line in block.splitlines() if line] == texts

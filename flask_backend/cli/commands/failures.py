@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,14 @@ from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import UNTOLD, JobGoneError, find_failures, find_story, nothing_buried
 from flask_backend.cli.output import (
     LISTED_QUEUES,
-    Column,
     echo,
     echo_json,
     echo_more,
     echo_table,
     json_option,
-    show_seconds,
 )
 from flask_backend.cli.parameters import parse_job_id
-from flask_backend.cli.stories import echo_story
-from flask_backend.tracebacks import MAX_MESSAGE
-from flask_backend.visible import MAX_NAME, visible
+from flask_backend.cli.stories import echo_story, table_of_groups
 
 if TYPE_CHECKING:
     from flask_backend.operations.console import Console, Failures
@@ -95,7 +90,7 @@ def _echo_failures(
     ctx: click.Context, console: Console, groups: Sequence[FailureGroup], found: Sequence[Failures]
 ) -> None:
     address = console.address
-    _echo_groups(console, groups, found)
+    echo_table(*table_of_groups(console, groups, found))
     if newest := next(console.read_stories(group.newest for group in groups[:1]), None):
         echo()
         echo_story(newest)
@@ -152,36 +147,6 @@ def _as_dict(  # noqa: PLR0913  # one for each field
         "is_unread": is_unread,
         "notes": notes,
     }
-
-
-def _echo_groups(console: Console, groups: Sequence[FailureGroup], found: Sequence[Failures]) -> None:
-    columns = [
-        *(Column("queue"), Column("endpoint"), Column("exception", least=30)),
-        *(Column(title, is_number=True) for title in ("count", "last", "newest")),
-        Column("message", least=20),
-    ]
-    now = time.time()
-    newest = console.read_stories(group.newest for group in groups)
-    messages = {story.job: visible(story.message or "-", MAX_MESSAGE) for story in newest}
-    rows = [
-        [
-            group.queue,
-            visible(group.endpoint or "-", MAX_NAME),
-            visible(group.kind, MAX_NAME),
-            str(len(group.stories)),
-            f"{show_seconds(now - group.newest.buried_at)} ago",
-            str(group.newest.job),
-            messages.get(group.newest.job, "-"),  # kicked or deleted since
-        ]
-        for group in groups
-    ]
-    others = [
-        [each.queue, "-", reason, str(count), "-", "-", "-"]
-        for each in found
-        for reason, count in (("buried without a story", each.untold), ("with an older story, not read", each.unread))
-        if count
-    ]
-    echo_table(columns, rows + others)
 
 
 def _echo_next_steps(ctx: click.Context, address: str, job_id: int) -> None:

@@ -9,6 +9,7 @@ import time
 import click
 
 from flask_backend.cli.output import echo
+from flask_backend.cli.summary import choose
 from flask_backend.system import page as pages
 from flask_backend.system.page import Found
 from flask_backend.system.procfs import PROC_IS_THERE, ignores
@@ -39,7 +40,7 @@ def reload(*, pid: int | None, timeout: float | None) -> None:
     """
     if not PROC_IS_THERE:
         raise click.ClickException("reload reads /proc, which only Linux has")
-    found = _choose(pid)
+    found = choose(pid)
     _refuse_deaf(found)
     checks = found.page.checks
     try:
@@ -49,22 +50,6 @@ def reload(*, pid: int | None, timeout: float | None) -> None:
     if timeout is None:
         timeout = 2 * float(found.page.facts().get("boot_timeout_s", 60.0)) + MARGIN_S
     _wait(found.pid, checks, timeout)
-
-
-def _choose(pid: int | None) -> Found:
-    found = pages.find(pid)
-    if pid is not None:
-        if pid not in found:
-            raise click.ClickException(
-                f"no supervisor with the pid {pid} has a page here that this user and this version can read"
-            )
-        return found[pid]
-    if not found:
-        raise click.ClickException("no supervisor of this user runs here: start one with `flask-backend supervise`")
-    if len(found) > 1:
-        pids = ", ".join(map(str, found))
-        raise click.UsageError(f"several supervisors run here ({pids}); choose one with --pid")
-    return next(iter(found.values()))
 
 
 def _refuse_deaf(found: Found) -> None:

@@ -10,15 +10,17 @@ import click
 
 from flask_backend.cli.output import (
     Column,
-    count_of,
     cut_to_width,
     echo,
     echo_json,
     echo_table,
     json_option,
+    show_duration,
     show_seconds,
+    show_size,
     terminal_width,
 )
+from flask_backend.cli.summary import headline, why_frozen
 from flask_backend.operations.supervisors import Counts, Process, Queue, Supervisor, Worker, age_s, find
 from flask_backend.system.procfs import PROC_IS_THERE
 from flask_backend.visible import visible
@@ -172,12 +174,9 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _echo(supervisor: Supervisor) -> None:
-    master, found = supervisor.process, supervisor.found
-    state = _state_of(supervisor)
-    echo(f"supervisor {master.pid}, up {show_seconds(master.up_s)}: {state}")
-    if found and (frozen_s := found.frozen_s) is not None:
-        why = "a signal has stopped it" if found.is_stopped else "its loop does not turn"
-        echo(f"frozen for {frozen_s:.0f} s: {why}", fg="red")
+    echo(headline(supervisor))
+    if why := why_frozen(supervisor.found):
+        echo(why, fg="red")
     if reload := supervisor.facts.get("reload"):
         style: dict[str, Any] = {"fg": "red"} if reload["has_failed"] else {}
         echo(_line(f"last reload, {show_seconds(age_s(reload['at']))} ago: {reload['outcome']}"), **style)
@@ -186,16 +185,6 @@ def _echo(supervisor: Supervisor) -> None:
     _echo_tasks(supervisor)
     for death in supervisor.facts.get("deaths", [])[-SHOWN_DEATHS:]:
         echo(_line(f"{show_seconds(age_s(death['at']))} ago ({death['reason']}): {death['description']}"))
-
-
-def _state_of(supervisor: Supervisor) -> str:
-    count = count_of(len(supervisor.workers), "worker")
-    if not supervisor.found:
-        return f"{supervisor.state or 'state unknown'}, {count}"
-    ready, wanted = (sum(getattr(queue, name) for queue in supervisor.queues) for name in ("ready", "wanted"))
-    since = show_seconds(supervisor.state_for_s or 0)
-    generation = f", generation {number}" if (number := supervisor.found.page.generation) else ""
-    return f"{supervisor.state} for {since}{generation}, {count}, {ready} of {wanted} ready"
 
 
 def _echo_queues(supervisor: Supervisor) -> None:
@@ -239,7 +228,7 @@ def _echo_workers(supervisor: Supervisor) -> None:
             _show_number(worker.failed),
         ]
         rows.append([*row, *_show_memory(of)])
-    sums = [_show_size(supervisor.private_bytes), "", _show_size(supervisor.pss_bytes)]
+    sums = [show_size(supervisor.private_bytes), "", show_size(supervisor.pss_bytes)]
     rows.append(["", "", "all", "", "", "", *sums])
     echo_table(columns, rows)
 
@@ -255,8 +244,8 @@ def _echo_tasks(supervisor: Supervisor) -> None:
             queue.name,
             name,
             *(f"{getattr(counts, title):,}" for title in names),
-            _show_duration(counts.mean_s),
-            _show_duration(counts.mean_wait_s),
+            show_duration(counts.mean_s),
+            show_duration(counts.mean_wait_s),
         ]
         for queue in supervisor.queues
         for name, counts in queue.tasks.items()
@@ -268,21 +257,11 @@ def _echo_tasks(supervisor: Supervisor) -> None:
 def _show_memory(process: Process) -> list[str]:
     memory = process.memory
     sizes = (memory.private_bytes, memory.shared_bytes, memory.pss_bytes) if memory else (None, None, None)
-    return [_show_size(size) for size in sizes]
-
-
-def _show_size(size: int | None) -> str:
-    return "" if size is None else f"{size / (1 << 20):.1f}M"
+    return [show_size(size) for size in sizes]
 
 
 def _show_number(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
-
-
-def _show_duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{seconds * 1000:.1f}ms" if seconds < 1 else f"{seconds:.1f}s"
 
 
 def _line(text: str) -> str:
