@@ -50,6 +50,7 @@ class ScalingPolicy:
     """The recent samples of one pool. After each step the next one begins with a new policy."""
 
     random: Callable[[], float] = random.random
+    grow_from: float = -math.inf  # the pool does not grow before
     _last: float = -math.inf
     _unmet_since: float | None = None
     _spare_since: float | None = None
@@ -71,7 +72,9 @@ class ScalingPolicy:
         if at - self._last > STALE_S:
             self._unmet_since = self._spare_since = None
         self._last = at
-        self._unmet_since = _since(self._unmet_since, at, holds=is_complete and demand.is_unmet)
+        self._unmet_since = _since(
+            self._unmet_since, at, holds=is_complete and demand.is_unmet and at >= self.grow_from
+        )
         self._spare_since = _since(self._spare_since, at, holds=is_complete and idle > 0 and demand.ready == 0)
         if self._unmet_since is not None and at - self._unmet_since >= self._grow_after_s:
             return Step(+1, at - self._unmet_since)

@@ -212,6 +212,7 @@ class Supervisor:
         elif kind is ReportKind.READY:
             child.apply(ChildEvent.REPORTED_READY)
             self._pools[child.slot.pool].note_ready(child.slot)
+            self._scaling.note_ready(child.slot.pool)
 
     def _resize(self, by: int) -> None:
         if not self._scaling.move(by):
@@ -307,6 +308,9 @@ class Supervisor:
             return
         pool = self._pools[slot.pool]
         pool.end_recycling(slot)
+        if not death.was_ready and self._scaling.drop(slot, now):
+            logger.error(wording.DEATH_NOT_REPLACED, death, extra=death.as_dict())
+            return
         progress = self._inheritance.progress(slot.pool)
         delay_s = pool.restarts.delay_s(death.kind, now, progress)
         self._pools.delay(slot, now + delay_s)

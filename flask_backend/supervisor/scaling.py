@@ -17,6 +17,10 @@ from .states import ChildState
 logger = get_logger("flask_backend.supervisor")
 
 
+# How long a pool stays as it is after a further child could not start; doubled while that goes on.
+HOLD_MIN_S, HOLD_MAX_S = 30.0, 600.0
+
+
 class Scaling:
     def __init__(self, pools: Pools, children: Children, observer: Observer) -> None:
         self._pools = pools
@@ -24,6 +28,7 @@ class Scaling:
         self._children = children
         self._observer = observer
         self._policies: defaultdict[str, ScalingPolicy] = defaultdict(ScalingPolicy)
+        self._holds_s: dict[str, float] = {}  # the last wait of each pool whose further child could not start
 
     def scale(self, now: float) -> None:
         """Act on what the observer has seen since the last turn: a pool changes by one child at a time."""
@@ -49,6 +54,24 @@ class Scaling:
             for _ in range(size - bounds.maximum):
                 self._remove_one(pool)
         return has_moved
+
+    def drop(self, slot: Slot, now: float) -> bool:
+        """Do without a child that could not start, if its pool has more than the minimum; return whether it has.
+
+        The others can work, perhaps because they were first: a database may not allow more connections. Such deaths are
+        not counted by the breaker, which would stop them too.
+        """
+        pool = slot.pool
+        if self._plan.size_of(pool) <= self._plan.bounds_of(pool).minimum:
+            return False
+        self._pools.remove(slot)
+        self._holds_s[pool] = hold_s = min(HOLD_MAX_S, 2 * self._holds_s.get(pool, HOLD_MIN_S / 2))
+        self._policies[pool] = ScalingPolicy(grow_from=now + hold_s)
+        return True
+
+    def note_ready(self, pool: str) -> None:
+        """Record that a child of a pool could start."""
+        self._holds_s.pop(pool, None)
 
     def _crew(self) -> dict[Slot, Child]:
         """Return the children of the newest code that have not left."""

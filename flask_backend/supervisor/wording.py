@@ -110,6 +110,7 @@ DEATH = "%s%s"  # the death, and a part
 DEATH_WHILE_DRAINING = "%s: it was draining, and its job goes back"
 DEATH_AFTER_LAST_JOB = "%s; its jobs are settled"
 DEATH_OF_SURPLUS = "%s; it was one too many"
+DEATH_NOT_REPLACED = "%s; not replaced: the others are more than the minimum"
 DEATH_REPLACED = "%s; replaced %s"
 
 

@@ -181,7 +181,7 @@ def test_a_reload_keeps_the_size_and_the_moved_bounds(scaled, occupy):
     stop(supervised)
 
 
-def test_a_queue_whose_new_worker_cannot_start_grows_no_further(scaled, occupy, tmp_path):
+def test_a_queue_whose_new_worker_takes_long_to_start_grows_no_further(scaled, occupy, tmp_path):
     """The first worker has run its hook; those of the others wait."""
     supervised = scaled("--workers", "1..3", HOOK_WAITS_WHILE=str(tmp_path / "gate"))
     (tmp_path / "gate").touch()
@@ -191,6 +191,20 @@ def test_a_queue_whose_new_worker_cannot_start_grows_no_further(scaled, occupy, 
     assert f"{QUEUE}=3" not in supervised.log
     (tmp_path / "gate").unlink()
     supervised.wait_for_log(f"{QUEUE}=3 (1..3): one worker more")
+    occupy.release()
+    stop(supervised)
+
+
+def test_a_new_worker_that_cannot_start_does_not_end_those_that_work(scaled, occupy, tmp_path):
+    """As if a database allowed no further connection, while the only worker has a job that takes hours."""
+    options = ("--boot-timeout", "1", "--give-up-after", "1")
+    supervised = scaled("--workers", "1..2", *options, HOOK_WAITS_WHILE=str(tmp_path / "gate"))
+    (tmp_path / "gate").touch()
+    occupy(2)
+    supervised.wait_for_log("; not replaced: the others are more than the minimum")
+    (tmp_path / "gate").unlink()
+    supervised.wait_for_line("begin waited", times=2)
+    assert "giving up" not in supervised.log
     occupy.release()
     stop(supervised)
 

@@ -82,6 +82,10 @@ def test_a_burst_that_is_over_sooner_than_a_worker_starts_starts_none():
     assert first_step(ScalingPolicy(random=lambda: 0.0), UNMET, within_s=int(GROW_AFTER_S[0])) is None
 
 
+def test_a_pool_that_is_held_grows_later():
+    assert first_step(ScalingPolicy(random=lambda: 0.5, grow_from=60.0), UNMET) == (65, Step(+1, 5.0))
+
+
 class Host:
     """A supervisor's pool from 1 to 8 workers, and its steps so far. Beyond its policy it only keeps the bounds."""
 

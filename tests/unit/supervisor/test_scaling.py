@@ -179,3 +179,34 @@ def test_children_of_old_code_neither_count_nor_hinder(workers, see):
         start(workers, index).row.begin(7)
     assert see(SPARE) == 0
     assert see(UNMET) == 1
+
+
+def test_a_further_child_that_cannot_start_is_done_without_and_the_next_try_waits_longer(
+    pools, workers, scaling, see, clock
+):
+    for index in range(4):
+        start(workers, index).row.begin(7)
+    waits = []
+    for _ in range(7):
+        began = clock.now
+        while not see(UNMET):
+            pass
+        waits.append(clock.now - began)
+        *_, further = pools.plan.slots_of("q")
+        assert scaling.drop(further, clock.now)
+        assert pools.plan.size_of("q") == 4
+    for wait_s, hold_s in zip(waits, (0, 30, 60, 120, 240, 480, 600), strict=True):
+        assert hold_s < wait_s < hold_s + 12
+    scaling.note_ready("q")
+    while not see(UNMET):
+        pass
+    assert scaling.drop(pools.plan.slots_of("q")[-1], clock.now)
+    began = clock.now
+    while not see(UNMET):
+        pass
+    assert clock.now - began < 45
+
+
+def test_a_child_of_the_minimum_is_never_done_without(pools, scaling, clock):
+    assert not scaling.drop(Slot("q", 0), clock.now)
+    assert pools.plan.size_of("q") == 4
