@@ -146,6 +146,7 @@ class Worker:
     is_old: bool | None = None  # runs the code from before a reload
     crashed: int | None = None  # how many workers that had its slot before died at a job ...
     restarts: dict[str, int] | None = None  # ... and how they ended, by reason
+    progress: tuple[int, int] | None = None  # how much its task has done, and the whole, if the task tells
 
     @property
     def failed(self) -> int | None:
@@ -300,7 +301,7 @@ def _worker(  # noqa: PLR0913  # the facts about it
     since_s = max(0, now_ns - words[pages.JOB_SINCE_NS]) / 1e9 if job else None
     away_ns = words[pages.AWAY_SINCE_NS]
     if job:
-        activity = f"{task or f'job {job}'} {since_s:.0f}s"
+        activity = " ".join(filter(None, [task or f"job {job}", f"{since_s:.0f}s", show_progress(row.progress)]))
     elif row.state != "ready":
         activity = row.state
     else:
@@ -320,7 +321,12 @@ def _worker(  # noqa: PLR0913  # the facts about it
         is_old=past is None,
         crashed=None if past is None else past.get("crashed", 0),
         restarts=None if past is None else past.get("restarts", {}),
+        progress=row.progress,
     )
+
+
+def show_progress(progress: tuple[int, int] | None) -> str:
+    return f"{progress[0]}/{progress[1]}" if progress else ""
 
 
 def _workers_by_title(master: Process, processes: Iterable[Process]) -> Iterator[Worker]:

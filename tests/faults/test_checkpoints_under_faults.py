@@ -7,9 +7,10 @@ import os
 import random
 import re
 import signal
+import subprocess
 
 import pytest
-from support.supervised import Command, title
+from support.supervised import COMMAND, Command, title
 from support.waiting import wait_until
 
 from flask_backend.broker.cursors import Owner
@@ -105,6 +106,11 @@ def test_progress_is_shown_in_the_title_and_on_the_status_page(start, broker):
     done, total = wait_until(shown, "the page has it")
     assert total == 10_000
     wait_until(lambda: shown()[0] > done, "it changes")
+    status = subprocess.run([*COMMAND, "status", "--json"], capture_output=True, text=True, check=True)
+    [told] = [each for each in json.loads(status.stdout) if each["pid"] == running.pid]
+    [worker] = told["workers"]
+    assert worker["progress"]["total"] == 10_000
+    assert re.fullmatch(rf"long \d+s {worker['progress']['done']}/10000", worker["activity"])
     found = wait_until(lambda: re.search(r"\[long \d+s (\d+)/10000\]", title(last_pid(running))), "its title")
     assert 0 < int(found[1]) <= shown()[0]
 

@@ -72,7 +72,7 @@ QUEUES = QueueLook(
 )
 BUSY = [
     worker(14, activity="idle"),
-    worker(11, activity="welcome 4s", job=7, task="welcome", since_s=4.2),
+    worker(11, activity="welcome 4s", job=7, task="welcome", since_s=4.2, progress=(3, 10)),
     worker(12, activity="report 75s", job=8, task="report", since_s=75, queue="com.example/reports", is_old=True),
 ]
 
@@ -106,7 +106,7 @@ def test_at_80_columns_it_shows_the_supervisor_the_queues_and_the_workers():
         "[2 workers 1-3 of 3]  3 tasks  4 deaths",
         "    pid queue               does                    forv    done failed  private",
         "     12 com.example/reports report, old code       1m15s      12      1     0.0M",
-        "     11 com.example/mail    welcome                   4s      11      1     0.0M",
+        "     11 com.example/mail    welcome 3/10              4s      11      1     0.0M",
         "     14 com.example/mail    idle                       -      14      1     0.0M",
         *[""] * 11,
         "Tab table  < > sort  s stacks  f failures  p pause  Space hold  ? help  q quit",

@@ -142,6 +142,7 @@ def _worker_as_dict(worker: Worker) -> dict[str, Any]:
         "is_old": worker.is_old,
         "job_id": worker.job,
         "task": worker.task,
+        "progress": dict(zip(("done", "total"), worker.progress, strict=True)) if worker.progress else None,
         "job_for_s": _rounded(worker.since_s),
         "broker_away_s": _rounded(worker.away_s),
         "done": worker.done,

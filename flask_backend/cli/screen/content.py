@@ -11,7 +11,7 @@ from flask_backend.cli.output import show_duration, show_seconds, show_size
 from flask_backend.operations import supervisors
 from flask_backend.operations.console import Rates
 from flask_backend.operations.live import Look, QueueLook, Speed
-from flask_backend.operations.supervisors import Counts, Worker
+from flask_backend.operations.supervisors import Counts, Worker, show_progress
 from flask_backend.system.procfs import MemoryUse
 
 from .tables import Column, Row
@@ -104,6 +104,7 @@ def queue_rows(look: Look | None, queues: QueueLook) -> Iterator[QueueRow]:
 def worker_rows(look: Look) -> Iterator[WorkerRow]:
     for worker in look.supervisor.workers:
         does = worker.task or (f"job {worker.job}" if worker.job else worker.activity)
+        does = f"{does} {show_progress(worker.progress)}" if worker.progress else does
         state = f", {worker.state}" if worker.job and worker.state != "ready" else ""
         yield WorkerRow(worker, worker.queue, f"{does}{state}{', old code' if worker.is_old else ''}")
 
