@@ -33,17 +33,17 @@ class IdRuns:
         for run in self.ranges():
             yield from run
 
-    def add(self, index: int, job_id: int) -> None:
-        """Record the id of an item that comes after all others."""
-        self._count += 1
+    def add(self, index: int, job_id: int, length: int = 1) -> None:
+        """Record the id of an item that comes after all others, or the ids of a run that begins with it."""
+        self._count += length
         if self._lengths:
-            length = self._lengths[-1]
-            if index == self._indexes[-1] + length and job_id == self._ids[-1] + length:
-                self._lengths[-1] += 1
+            before = self._lengths[-1]
+            if index == self._indexes[-1] + before and job_id == self._ids[-1] + before:
+                self._lengths[-1] += length
                 return
         self._indexes.append(index)
         self._ids.append(job_id)
-        self._lengths.append(1)
+        self._lengths.append(length)
 
     def find(self, index: int) -> int | None:
         run = bisect_right(self._indexes, index) - 1

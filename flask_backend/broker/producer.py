@@ -136,6 +136,9 @@ class Producer:
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, end
         sent.is_settled = True
+        if len(results) == len(sent.chunk) and _are_consecutive(results):  # nearly always
+            outcome.accepted.add(min(sent.chunk), int(results[0]), len(results))
+            return
         answers = iter(results)
         for index, body in sent.chunk.items():
             match body if isinstance(body, BackendError) else next(answers, None):
@@ -182,6 +185,11 @@ class Producer:
                 connection.close()
             connection = self._local.connection = Connection(self.settings.address, self.settings.timeout_s)
         return connection
+
+
+def _are_consecutive(results: list[int | BrokerError]) -> bool:
+    first = results[0]
+    return isinstance(first, int) and results == list(range(first, first + len(results)))
 
 
 def _next_chunk(source: Iterator[tuple[int, T]], encode: Callable[[int, T], bytes]) -> Chunk:

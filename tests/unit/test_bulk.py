@@ -20,6 +20,21 @@ def test_the_id_of_each_accepted_index_is_found_and_no_other(given_ids):
     assert len(runs) == len(given_ids)
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 2), st.integers(1, 5)), max_size=8))
+def test_a_run_is_recorded_as_its_items_one_by_one_would_be(steps):
+    """Each run begins some indexes and ids after the last one, so that some continue it."""
+    runs, singles = IdRuns(), IdRuns()
+    index = job_id = 10
+    for more_indexes, more_ids, length in steps:
+        index, job_id = index + more_indexes, job_id + more_ids
+        runs.add(index, job_id, length)
+        for offset in range(length):
+            singles.add(index + offset, job_id + offset)
+        index, job_id = index + length, job_id + length
+    assert [runs.find(each) for each in range(index)] == [singles.find(each) for each in range(index)]
+    assert (len(runs), runs.ranges()) == (len(singles), singles.ranges())
+
+
 def test_consecutive_ids_take_no_memory():
     runs = IdRuns()
     tracemalloc.start()
