@@ -103,7 +103,7 @@ class SettingsDirective(SphinxDirective):
 
 
 # The classes that users create. The others come from calls, and their parameters are internal.
-CREATED = {"Backend", "Retry", "RetryLater", "Bury", "Discard"}
+CREATED = {"Backend", "FlaskBackendIntegration", "Retry", "RetryLater", "Bury", "Discard"}
 
 
 def adapt_signature(

@@ -39,6 +39,7 @@ ARROWS = {
     "testing": {"extension", "task", "job", "inprocess", "broker", "registry"},
     "cli": {"extension", "task", "operations", "signals", "worker", "supervisor", "broker", "registry", "system"}
     | {"development", "embedded", "logs", "metrics", "tracing"},
+    "contrib": {"current", "signals", "system", "tracing"},
     "flask_script": {"cli"},
     "__main__": {"cli", "system"},
 }
@@ -137,3 +138,15 @@ def test_only_the_broker_speaks_the_protocol():
 def test_one_place_forks():
     forks = {path.stem for path in PACKAGE.rglob("*.py") if "os.fork(" in path.read_text()}
     assert forks == {"process"}
+
+
+def test_only_their_own_integration_imports_tracers():
+    foreign = ("opentelemetry", "sentry_sdk")
+    importers = {
+        f"{path.parent.name}/{path.stem}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Import) and any(alias.name.startswith(foreign) for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith(foreign))
+    }
+    assert importers == {"contrib/opentelemetry", "contrib/sentry"}
