@@ -74,7 +74,7 @@ def test_a_start_returns_when_each_queue_has_a_worker_that_has_run_its_hooks(ins
     ("how", "code", "reason"),
     [
         ("app", 3, "RuntimeError: bad\ndeploy"),
-        ("setting", 2, "'lots' is not a valid integer"),
+        ("setting", 2, "Invalid value for '--workers'"),
         ("hook", 3, "RuntimeError: no such channel"),
     ],
 )

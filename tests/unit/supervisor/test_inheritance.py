@@ -35,7 +35,8 @@ def image():
 
     def build():
         terminal, processes, clock = Terminal(was_there=True, ignores_hangup=False), NoProcesses(), Clock()
-        links = Links(Inbox(terminal), Lifeline(), Loans(), Notifier(ServiceManager()), Descriptors(soft=1000, base=10))
+        notifier = Notifier(ServiceManager("@flask-backend-nobody", 30_000_000))
+        links = Links(Inbox(terminal), Lifeline(), Loans(), notifier, Descriptors(soft=1000, base=10))
         workers = Workers(lambda _context: 0, Scoreboard({"q": ["task"], "other": []}, 10), links, processes, clock)
         helpers = Helpers(links, processes, clock)
         events = Events(EventSink(wants=lambda _name: True, send=lambda _event: None), helpers, clock)
@@ -50,6 +51,7 @@ def image():
     yield build
     for links in built:
         links.loans.close_all()
+        links.notifier.close_in_child()
 
 
 def hand_over(old, new, monkeypatch):
@@ -112,6 +114,14 @@ def test_helpers_cross_with_their_deadlines_and_are_killed_at_them(image, monkey
     new.helpers.kill_overdue(hanging.deadline)
     assert [helper.is_overdue for helper in crossed] == [True, False, False]
     assert caplog.messages == []
+
+
+def test_what_systemd_has_passed_and_the_number_of_restarts_cross(image, monkeypatch):
+    old, new = image(), image()
+    old.history.restarts = 3
+    handover = hand_over(old, new, monkeypatch)
+    assert handover.manager == ServiceManager("@flask-backend-nobody", 30_000_000)
+    assert handover.history.restarts == 3
 
 
 def test_events_that_were_not_sent_cross(image, monkeypatch):

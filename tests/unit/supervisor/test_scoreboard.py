@@ -168,12 +168,15 @@ def test_totals_cross_a_reload_and_count_each_job_once(board):
     new = Scoreboard({"q": ["hello", "brand new"]}, 8, past=board.totals_of_exited(alive=[("q", alive)]))
     guest = Row.find(alive.place, new.inherit([(os.dup(board.memory.fd), None)]).popitem()[1])
     new.adopt(77, "q", guest)
+    assert new.done() == 2
     assert totals(new, board)["hello"][DONE] == 2
     work(alive, "resize")  # the old child goes on, in its own memory
     work(new.take("q"), "brand new")
     done = {"hello": 2, "resize": 1, "brand new": 1}
     assert {label: counts[DONE] for label, counts in totals(new, board).items()} == done
+    assert new.done() == 4
     new.retire(77)
+    assert new.done() == 4
     assert {label: counts[DONE] for label, counts in totals(new, board).items()} == done
 
 
