@@ -347,6 +347,36 @@ def test_two_instances_of_one_app_cannot_reach_each_other(make):
     assert two.show("ActiveState") == "active"
 
 
+def test_a_second_name_of_an_app_runs_a_second_supervisor_of_it(make):
+    one, two = make("linked"), make("linked-slow")
+    one.machine.run("ln", "-sfn", one.name, f"/srv/{two.name}")
+    for instance in (one, two):
+        instance.systemctl("start")
+    seen = json.loads(one.command("status", "--json").stdout)
+    assert {(each["pid"], each["queues"][0]["name"]) for each in seen} == {(one.pid, one.queue), (two.pid, one.queue)}
+
+
+def test_an_app_can_share_a_user_and_a_folder_with_its_web_app(instance):
+    """With the override of the docs: start, tasks, reload and stop work as with a dynamic user."""
+    machine = instance.machine
+    machine.run("useradd", "--system", "demo")
+    machine.run("install", "-d", "--owner=demo", "/srv/media")
+    override = re.search(r"(?s)# systemctl edit flask-backend@demo\n +\[Service\]\n(.*?)```", DOCS.read_text())[1]
+    instance.edit(*(line.strip() for line in override.splitlines()), SHOW_END)
+    instance.systemctl("start")
+    assert machine.run("stat", "--format=%U", f"/proc/{instance.pid}") == "demo\n"
+    instance.schedule("write('/srv/media/x', '/srv/x')")
+    wait_until(machine.path("/srv/media/x").exists, f"the task has written; {instance.describe()}")
+    pid = instance.pid
+    instance.systemctl("reload")
+    assert instance.pid == pid
+    assert "generation 1 serves" in messages(instance)
+    assert instance.command("health", "--pid", str(pid)).returncode == 0
+    instance.systemctl("stop")
+    assert "ended: success 0" in messages(instance)
+    assert not machine.path("/srv/x").exists()
+
+
 def test_tasks_may_write_to_their_state_and_to_tmp_and_nowhere_else(instance):
     instance.systemctl("start")
     home = f"/var/lib/flask-backend/{instance.name}"
