@@ -136,8 +136,8 @@ class Producer:
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, end
         sent.is_settled = True
-        if len(results) == len(sent.chunk) and _are_consecutive(results):  # nearly always
-            outcome.accepted.add(min(sent.chunk), int(results[0]), len(results))
+        if len(results) == len(sent.chunk) and (first := _first_of_consecutive(results)) is not None:  # nearly always
+            outcome.accepted.add(min(sent.chunk), first, len(results))
             return
         answers = iter(results)
         for index, body in sent.chunk.items():
@@ -187,9 +187,11 @@ class Producer:
         return connection
 
 
-def _are_consecutive(results: list[int | BrokerError]) -> bool:
+def _first_of_consecutive(results: list[int | BrokerError]) -> int | None:
     first = results[0]
-    return isinstance(first, int) and results == list(range(first, first + len(results)))
+    if isinstance(first, int) and results == list(range(first, first + len(results))):
+        return first
+    return None
 
 
 def _next_chunk(source: Iterator[tuple[int, T]], encode: Callable[[int, T], bytes]) -> Chunk:

@@ -246,7 +246,8 @@ def test_run_newest_without_its_requirements_says_so_and_does_not_fail(machine):
     result = machine.run("newest")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == (
-        "Not run on the newest Python and Beanstalkd, which needs: root debootstrap unshare chroot tar\n"
+        "A tree of Debian needs: root debootstrap unshare chroot tar\n"
+        "Not run on the newest Python and Beanstalkd, see above\n"
     )
 
 
@@ -261,7 +262,7 @@ def test_run_newest_where_no_tree_can_be_made_says_so_and_does_not_fail(machine,
     assert result.returncode == 0
     assert "no such suite" in result.stderr
     assert result.stdout == (
-        "Not run on the newest Python and Beanstalkd: debootstrap cannot make a tree of them here, see above\n"
+        "debootstrap cannot make a tree of Debian's sid here\nNot run on the newest Python and Beanstalkd, see above\n"
     )
 
 
