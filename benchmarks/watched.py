@@ -1,8 +1,9 @@
 """Measure what a supervisor under full load pays for being watched.
 
-Usage: python benchmarks/watched.py [--seconds N]. Workers run no-op jobs without a pause. Prints the supervisor's CPU
-time as a share of one core: alone; while `status --watch` shows it each second and a probe checks it twice as often;
-and while its metrics are scraped each second, with the CPU time of the helper that serves them, and its memory.
+Usage: python benchmarks/watched.py [--seconds N] [--workers N]. Workers run no-op jobs without a pause. Prints the
+supervisor's CPU time as a share of one core: alone; while `status --watch` shows it each second and a probe checks it
+twice as often; while its metrics are scraped each second, with the CPU time of the helper that serves them, and its
+memory; and while `top` shows it, with the CPU time of `top` itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import psutil
 from support.beanstalkd import RealBeanstalkd
+from support.terminal import Terminal
 from support.waiting import wait_until
 
 APP = """
@@ -38,6 +40,7 @@ def again():
 """
 COMMAND = [sys.executable, "-m", "flask_backend"]
 WORKERS = 4
+JOBS = 8  # that run at the same time, at most
 ROUNDS = 2
 
 
@@ -65,6 +68,21 @@ def showing_status() -> Generator[None]:
             watching.terminate()
 
 
+@contextmanager
+def showing_top(pid: int) -> Generator[tuple[psutil.Process, Terminal]]:
+    """Yield `top`, once it has drawn its first screen, and its terminal."""
+    terminal = Terminal()
+    terminal.resize(140, 40)
+    command = [*terminal.start(streams="012"), *COMMAND, "top", "--pid", str(pid)]
+    with subprocess.Popen(command, env={**os.environ, "TERM": "xterm"}) as showing:
+        try:
+            terminal.wait_for(r"workers 1-\d+ of")
+            yield psutil.Process(showing.pid), terminal
+        finally:
+            showing.terminate()
+    terminal.close()
+
+
 def is_healthy(pid: int) -> bool:
     return subprocess.run([*COMMAND, "health", "--pid", str(pid)], capture_output=True, check=False).returncode == 0
 
@@ -86,22 +104,26 @@ def watch(supervisor: psutil.Process, url: str, seconds: float) -> None:
         scraped, served = measure([supervisor, helper], seconds, partial(scrape, url), 1.0)
         memory = helper.memory_full_info().uss / (1 << 20)
         print(f"metrics  {scraped:6.2f} %, and the helper {served:.2f} % and {memory:.1f} MiB of its own", flush=True)
+        with showing_top(supervisor.pid) as (top, terminal):
+            shown, of_top = measure([supervisor, top], seconds, terminal.read, 0.5)
+        print(f"top      {shown:6.2f} %, and top itself {of_top:.2f} %", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--workers", type=int, default=WORKERS)
     options = parser.parse_args()
     broker = RealBeanstalkd()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "app.py").write_text(APP)
         log = Path(folder, "log")
         environment = {**os.environ, "BACKEND_CONNECTION_URI": f"btq://127.0.0.1:{broker.port}"}
-        supervise = [*COMMAND, "supervise", "--workers", str(WORKERS), "--metrics", "127.0.0.1:0"]
+        supervise = [*COMMAND, "supervise", "--workers", str(options.workers), "--metrics", "127.0.0.1:0"]
         with log.open("wb") as stderr:
             process = subprocess.Popen(supervise, cwd=folder, env=environment, stderr=stderr)
         try:
-            for _ in range(2 * WORKERS):
+            for _ in range(min(JOBS, 2 * options.workers)):
                 call = [*COMMAND, "call", "--yes", "again"]
                 subprocess.run(call, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
             supervisor = psutil.Process(process.pid)

@@ -10,8 +10,9 @@ from support.beanstalkd import Beanstalkd
 from support.supervised import Command, Supervised
 from support.terminal import Terminal
 
-# A shell starts background commands with SIGINT ignored, and all processes of the tests would inherit that.
+# A shell starts background commands with SIGINT and SIGQUIT ignored, and all processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 # Under nohup SIGHUP is ignored, and supervisors keep that: no HUP would reload them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -88,11 +88,15 @@ def confirm(question: str, *, yes: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table. Numbers are right-aligned. A text may be cut to ``least`` columns of the terminal."""
+    """A column of a table. Numbers are right-aligned. A text may be cut to ``least`` columns of the terminal.
+
+    Names that begin alike, such as those of queues, are cut at their beginning: ``keeps_end``.
+    """
 
     title: str
     is_number: bool = False
     least: int | None = None
+    keeps_end: bool = False
 
 
 def labelled(name: str, value: object) -> str:
@@ -143,7 +147,9 @@ def _lay_out(columns: Sequence[Column], widths: Sequence[int], room: int) -> lis
     least = [min(width, column.least or width) for column, width in zip(columns, widths, strict=True)]
     for gap in (_GAP, 1):
         if sum(least) + gap * (len(least) - 1) <= room:
-            return [_stretch([_Place(i, gap if i else 0, width) for i, width in enumerate(least)], widths, room)]
+            return [
+                _stretch(columns, [_Place(i, gap if i else 0, width) for i, width in enumerate(least)], widths, room)
+            ]
     first_number = next((i for i, column in enumerate(columns) if column.is_number), 0)
     lines: list[list[_Place]] = [[]]
     left = room
@@ -154,22 +160,22 @@ def _lay_out(columns: Sequence[Column], widths: Sequence[int], room: int) -> lis
         gap = _GAP if lines[-1] else _INDENT if len(lines) > 1 else 0
         lines[-1].append(_Place(i, gap, min(width, room - gap)))
         left -= gap + width
-    return [_stretch(line, widths, room) for line in lines]
+    return [_stretch(columns, line, widths, room) for line in lines]
 
 
-def _stretch(places: list[_Place], widths: Sequence[int], room: int) -> list[_Place]:
-    """Widen the texts that would be cut by the free space in their line."""
+def _stretch(columns: Sequence[Column], places: list[_Place], widths: Sequence[int], room: int) -> list[_Place]:
+    """Widen the texts that would be cut by the free space in their line, the first name that keeps its end last."""
     left = room - sum(place.gap + place.width for place in places)
-    stretched: list[_Place] = []
-    for place in places:
+    stretched: dict[int, _Place] = {}
+    for place in sorted(places, key=lambda place: -place.column if columns[place.column].keeps_end else -len(columns)):
         more = min(left, widths[place.column] - place.width)
-        stretched.append(_Place(place.column, place.gap, place.width + more))
+        stretched[place.column] = _Place(place.column, place.gap, place.width + more)
         left -= more
-    return stretched
+    return [stretched[place.column] for place in places]
 
 
 def _fill(text: str, place: _Place, column: Column) -> str:
-    shown = cut_to_width(text, place.width)
+    shown = cut_beginning(text, place.width) if column.keeps_end else cut_to_width(text, place.width)
     padding = " " * (place.width - width_of(shown))
     return padding + shown if column.is_number else shown + padding
 
@@ -192,6 +198,11 @@ def cut_to_width(text: str, columns: int) -> str:
         if width > columns:
             return f"{text[:end]}…"
     return text
+
+
+def cut_beginning(text: str, columns: int) -> str:
+    """Return a text, cut at its beginning to so many columns of a terminal."""
+    return text if width_of(text) <= columns else cut_to_width(text[::-1], columns)[::-1]
 
 
 def _width_of_char(char: str) -> int:

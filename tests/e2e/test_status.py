@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +22,7 @@ from support.workload import INBOX, QUEUE
 from flask_backend.cli import main
 from flask_backend.cli.commands import status
 from flask_backend.operations import supervisors
+from flask_backend.operations.supervisors import Process, Queue, Supervisor, Worker
 from flask_backend.supervisor.history import ReloadRecord
 from flask_backend.system import page
 from flask_backend.system.procfs import PROC_IS_THERE, read_memory
@@ -243,6 +246,27 @@ def test_a_terminal_of_80_columns_is_not_left_behind(supervise, monkeypatch):
     shown = CliRunner().invoke(main, ["status"]).stdout
     (ours,) = [part for part in shown.split("\n\n") if f"supervisor {supervised.pid}," in part]  # of several, perhaps
     assert [line for line in ours.splitlines() if len(line) > 80] == []
+
+
+def test_long_names_keep_what_tells_them_apart_and_a_death_is_shown_whole(monkeypatch):
+    process = Process(os.getpid(), 1, "", 5.0, 30 << 20, None)
+    names = ["com.example/payments.reconciliation", "com.example/payments.reconciliation.nightly"]
+    queues = [Queue(name, wanted=2, ready=2, serving=2, exits={"crash": 1, "memory": 12}) for name in names]
+    workers = [Worker(process, name, "reconcile_the_ledgers_of_all_customers 75s", "ready", 7) for name in names]
+    death = "worker 4923 of q was killed by signal 9 (Killed, perhaps out of memory) at job 7 (reconcile) after 3 s"
+    facts = {"deaths": [{"at": time.time() - 90, "reason": "crash", "description": death}]}
+    found = SimpleNamespace(
+        frozen_s=None, page=SimpleNamespace(state="running", generation=0, now_ns=0, header=[0] * 9)
+    )
+    monkeypatch.setattr(status, "find", lambda: [Supervisor(process, workers, queues, found, facts)])
+    monkeypatch.setattr("flask_backend.cli.output.terminal_width", lambda: 80)
+    monkeypatch.setattr(status, "terminal_width", lambda: 80)
+    lines = CliRunner().invoke(main, ["status"]).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0][-8:] for line in lines[2:4]] == ["iliation", ".nightly"]
+    assert all(line.endswith("1 crash, 12 memory") for line in lines[2:4])
+    assert all(" 75s " in line for line in lines[6:8])
+    assert " ".join(line.strip() for line in lines[-2:]) == f"1m30s ago (crash): {death}"
 
 
 def test_an_unreadable_process_leaves_blanks_and_the_others_are_shown(supervise, monkeypatch):

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from flask_backend.cli.bodies import wrapped
 from flask_backend.cli.output import (
     Column,
-    cut_to_width,
     echo,
     echo_json,
     echo_table,
@@ -180,20 +180,20 @@ def _echo(supervisor: Supervisor) -> None:
         echo(why, fg="red")
     if reload := supervisor.facts.get("reload"):
         style: dict[str, Any] = {"fg": "red"} if reload["has_failed"] else {}
-        echo(_line(f"last reload, {show_seconds(age_s(reload['at']))} ago: {reload['outcome']}"), **style)
+        _echo_sentence(f"last reload, {show_seconds(age_s(reload['at']))} ago: {reload['outcome']}", **style)
     _echo_queues(supervisor)
     _echo_workers(supervisor)
     _echo_tasks(supervisor)
     for death in supervisor.facts.get("deaths", [])[-SHOWN_DEATHS:]:
-        echo(_line(f"{show_seconds(age_s(death['at']))} ago ({death['reason']}): {death['description']}"))
+        _echo_sentence(f"{show_seconds(age_s(death['at']))} ago ({death['reason']}): {death['description']}")
 
 
 def _echo_queues(supervisor: Supervisor) -> None:
     if not supervisor.found:
         return
-    columns = [Column("queue", least=12)]
+    columns = [Column("queue", least=12, keeps_end=True)]
     columns += [Column(title, is_number=True) for title in ("wanted", "ready", "no broker", "busy")]
-    columns.append(Column("exits", least=12))
+    columns.append(Column("exits", least=24))
     rows = [
         [
             queue.name,
@@ -213,13 +213,17 @@ def _show_wanted(queue: Queue) -> str:
 
 def _echo_workers(supervisor: Supervisor) -> None:
     master = supervisor.process
-    columns = [Column("pid", is_number=True), Column("queue", least=12), Column("does", least=12)]
+    columns = [
+        Column("pid", is_number=True),
+        Column("queue", least=12, keeps_end=True),
+        Column("does", least=12, keeps_end=True),
+    ]
     columns += [Column(title, is_number=True) for title in ("up", "done", "failed", "private", "shared", "PSS")]
     does = "reloads" if supervisor.state == "reloading" else "supervises"
     rows = [[str(master.pid), "", does, show_seconds(master.up_s), "", "", *_show_memory(master)]]
     for worker in supervisor.workers:
         of = worker.process
-        name = f"{worker.activity}, old code" if worker.is_old else worker.activity
+        name = f"old code, {worker.activity}" if worker.is_old else worker.activity
         row = [
             str(of.pid),
             worker.queue,
@@ -235,7 +239,7 @@ def _echo_workers(supervisor: Supervisor) -> None:
 
 
 def _echo_tasks(supervisor: Supervisor) -> None:
-    columns = [Column("queue", least=12), Column("task", least=12)]
+    columns = [Column("queue", least=12, keeps_end=True), Column("task", least=12)]
     tasks = [counts for queue in supervisor.queues for counts in queue.tasks.values()]
     names = ["done", "failed", "retried", "buried", "crashed"]
     names += ["expired"] if any(counts.expired for counts in tasks) else []
@@ -265,6 +269,6 @@ def _show_number(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
 
 
-def _line(text: str) -> str:
-    """Cut a text to one line of the terminal."""
-    return cut_to_width(visible(text), terminal_width())
+def _echo_sentence(text: str, **style: Any) -> None:
+    """Print a sentence in as many lines of the terminal as it needs."""
+    echo(wrapped(visible(text), terminal_width(), "  "), **style)

@@ -168,6 +168,10 @@ def _workers(row: QueueRow) -> str:
 # -- columns ---------------------------------------------------------------------------------------------------
 
 
+def _queue(name_of: Callable[[R], str]) -> Column[R]:
+    return Column("queue", 12, name_of, name_of, is_number=False, wish=24, keeps_end=True)
+
+
 def _number(title: str, width: int, value: Callable[[R], Any], show: Callable[[Any], str], rank: int = 0) -> Column[R]:
     return Column(title, width, lambda row: show(value(row)), value, rank=rank)
 
@@ -178,7 +182,7 @@ def _text(title: str, width: int, value: Callable[[R], str], wish: int = 0, *, f
 
 _PAUSE: Column[QueueRow] = Column("pause", 6, _pause, lambda row: row.of_broker and row.of_broker.pause_left_s)
 _QUEUE_COLUMNS: list[Column[QueueRow]] = [
-    _text("queue", 12, lambda row: row.name, 24),
+    _queue(lambda row: row.name),
     _number("ready", 6, lambda row: row.of_broker and row.of_broker.ready, _count),
     _number("reserved", 8, lambda row: row.of_broker and row.of_broker.reserved, _count, 4),
     _number("delayed", 7, lambda row: row.of_broker and row.of_broker.delayed, _count, 3),
@@ -200,7 +204,7 @@ def queue_columns(rows: Iterable[QueueRow]) -> list[Column[QueueRow]]:
 
 WORKER_COLUMNS: list[Column[WorkerRow]] = [
     _number("pid", 7, lambda row: row.worker.process.pid, str),
-    _text("queue", 12, lambda row: row.queue, 24),
+    _queue(lambda row: row.queue),
     _text("does", 16, lambda row: row.does, fills=True),
     # In whole seconds, so that workers with short jobs keep their places.
     _number("for", 6, lambda row: None if row.worker.since_s is None else int(row.worker.since_s), _seconds),
@@ -213,7 +217,7 @@ WORKER_COLUMNS: list[Column[WorkerRow]] = [
 ]
 
 TASK_COLUMNS: list[Column[TaskRow]] = [
-    _text("queue", 12, lambda row: row.queue, 24),
+    _queue(lambda row: row.queue),
     _text("task", 12, lambda row: row.name, 24),
     _number("done", 7, lambda row: row.counts.done, _count),
     _number("done/s", 6, lambda row: row.speed and row.speed.done, _rate),

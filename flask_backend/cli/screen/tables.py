@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from flask_backend.cli.output import cut_to_width, width_of
+from flask_backend.cli.output import cut_beginning, cut_to_width, width_of
 
 from .terminal import Line
 
@@ -42,6 +42,7 @@ class Column(Generic[R]):
     rank: int = 0
     wish: int = 0
     fills: bool = False
+    keeps_end: bool = False  # cut at its beginning
 
 
 @dataclass(slots=True)
@@ -151,7 +152,7 @@ class Table(Generic[R]):
 def _join(cells: Sequence[tuple[str, Column[R], int]], width: int) -> str:
     parts: list[str] = []
     for text, column, size in cells:
-        shown = cut_to_width(text, size)
+        shown = cut_beginning(text, size) if column.keeps_end else cut_to_width(text, size)
         padding = " " * (size - width_of(shown))
         parts.append(padding + shown if column.is_number else shown + padding)
     return cut_to_width(" ".join(parts).rstrip(), width)

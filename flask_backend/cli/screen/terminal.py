@@ -68,7 +68,8 @@ class Terminal:
     def __enter__(self) -> Self:
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         for number in (*_ENDING, *_OTHERS):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as of nohup, and of a shell without job control
+            # nohup ignores HUP, and a shell without job control TSTP. Ctrl-C must work even where INT was ignored.
+            if number not in (signal.SIGHUP, signal.SIGTSTP) or signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._note)
         self._take()
         return self
