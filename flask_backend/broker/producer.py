@@ -136,7 +136,8 @@ class Producer:
         except BrokerConnectionError as error:
             outcome.failure, outcome.unsent_from = error, end
         sent.is_settled = True
-        if len(results) == len(sent.chunk) and (first := _first_of_consecutive(results)) is not None:  # nearly always
+        first = results[0] if len(results) == len(sent.chunk) else None
+        if isinstance(first, int) and results == list(range(first, first + len(results))):  # nearly always
             outcome.accepted.add(min(sent.chunk), first, len(results))
             return
         answers = iter(results)
@@ -185,13 +186,6 @@ class Producer:
                 connection.close()
             connection = self._local.connection = Connection(self.settings.address, self.settings.timeout_s)
         return connection
-
-
-def _first_of_consecutive(results: list[int | BrokerError]) -> int | None:
-    first = results[0]
-    if isinstance(first, int) and results == list(range(first, first + len(results))):
-        return first
-    return None
 
 
 def _next_chunk(source: Iterator[tuple[int, T]], encode: Callable[[int, T], bytes]) -> Chunk:
