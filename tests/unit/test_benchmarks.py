@@ -9,6 +9,9 @@ from array import array
 from xml.etree import ElementTree as ET
 
 import busy
+import check
+import goals
+import measures
 import pages
 import pytest
 import stamps
@@ -231,3 +234,11 @@ def test_a_page_that_does_not_have_a_fact_once_is_an_error(page):
 def test_a_fact_whose_figure_was_not_measured_stays_as_it_is():
     page = "does 1,000 jobs a second, and 3 with"
     assert put_facts(page, [JOBS_A_SECOND], [BARE]) == page
+
+
+@pytest.mark.parametrize(
+    ("wanted", "measured"), [(check.LIMITS, check.MEASURES), (goals.GOALS, measures.MEASURES)], ids=["check", "goals"]
+)
+def test_every_goal_is_about_a_measured_contender(wanted, measured):
+    found = {(name, contender) for measure in measured for name in measure.names for contender in measure.contenders}
+    assert {(goal.name, name) for goal in wanted for name in (goal.contender, goal.against) if name} <= found
