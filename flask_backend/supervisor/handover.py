@@ -13,6 +13,7 @@ from typing import Any
 
 from .crashes import CrashRecord
 from .events import Event, EventName
+from .helpers import HeldJob
 from .history import History
 from .notify import ServiceManager
 from .plan import Bounds, PlannedSize
@@ -22,7 +23,7 @@ from .service import OldService
 
 HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
 # Increase it when Handover changes: an image with another number cannot take over, and fails the check.
-FORMAT = "6"
+FORMAT = "7"
 
 
 class HandoverError(Exception):
@@ -49,7 +50,7 @@ class OldHelper:
 
     pid: int
     deadline: float  # on the system's monotonic clock
-    settles: bool
+    settles: HeldJob | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Handover:
         handover = cls(
             generation=left["generation"],
             children=[OldChild(**child) for child in left["children"]],
-            helpers=[OldHelper(**helper) for helper in left["helpers"]],
+            helpers=[_read_helper(helper) for helper in left["helpers"]],
             events=[Event(EventName(event["name"]), event["description"], event["facts"]) for event in left["events"]],
             lifelines=left["lifelines"],
             manager=ServiceManager(**left["manager"]),
@@ -127,3 +128,8 @@ class Handover:
 
 def _read_size(left: dict[str, Any]) -> PlannedSize:
     return PlannedSize(Bounds(**left["configured"]), left["moved_by"], left["size"])
+
+
+def _read_helper(left: dict[str, Any]) -> OldHelper:
+    job = left["settles"]
+    return OldHelper(left["pid"], left["deadline"], HeldJob(**job) if job else None)

@@ -24,6 +24,15 @@ logger = get_logger("flask_backend.supervisor")
 OnExit = Callable[[Exit], None]
 
 
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """The job of a dead child, which stays reserved while a helper settles it."""
+
+    pool: str
+    job_id: int
+    label: str
+
+
 @dataclass(slots=True, eq=False)
 class Helper:
     """One helper child. ``on_exit`` is called once it has been collected, and may start another one."""
@@ -31,7 +40,7 @@ class Helper:
     pid: int
     deadline: float  # when it is killed; infinite for one that lives as long as the supervisor
     on_exit: OnExit
-    settles: bool = False  # a job depends on it: a drain does not shorten its time
+    settles: HeldJob | None = None  # the job that depends on it: a drain does not shorten its time
     is_overdue: bool = False  # it was killed at its deadline
 
 
@@ -61,18 +70,19 @@ class Helpers:
         *,
         within_s: float = math.inf,
         keep_loan_of: int | None = None,
+        settles: HeldJob | None = None,
         keeps_service: bool = False,
     ) -> Helper:
         """Fork a helper that runs ``main``, for at most ``within_s`` seconds; see :meth:`Processes.spawn`.
 
-        With ``keeps_service`` the listening socket stays open in it.
+        ``settles`` is the job that depends on it. With ``keeps_service`` the listening socket stays open in it.
 
         Raise :exc:`OSError` if the system refuses.
         """
         links = replace(self._links, service=None) if keeps_service else self._links
         pid = self._processes.spawn(name, main, links, keep_loan_of=keep_loan_of)
         helper = self._add(pid, on_exit, within_s)
-        helper.settles = keep_loan_of is not None
+        helper.settles = settles
         return helper
 
     def start_program(self, image: Image, on_exit: OnExit, *, within_s: float, stderr: int) -> tuple[Helper, int]:
@@ -93,7 +103,7 @@ class Helpers:
     def hasten(self, by: float) -> None:
         """Let the helpers end by this time at the latest, apart from those that settle a job."""
         for helper in self._by_pid.values():
-            if not helper.settles:
+            if helper.settles is None:
                 helper.deadline = min(helper.deadline, by)
 
     def kill_overdue(self, now: float) -> None:
@@ -106,12 +116,14 @@ class Helpers:
         """Return when the next helper must be killed if it has not ended."""
         return min((helper.deadline for helper in self._by_pid.values() if not helper.is_overdue), default=math.inf)
 
-    def adopt(self, pid: int, deadline: float, *, settles: bool) -> None:
+    def adopt(self, pid: int, deadline: float, settles: HeldJob | None = None, on_exit: OnExit | None = None) -> None:
         """Take over a helper of an earlier image of this process."""
 
-        def end(_exit: Exit) -> None:
+        def end(exit_: Exit) -> None:
             if helper.is_overdue:
                 logger.warning(wording.HELPER_OVERDUE, pid)
+            if on_exit:
+                on_exit(exit_)
 
         helper = self._by_pid[pid] = Helper(pid, deadline, end, settles)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from .children import Child
 from .events import Events
@@ -70,7 +71,8 @@ class Inheritance:
         if not self.workers.children.has_old():
             self.links.lifeline.let_go_of_old_ones()
         for helper in handover.helpers:
-            self.helpers.adopt(helper.pid, helper.deadline, settles=helper.settles)
+            on_exit = partial(self.settling.end, helper.settles) if helper.settles else None
+            self.helpers.adopt(helper.pid, helper.deadline, helper.settles, on_exit)
         if handover.service:
             self.service.adopt(handover.service)
         self.events.add(handover.events)

@@ -105,7 +105,7 @@ class ServiceHelper:
     def adopt(self, old: OldService) -> None:
         """Let the helper of an earlier image finish. The composition root has taken over the socket."""
         if old.pid is not None:
-            self._helpers.adopt(old.pid, self._clock() + STOP_S, settles=False)
+            self._helpers.adopt(old.pid, self._clock() + STOP_S)
             self._ask_to_end(old.pid)
 
     def _start(self, service: Service) -> None:

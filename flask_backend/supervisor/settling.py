@@ -12,7 +12,7 @@ from flask_backend.system.titles import show_worker
 
 from . import wording
 from .crashes import CrashCounts
-from .helpers import Helpers
+from .helpers import HeldJob, Helpers
 from .loans import Loans
 from .process import AcceptSignals
 
@@ -55,6 +55,7 @@ class Settling:
         if fd is None:
             logger.debug(wording.NO_LOAN, job_id)
             return
+        job = HeldJob(pool, job_id, activity.label)
         crashes = self.crashes.note(pool, job_id, self._clock())
 
         def settle(accept_signals: AcceptSignals) -> int:
@@ -63,18 +64,19 @@ class Settling:
             return self._settle(fd, death, crashes)
 
         def end(exit_: Exit) -> None:
-            self._end(pool, activity, exit_)
+            self.end(job, exit_)
 
         try:
-            self._helpers.start(f"a worker of {pool}", settle, end, within_s=DEADLINE_S, keep_loan_of=dead)
+            self._helpers.start(f"a worker of {pool}", settle, end, within_s=DEADLINE_S, keep_loan_of=dead, settles=job)
         except OSError as error:
             logger.warning(wording.CANNOT_FORK_SETTLER, job_id, error)
 
-    def _end(self, pool: str, job: Activity, exit_: Exit) -> None:
+    def end(self, job: HeldJob, exit_: Exit) -> None:
+        """Act on the end of a helper that was to settle a job, perhaps one of an earlier image of this process."""
         if exit_.status == SETTLED_FOR_GOOD:
-            self.crashes.forget(pool, job.job_id)
-            self._count_burial(pool, job.label)
+            self.crashes.forget(job.pool, job.job_id)
+            self._count_burial(job.pool, job.label)
         if exit_.status in (SETTLED, SETTLED_FOR_GOOD):
-            self.settled[pool] += 1
+            self.settled[job.pool] += 1
         elif exit_.status != ExitCode.OK:
             logger.warning(wording.NOT_SETTLED, job.job_id, exit_)

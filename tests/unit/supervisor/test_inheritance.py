@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from fakes import Clock, NoProcesses
 
-from flask_backend.deaths import ExitKind
+from flask_backend.deaths import Exit, ExitKind
 from flask_backend.outcome import Ending
 from flask_backend.supervisor import Descriptors, Handover, Notifier, ServiceManager, Terminal
 from flask_backend.supervisor.events import EventName, Events, EventSink
 from flask_backend.supervisor.handover import HANDOVER_ENV
-from flask_backend.supervisor.helpers import Helpers
+from flask_backend.supervisor.helpers import HeldJob, Helpers
 from flask_backend.supervisor.history import History
 from flask_backend.supervisor.inbox import Inbox
 from flask_backend.supervisor.inheritance import Inheritance
@@ -23,9 +23,11 @@ from flask_backend.supervisor.pools import Pools
 from flask_backend.supervisor.restart import Breaker
 from flask_backend.supervisor.scoreboard import Scoreboard
 from flask_backend.supervisor.service import ServiceHelper
-from flask_backend.supervisor.settling import Settling
+from flask_backend.supervisor.settling import SETTLED, SETTLED_FOR_GOOD, Settling
 from flask_backend.supervisor.states import ChildEvent, ChildState
 from flask_backend.supervisor.workers import Workers
+
+JOB = HeldJob("q", 7, "task")
 
 
 @pytest.fixture
@@ -103,13 +105,13 @@ def test_helpers_cross_with_their_deadlines_and_are_killed_at_them(image, monkey
     old, new = image(), image()
     hanging = old.helpers.start("a helper", lambda _accept_signals: 0, lambda _exit: None, within_s=10.0)
     server = old.helpers.start("a server", lambda _accept_signals: 0, lambda _exit: None)
-    settler = old.helpers.start("a settler", lambda _accept_signals: 0, lambda _exit: None, keep_loan_of=1)
+    settler = old.helpers.start("a settler", lambda _accept_signals: 0, lambda _exit: None, settles=JOB)
     hand_over(old, new, monkeypatch)
     crossed = list(new.helpers)
     assert [(helper.pid, helper.deadline, helper.settles) for helper in crossed] == [
-        (hanging.pid, hanging.deadline, False),
-        (server.pid, float("inf"), False),
-        (settler.pid, float("inf"), True),
+        (hanging.pid, hanging.deadline, None),
+        (server.pid, float("inf"), None),
+        (settler.pid, float("inf"), JOB),
     ]
     new.helpers.kill_overdue(hanging.deadline)
     assert [helper.is_overdue for helper in crossed] == [True, False, False]
@@ -122,6 +124,27 @@ def test_what_systemd_has_passed_and_the_number_of_restarts_cross(image, monkeyp
     handover = hand_over(old, new, monkeypatch)
     assert handover.manager == ServiceManager("@flask-backend-nobody", 30_000_000)
     assert handover.history.restarts == 3
+
+
+@pytest.mark.parametrize(("status", "settled", "crashes"), [(SETTLED_FOR_GOOD, 1, 1), (SETTLED, 1, 3), (0, 0, 3)])
+def test_a_helper_that_settles_a_job_across_a_reload_counts(image, monkeypatch, caplog, status, settled, crashes):
+    old, new = image(), image()
+    for now in (1.0, 2.0):
+        old.settling.crashes.note("q", 7, now)
+    settler = old.helpers.start("a settler", lambda _accept_signals: 0, lambda _exit: None, settles=JOB)
+    hand_over(old, new, monkeypatch)
+    new.helpers.end(Exit(settler.pid, status, None))
+    assert new.settling.settled["q"] == settled
+    assert new.settling.crashes.note("q", 7, 3.0) == crashes
+    assert caplog.messages == []
+
+
+def test_a_helper_that_fails_to_settle_a_job_across_a_reload_is_logged(image, monkeypatch, caplog):
+    old, new = image(), image()
+    settler = old.helpers.start("a settler", lambda _accept_signals: 0, lambda _exit: None, settles=JOB)
+    hand_over(old, new, monkeypatch)
+    new.helpers.end(Exit(settler.pid, 1, None))
+    assert caplog.messages == ["job 7 was not settled: its process exited with status 1"]
 
 
 def test_events_that_were_not_sent_cross(image, monkeypatch):
