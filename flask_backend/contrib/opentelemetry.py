@@ -30,7 +30,7 @@ try:
     from opentelemetry.instrumentation.utils import is_instrumentation_enabled
     from opentelemetry.propagators.textmap import Getter, Setter
 except ImportError as error:
-    raise ImportError(
+    raise type(error)(
         f"{error}: flask_backend.contrib.opentelemetry needs `pip install flask-backend[opentelemetry]`",
         name=error.name,
     ) from error

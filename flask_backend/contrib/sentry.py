@@ -28,7 +28,7 @@ try:
     from sentry_sdk.tracing import TransactionSource
     from sentry_sdk.utils import event_from_exception
 except ImportError as error:
-    raise ImportError(
+    raise type(error)(
         f"{error}: flask_backend.contrib.sentry needs `pip install flask-backend[sentry]`", name=error.name
     ) from error
 

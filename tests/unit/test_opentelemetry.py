@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from importlib.metadata import entry_points
@@ -370,6 +371,28 @@ def test_async_tasks_and_the_signals_of_a_job_see_its_span(app, backend, telemet
             signal.disconnect(note)
     [span] = telemetry.spans(f"process {QUEUE}")
     assert seen == [span.context] * 4
+
+
+def test_the_log_line_of_a_failure_is_in_the_span_of_its_job(app, backend, telemetry):
+    seen = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            seen.append((record.name, trace.get_current_span().get_span_context()))
+
+    @backend.task(QUEUE)
+    def fails():
+        raise KeyError
+
+    handler = Handler()
+    logging.getLogger("flask_backend.task").addHandler(handler)
+    try:
+        fails()
+        drain(app)
+    finally:
+        logging.getLogger("flask_backend.task").removeHandler(handler)
+    [span] = telemetry.spans(f"process {QUEUE}")
+    assert seen == [("flask_backend.task", span.context)]
 
 
 def test_it_is_around_the_middleware_of_the_app_and_before_its_headers(app, backend, telemetry):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -291,6 +293,18 @@ def test_the_exception_of_the_operation_is_not_one_of_the_tracer(caplog):
     finally:
         del tracing.tracers[-1]
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("sentry_sdk", "sentry"), ("opentelemetry.instrumentation.utils", "opentelemetry")]
+)
+def test_a_missing_extra_is_named(module, extra):
+    code = f"import sys; sys.modules[{module!r}] = None; import flask_backend.contrib.{extra}"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError: ")
+    assert last.endswith(f"flask_backend.contrib.{extra} needs `pip install flask-backend[{extra}]`")
 
 
 def test_a_death_has_its_facts():
