@@ -17,6 +17,8 @@ from support.ingest import ingesting, silent_ingest
 from support.traced import QUEUE
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.any_broker
+
 APP = str(Path(traced.__file__))
 # No proxy of the environment is asked for the loopback interface.
 DIRECT = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
