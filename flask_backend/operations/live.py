@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from flask_backend.broker.stats import Queue
 from flask_backend.config import Settings
@@ -152,6 +152,7 @@ class QueueWatch:
         self.names: Iterable[str] | None = ()  # the queues to ask for, or None for all
         self._settings = dataclasses.replace(settings, timeout_s=min(settings.timeout_s, TIMEOUT_S))
         self._on_change = on_change
+        self._is_stopped = False
         self._requests: SimpleQueue[_Request] = SimpleQueue()
         self._past: deque[tuple[float, Mapping[str, Queue]]] = deque()
 
@@ -162,8 +163,12 @@ class QueueWatch:
         """Call ``act`` in the thread, then ``take`` with its result or its error."""
         self._requests.put(_Request(act, take))
 
+    def stop(self) -> None:
+        """Let the thread end, within a second or when the broker has answered."""
+        self._is_stopped = True
+
     def _run(self) -> None:
-        while True:
+        while not self._is_stopped:
             try:
                 with Console(self._settings) as console:
                     self._serve(console)
@@ -176,8 +181,8 @@ class QueueWatch:
                 if request := self._next_request(EVERY_S):
                     request.take(error)
 
-    def _serve(self, console: Console) -> NoReturn:
-        while True:
+    def _serve(self, console: Console) -> None:
+        while not self._is_stopped:
             self._look(console)
             until = time.monotonic() + EVERY_S
             while request := self._next_request(until - time.monotonic()):

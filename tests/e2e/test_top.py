@@ -19,6 +19,8 @@ from support.workload import QUEUE
 
 from flask_backend.cli import main
 from flask_backend.cli.commands import top
+from flask_backend.config import Settings
+from flask_backend.operations.live import SupervisorWatch
 from flask_backend.system import page
 from flask_backend.system.procfs import PROC_IS_THERE
 
@@ -305,3 +307,17 @@ def test_top_imports_neither_the_app_nor_flask():
         "assert not {'flask', 'psutil'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("may_change", [True, False])
+def test_the_next_supervisor_is_shown_after_a_restart_unless_one_was_named(monkeypatch, may_change):
+    looked_at = []
+
+    def look(watch):
+        looked_at.append(watch.pid)
+
+    monkeypatch.setattr(SupervisorWatch, "look", look)
+    monkeypatch.setattr(page, "find", lambda _pid=None: {8: None})
+    shown = top._Top(7, Settings(), may_change=may_change)
+    assert shown._look() is None
+    assert looked_at == ([7, 8] if may_change else [7])
