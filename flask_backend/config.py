@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -16,7 +17,8 @@ from .retry import DEFAULT_RETRY, Retry
 
 URI_KEY = "BACKEND_CONNECTION_URI"
 BASE_URL_KEY = "BACKEND_BASE_URL"
-KEYS = (URI_KEY, "BACKEND_TTR", "BACKEND_TIMEOUT", "BACKEND_RETRY", BASE_URL_KEY)
+AFTER_COMMIT_KEY = "BACKEND_AFTER_COMMIT"
+KEYS = (URI_KEY, "BACKEND_TTR", "BACKEND_TIMEOUT", "BACKEND_RETRY", BASE_URL_KEY, AFTER_COMMIT_KEY)
 DEFAULT_PORT = 11300  # beanstalkd's default
 _URI = re.compile(
     r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s\x00-\x1f\x7f/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?",
@@ -94,6 +96,9 @@ class Settings:
     ``BACKEND_BASE_URL`` (``None``)
         The URL of the app's pages, such as ``https://example.com`` or ``https://example.com/shop``. With it,
         :func:`flask.url_for` works in tasks, receivers and hooks, and returns external URLs.
+    ``BACKEND_AFTER_COMMIT`` (``None``)
+        With ``"sqlalchemy"``, a call that is made while the session of Flask-SQLAlchemy has changes that are not
+        committed waits for the commit, as with the option ``after_commit=db.session``.
     """
 
     broker: Address | StandIn = Address()
@@ -101,6 +106,7 @@ class Settings:
     timeout_s: float = 5.0
     retry: Retry = DEFAULT_RETRY
     base_url: SplitResult | None = None
+    waits_for_commit: bool = False
 
     @property
     def address(self) -> Address:
@@ -121,6 +127,7 @@ class Settings:
             timeout_s=_positive(config, "BACKEND_TIMEOUT", _DEFAULTS.timeout_s),
             retry=Retry.from_setting("BACKEND_RETRY", config.get("BACKEND_RETRY", _DEFAULTS.retry)),
             base_url=_base_url(config.get(BASE_URL_KEY)),
+            waits_for_commit=_after_commit(config.get(AFTER_COMMIT_KEY)),
         )
 
 
@@ -146,6 +153,14 @@ def _base_url(value: object) -> SplitResult | None:
             "under one, for example https://example.com or https://example.com/shop"
         )
     return url
+
+
+def _after_commit(value: object) -> bool:
+    if value not in (None, "sqlalchemy"):
+        raise ConfigError(f'{AFTER_COMMIT_KEY} is {value!r}; expected "sqlalchemy", or None')
+    if value is not None and find_spec("sqlalchemy") is None:
+        raise ConfigError(f"{AFTER_COMMIT_KEY} is {value!r}, but SQLAlchemy is not installed: install Flask-SQLAlchemy")
+    return value is not None
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:

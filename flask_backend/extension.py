@@ -7,22 +7,23 @@ import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from flask import Flask, has_app_context
 from flask.globals import app_ctx
 
+from . import transactions
 from .broker.producer import Producer
 from .config import KEYS, Settings, StandIn
 from .current import CurrentJob
 from .durations import Delay
 from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .functions import check_fits, check_function, name_of, shown_name
-from .job import Batch, BulkError, Job, Jobs, batch_uid
+from .job import Batch, BulkError, DeferredJob, Job, Jobs, batch_uid
 from .message import encode_json, new_uid, show_value
 from .middleware import Middleware, check_middleware
 from .names import check_queue_name, check_worked_queue_name
-from .options import DEFAULTS, Options
+from .options import DEFAULTS, AfterCommit, Options
 from .registry import Handler, Handlers, check_endpoint, check_retry, check_time_limit
 from .retry import Retry
 from .scheduling import Around, ScheduledCall, make_around
@@ -30,6 +31,11 @@ from .signals import send, task_scheduled
 from .system.launch import launched
 from .task import Task
 from .tracing import Sending, watched
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from .deferral import Target
 
 launched()  # Flask-Script imports the app, which may change the working directory, before it runs our commands
 
@@ -91,7 +97,9 @@ class Backend:
         """
         if EXTENSION_KEY in app.extensions:
             raise RegistrationError(f"app {app.name!r} already has a Backend: call init_app once for each app")
-        self._producers[app] = self._make_producer(app, Settings.from_config(app.config))
+        settings = Settings.from_config(app.config)
+        self._producers[app] = self._make_producer(app, settings)
+        transactions.watch(is_wanted=settings.waits_for_commit)
         self._read[app] = _values(app)
         app.extensions[EXTENSION_KEY] = self
 
@@ -107,21 +115,23 @@ class Backend:
         priority: int | None = None,
         ttr: float | None = None,
         expires: Delay | None = None,
+        after_commit: AfterCommit | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task of ``queue``: calling it schedules it.
 
         ``endpoint`` is the task's name on the wire, by default the function's name. After ``time_limit`` seconds
         :exc:`TaskTimeout` is raised inside the task; the default is the limit of the worker's command line, if any.
-        ``retry`` is the policy after a failure; the default is ``BACKEND_RETRY``. ``delay``, ``priority``, ``ttr`` and
-        ``expires`` are the defaults of its calls, see :meth:`Task.options`. Raises :exc:`RegistrationError` if the
-        queue already has that endpoint, or has a receiver, or if the function cannot be a task, :exc:`QueueNameError`,
-        :exc:`ConfigError` for an invalid time limit or retry policy, and :exc:`OptionError`.
+        ``retry`` is the policy after a failure; the default is ``BACKEND_RETRY``. ``delay``, ``priority``,
+        ``ttr``, ``expires`` and ``after_commit`` are the defaults of its calls, see :meth:`Task.options`. Raises
+        :exc:`RegistrationError` if the queue already has that endpoint, or has a receiver, or if the function cannot be
+        a task, :exc:`QueueNameError`, :exc:`ConfigError` for an invalid time limit or retry policy, and
+        :exc:`OptionError`.
         """
         check_endpoint(endpoint)
         check_time_limit(time_limit)
         check_retry(retry)
-        is_plain = delay is priority is ttr is expires is None
-        defaults = DEFAULTS if is_plain else Options(delay, priority, ttr, expires)
+        is_plain = delay is priority is ttr is expires is after_commit is None
+        defaults = DEFAULTS if is_plain else Options(delay, priority, ttr, expires, after_commit)
         decorator = f"@backend.task({queue!r})"
 
         def decorate(function: Callable[P, R]) -> Task[P, R]:
@@ -222,7 +232,7 @@ class Backend:
         self.around = make_around(self._schedule_middleware)
         return function
 
-    def send(
+    def send(  # noqa: PLR0913  # all but two are keyword-only
         self,
         queue: str,
         message: Any,
@@ -230,6 +240,7 @@ class Backend:
         delay: Delay | None = None,
         priority: int | None = None,
         ttr: float | None = None,
+        after_commit: AfterCommit | None = None,
     ) -> Job:
         """Send a message, any value that JSON can carry, to an external system on the same server.
 
@@ -237,14 +248,14 @@ class Backend:
         errors of a :class:`Task`'s call.
         """
         check_queue_name(queue)
-        body, options = _encode_message(queue, message), Options(delay, priority, ttr)
+        body, options = _encode_message(queue, message), Options(delay, priority, ttr, after_commit=after_commit)
         with self.sending(queue) as sending:
             sending.size = len(body)
             job = self.put(queue, body, options, None)
             sending.sent = 1
         return job
 
-    def send_many(
+    def send_many(  # noqa: PLR0913  # likewise
         self,
         queue: str,
         messages: Iterable[Any],
@@ -252,13 +263,14 @@ class Backend:
         delay: Delay | None = None,
         priority: int | None = None,
         ttr: float | None = None,
+        after_commit: AfterCommit | None = None,
     ) -> Jobs:
         """Send many messages, in order and in batches, as :meth:`Task.map` schedules many calls.
 
         Raises :exc:`BulkError`, with the outcome of each, if a message was not accepted.
         """
         check_queue_name(queue)
-        options = Options(delay, priority, ttr)
+        options = Options(delay, priority, ttr, after_commit=after_commit)
         with self.sending(queue, is_batch=True) as sending:
             return self._put_batch(sending, messages, lambda _, message: _encode_message(queue, message), options, None)
 
@@ -306,6 +318,11 @@ class Backend:
 
     def put(self, queue: str, body: bytes, options: Options, uid: str | None, endpoint: str | None = None) -> Job:
         producer = self._producer()
+        if options.after_commit is not None or producer.settings.waits_for_commit:
+            from .deferral import defer
+
+            if (waits := self._find_session(producer, queue, options, endpoint)) is not None:
+                return defer(*waits, body, uid)
         job = Job(queue, producer.put(queue, body, options), uid, producer.uri, producer)
         if endpoint is not None:
             self._announce(endpoint, [job])
@@ -332,11 +349,24 @@ class Backend:
             self._announce(endpoint, jobs)
         return jobs
 
+    def _find_session(
+        self, producer: Producer, queue: str, options: Options, endpoint: str | None
+    ) -> tuple[Target, Session] | None:
+        """Return the session for whose commit a call waits, and the facts to send it then."""
+        from .deferral import Target, find_session
+
+        app = self.app_in_use()
+        session = find_session(app, producer, options)
+        if session is None:
+            return None
+        return Target(app, producer, queue, options, endpoint, self._handlers.get(queue)), session
+
     def _announce(self, endpoint: str, jobs: Collection[Job]) -> None:
-        if jobs and task_scheduled.receivers:
+        # Those that wait for a commit are announced when they are sent.
+        if jobs and task_scheduled.receivers and not isinstance(next(iter(jobs)), DeferredJob):
             send(task_scheduled, self.app_in_use(), endpoint=endpoint, jobs=jobs)
 
-    def _put_batch(
+    def _put_batch(  # the parts of a batch
         self,
         sending: Sending,
         items: Iterable[T],
@@ -345,6 +375,13 @@ class Backend:
         uid_prefix: str | None,
     ) -> Jobs:
         producer = self._producer()
+        if options.after_commit is not None or producer.settings.waits_for_commit:
+            from .deferral import defer_many
+
+            if (waits := self._find_session(producer, sending.queue, options, sending.endpoint)) is not None:
+                jobs = defer_many(*waits, items, encode, uid_prefix)
+                sending.sent = len(jobs)
+                return jobs
         outcome = producer.put_many(sending.queue, items, encode, options)
         sending.sent = len(outcome.accepted)
         batch = Batch(sending.queue, outcome, producer, uid_prefix)

@@ -16,13 +16,19 @@ from .message import show_value
 
 
 class JobState(StrEnum):
-    """The state of a job. ``DONE`` means that the server does not have it: it was finished, cancelled or deleted."""
+    """The state of a job. ``DONE`` means that the server does not have it: it was finished, cancelled or deleted.
+
+    Two are of calls with ``after_commit``: ``UNSENT`` before they are sent, or if the broker did not take them, and
+    ``DROPPED`` after a rollback.
+    """
 
     READY = "ready"
     DELAYED = "delayed"
     RESERVED = "reserved"
     BURIED = "buried"
     DONE = "done"
+    UNSENT = "unsent"
+    DROPPED = "dropped"
 
 
 _LAST_STATES = (JobState.DONE, JobState.BURIED)
@@ -134,6 +140,70 @@ for _name in (
     setattr(Job, f"__{_name}__", Job._refuse)  # noqa: SLF001  # its own  # pyright: ignore[reportPrivateUsage]
 
 
+class PendingCall(Protocol):
+    """The part of a call that waits for a commit which its job uses."""
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def uid(self) -> str | None: ...
+    @property
+    def broker(self) -> str: ...
+    @property
+    def job(self) -> Job | None: ...
+    @property
+    def state(self) -> JobState: ...
+    def withdraw(self) -> bool: ...
+
+
+class DeferredJob(Job):
+    """The job of a call that waits for a commit; see the option ``after_commit``. ``id`` is known once it is sent."""
+
+    __slots__ = ("_call",)
+    _call: PendingCall
+
+    def __init__(self, call: PendingCall) -> None:
+        for name, value in (("queue", call.queue), ("uid", call.uid), ("broker", call.broker), ("_call", call)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def id(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Beanstalkd's number. Raises :exc:`RuntimeError` before the call is sent."""
+        return self._sent().id
+
+    def state(self) -> JobState:
+        return self._call.state if self._call.job is None else self._call.job.state()
+
+    def cancel(self) -> bool:
+        return self._call.withdraw() if self._call.job is None else self._call.job.cancel()
+
+    def wait(self, timeout: float | timedelta) -> JobState:
+        if self._call.job is not None:
+            return self._call.job.wait(timeout)
+        if self._call.state is JobState.DROPPED:
+            return JobState.DROPPED
+        raise TimeoutError(f"{self!r}: commit its transaction before wait()")
+
+    def _sent(self) -> Job:
+        if self._call.job is None:
+            raise RuntimeError(f"{self!r}, and so has no id: use its uid")
+        return self._call.job
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DeferredJob) and other._call is self._call
+
+    def __hash__(self) -> int:
+        return hash(id(self._call))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self._sent().__reduce__()
+
+    def __repr__(self) -> str:
+        if self._call.job is not None:
+            return repr(self._call.job)
+        return f"<job {self.uid or 'without uid'} of {self.queue} is {self._call.state}: it waits for a commit>"
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The jobs of many items, each created on access."""
@@ -156,10 +226,20 @@ def batch_uid(prefix: str, index: int) -> str:
     return f"{prefix}{index:08x}"
 
 
+class AnyBatch(Protocol):
+    """The part of a batch that its jobs use."""
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def outcome(self) -> BulkOutcome: ...
+    def job(self, index: int) -> Job | None: ...
+
+
 class Jobs(Sequence[Job]):
     """The jobs of all items, in their order. Takes memory only where another producer interrupted: 24 bytes each."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: AnyBatch) -> None:
         self._batch = batch
 
     def __len__(self) -> int:
@@ -199,7 +279,7 @@ class BulkError(BackendError):
     the index of the first item that was not sent, if any.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: AnyBatch) -> None:
         outcome = batch.outcome
         super().__init__(str(outcome))
         self.jobs: Mapping[int, Job] = _JobsByIndex(batch)
@@ -215,7 +295,7 @@ class BulkError(BackendError):
 
 
 class _JobsByIndex(Mapping[int, Job]):
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: AnyBatch) -> None:
         self._batch = batch
 
     def __len__(self) -> int:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 from .durations import MAX_SECONDS, Delay, exact_seconds, whole_seconds
 from .errors import OptionError
 from .message import show_value
+
+# A session, or False to send at once.
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, scoped_session
+
+    AfterCommit = Session | scoped_session[Any] | Literal[False]
+else:
+    AfterCommit = Any
 
 # greenstalk's default, between the priorities that the protocol calls urgent (below 1024) and the last one.
 DEFAULT_PRIORITY = 2**16
@@ -30,6 +40,9 @@ class Options:
     ``expires``
         Until when a worker may start it: for a number of seconds after the call or a ``timedelta``, or until an aware
         ``datetime``, later than ``delay``. After that it is deleted without running. By default it never expires.
+    ``after_commit``
+        A SQLAlchemy ``Session`` or ``scoped_session``: the call is sent after its outermost transaction has been
+        committed, and dropped at a rollback. False sends it at once, whatever ``BACKEND_AFTER_COMMIT`` is.
 
     Raises :exc:`OptionError`.
     """
@@ -38,6 +51,7 @@ class Options:
     priority: int | None = None
     ttr: float | None = None
     expires: Delay | None = None
+    after_commit: AfterCommit | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.delay is not None:
@@ -50,6 +64,8 @@ class Options:
             raise OptionError(f"priority is {priority!r}; expected a whole number from 0 (first) to {MAX_PRIORITY}")
         if self.expires is not None:
             self._check_expires(self.expires)
+        if self.after_commit is not None and self.after_commit is not False:
+            _check_session(self.after_commit)
 
     def _check_expires(self, expires: Delay) -> None:
         delay_s = 0 if self.delay is None else whole_seconds("delay", self.delay)
@@ -69,6 +85,7 @@ class Options:
             priority=self.priority if self.priority is not None else defaults.priority,
             ttr=self.ttr if self.ttr is not None else defaults.ttr,
             expires=self.expires if self.expires is not None else defaults.expires,
+            after_commit=self.after_commit if self.after_commit is not None else defaults.after_commit,
         )
 
     def headers(self) -> dict[str, float]:
@@ -89,6 +106,19 @@ class Options:
             delay_s=0 if self.delay is None else whole_seconds("delay", self.delay),
             ttr_s=default_ttr_s if self.ttr is None else whole_seconds("ttr", self.ttr, least=1),
         )
+
+
+def _check_session(value: object) -> None:
+    """Raise :exc:`OptionError` for anything but a session. SQLAlchemy is imported if there is one."""
+    orm: Any = sys.modules.get("sqlalchemy.orm")
+    if orm is not None and isinstance(value, orm.Session | orm.scoped_session):
+        return
+    kind = type(value).__name__
+    hint = ": pass the sync_session of an AsyncSession" if "async" in kind.lower() else ""
+    raise OptionError(
+        f"after_commit is {show_value(value)}; expected a Session or a scoped_session of SQLAlchemy, for example "
+        f"db.session, or False to send at once{hint}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,13 @@ task_scheduled = _signals.signal(
 
     Sent in the caller, once for each call and once for each ``map``, also if it accepted only some of its items.""",
 )
+task_not_sent = _signals.signal(
+    "task-not-sent",
+    """A call that waited for a commit could not be put on the broker: ``job``, a :class:`~flask_backend.Job` with its
+    ``uid`` and without an ``id``, ``endpoint`` (None for a message), ``error``, and ``command``, the line to send it.
+
+    The transaction is committed. Sent in the process that has committed it.""",
+)
 task_started = _signals.signal(
     "task-started",
     "A worker is about to run ``job``. Its time limit begins after this.",

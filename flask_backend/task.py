@@ -15,7 +15,7 @@ from .errors import MessageEncodeError
 from .functions import bind, signature_of
 from .job import Job, Jobs
 from .message import encode_call, encode_json, head_of, new_uid, show_value
-from .options import Options
+from .options import AfterCommit, Options
 from .scheduling import Around, ScheduledCall
 from .tracing import Sending, tracers
 from .worker.event_loop import run_here
@@ -150,16 +150,19 @@ class Task(Generic[P, R_co]):
         priority: int | None = None,
         ttr: float | None = None,
         expires: Delay | None = None,
+        after_commit: AfterCommit | None = None,
     ) -> BoundTask[P]:
         """Return the task with scheduling options, ready to be called: ``hello.options(delay=60)("world")``.
 
         ``delay`` is seconds, a ``timedelta`` or an aware ``datetime``; ``priority`` is from 0 (first) to 4294967295, by
         default 65536; ``ttr`` is the seconds that its worker may be silent, by default ``BACKEND_TTR``. After
         ``expires``, seconds from the call, a ``timedelta`` or an aware ``datetime``, no worker starts the call or a
-        retry of it: the job is deleted. Options that are not set come from the task's decorator. Raises
-        :exc:`OptionError` for an invalid value, and for an ``expires`` that is not after ``delay``.
+        retry of it: the job is deleted. ``after_commit`` is a SQLAlchemy ``Session`` or ``scoped_session``: the call is
+        sent after its outermost commit, and dropped at a rollback; False sends it at once. Options that are not set
+        come from the task's decorator. Raises :exc:`OptionError` for an invalid value, and for an ``expires`` that is
+        not after ``delay``.
         """
-        return BoundTask(self, Options(delay, priority, ttr, expires).over(self._defaults))
+        return BoundTask(self, Options(delay, priority, ttr, expires, after_commit).over(self._defaults))
 
     def map(self, /, *iterables: Iterable[Any]) -> Jobs:
         """Schedule one call for each item, like the built-in ``map``: ``hello.map(["a", "b"])``.

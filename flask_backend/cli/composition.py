@@ -41,6 +41,7 @@ from flask_backend.system import page
 from flask_backend.system.exits import ExitCode, leave, leave_at_once
 from flask_backend.system.loggers import delivery, get_logger
 from flask_backend.system.streams import WORKER_PATIENCE_S, streams
+from flask_backend.transactions import forget_connections
 from flask_backend.worker import postmortem
 from flask_backend.worker.event_loop import EventLoop
 from flask_backend.worker.execution import Runner, prepare
@@ -167,6 +168,7 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
     settings = loaded.backend.settings_of(loaded.app)
 
     def work(context: ChildContext) -> int:
+        forget_connections(loaded.app)
         streams.wait_for_readers(WORKER_PATIENCE_S)
         own_limits = dataclasses.replace(limits, lifeline=context.lifeline)
         status = Worker(loaded.app, settings, loaded.backend.queues[context.pool], context, own_limits).run()
@@ -174,6 +176,7 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
         leave(status, None if status == ExitCode.OK else limits.drain_timeout_s)
 
     def settle(fd: int, death: Death, crashes: int) -> int:
+        forget_connections(loaded.app)
         settled = postmortem.settle(settings, loaded.backend.queues[death.pool], fd, death, crashes)
         if settled is None:
             return ExitCode.OK
@@ -181,6 +184,7 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
         return SETTLED_FOR_GOOD if settled.ending is Ending.BURIED else SETTLED
 
     def send(event: Event) -> None:
+        forget_connections(loaded.app)
         announce(loaded.app, _SIGNALS[event.name], description=event.description, **event.facts)
 
     look = QueueReader(settings, [pool.name for pool in pools if not pool.bounds.is_fixed])

@@ -338,6 +338,15 @@ class TestCall:
         assert (message["args"], message["kwargs"]) == ([], {"target": 1, "loud": True})
         assert told == {"broker": broker.uri, "job": told["job"], "queue": QUEUE, "uid": message["headers"]["id"]}
 
+    def test_an_array_and_an_object_are_arguments_of_both_kinds(self, broker, run):
+        message = json.loads(broker.peek(int(run("call", "hello", '["w"]', '{"loud": true}', "--yes").stdout)))
+        assert (message["args"], message["kwargs"]) == (["w"], {"loud": True})
+
+    @pytest.mark.parametrize("words", [("hello", '["w"]', "[1]"), ("hello", "{}", "{}"), ("inbox", "1", "{}")], ids=str)
+    def test_two_values_of_other_kinds_are_exit_2(self, broker, run, words):
+        assert run("call", *words, "--yes").returncode == 2
+        assert broker.jobs() == 0
+
     def test_a_call_may_expire(self, broker, run):
         job = int(run("call", "hello", '["w"]', "--expires", "90.5", "--yes").stdout)
         headers = json.loads(broker.peek(job))["headers"]

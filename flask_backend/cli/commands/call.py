@@ -27,6 +27,7 @@ _SHOWN_NAMES = 10
 @click.command()
 @click.argument("endpoint")
 @click.argument("arguments", metavar="[ARGS]", required=False)
+@click.argument("keywords", metavar="[KWARGS]", required=False)
 @click.option("--queue", "-q", help="The queue, if several have the endpoint.")
 @click.option(
     "--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Run it this much later, rounded up to seconds."
@@ -53,6 +54,7 @@ def call(  # noqa: PLR0913  # one parameter for each option
     ctx: click.Context,
     endpoint: str,
     arguments: str | None,
+    keywords: str | None,
     queue: str | None,
     delay: float | None,
     priority: int | None,
@@ -64,7 +66,7 @@ def call(  # noqa: PLR0913  # one parameter for each option
 ) -> None:
     """Schedule a call of the task ENDPOINT, and print the job's id.
 
-    ARGS is a JSON array, or a JSON object for keyword arguments:
+    ARGS is a JSON array, or a JSON object for keyword arguments; KWARGS is an object after an array:
 
     \b
       flask-backend call hello '["world"]'
@@ -83,12 +85,14 @@ def call(  # noqa: PLR0913  # one parameter for each option
     options = _options(handler, delay, priority, ttr, expires)
     where = _where(handlers, options.resolve(1).delay_s)
     if handler is handlers.receiver:
+        if keywords is not None:
+            raise click.UsageError(f"{endpoint} is a receiver: it takes one message")
         message = _read_message(arguments)
         confirm(f"Send {_shown(json.dumps(message, ensure_ascii=False))} to {where}?", yes=yes)
         with loaded.app.app_context():
             job = loaded.backend.send(handlers.queue, message, delay=delay, priority=priority, ttr=ttr)
     else:
-        args, kwargs = _read_arguments(arguments)
+        args, kwargs = _read_arguments(arguments, keywords)
         _check_arguments(handler, args, kwargs)
         confirm(f"Schedule {_shown(show_call(endpoint, args, kwargs))} on {where}?", yes=yes)
         task = Task(loaded.backend, handlers.queue, endpoint, handler.function, options)
@@ -142,10 +146,13 @@ def _unknown(endpoint: str, wanted: list[Handlers]) -> str:
     return f"no task or receiver {endpoint!r}. Known names, closest first:\n{shown}{more}"
 
 
-def _read_arguments(text: str | None) -> tuple[Sequence[Any], Mapping[str, Any]]:
+def _read_arguments(text: str | None, keywords: str | None) -> tuple[Sequence[Any], Mapping[str, Any]]:
     value = _read_json("[]" if text is None else text)
+    named: Any = {} if keywords is None else _read_json(keywords)
+    if not isinstance(named, dict) or (keywords is not None and not isinstance(value, list)):
+        raise _bad_arguments("two values must be a JSON array and a JSON object")
     if isinstance(value, list):
-        return cast("Sequence[Any]", value), {}
+        return cast("Sequence[Any]", value), cast("Mapping[str, Any]", named)
     if isinstance(value, dict):
         return [], cast("Mapping[str, Any]", value)
     shown = visible(cut(text or "", 60))
