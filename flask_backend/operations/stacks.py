@@ -20,6 +20,7 @@ PATIENCE_S = 1.0
 _LOOK_S = 0.002
 _QUIET_S = 0.1
 _MOST_BYTES = 1 << 20
+_STOPPED = "is stopped, by a signal or a debugger"
 
 
 class StacksError(BackendError):
@@ -69,7 +70,7 @@ def _check(supervisor: int, worker: int) -> None:
     if process is None or stat is None or stat.parent != supervisor:
         raise StacksError(f"worker {worker} has ended")
     if process[0] in "Tt":
-        raise StacksError(f"worker {worker} is stopped, by a signal or a debugger")
+        raise StacksError(f"worker {worker} {_STOPPED}")
 
 
 @contextmanager
@@ -101,7 +102,7 @@ def _ask(process: int, worker: int, fd: int) -> str:
     if not _wait(lambda: _read(fd).endswith(END), PATIENCE_S):
         signal.pidfd_send_signal(process, INSIST)
         if not _wait(lambda: bool(_read(fd)), PATIENCE_S):
-            raise StacksError(f"worker {worker} does not answer: {_describe_state(worker)}")
+            raise StacksError(f"worker {worker} {_describe_state(worker)}")
         size = 0
         while size < (size := len(_read(fd))):
             time.sleep(_QUIET_S)  # its end cannot be seen
@@ -109,12 +110,15 @@ def _ask(process: int, worker: int, fd: int) -> str:
 
 
 def _describe_state(worker: int) -> str:
+    """Return why a worker does not answer."""
     process = pages.read_process(worker)
     if process is None:
-        return "it has ended"
+        return "has ended"
+    if process[0] in "Tt":
+        return _STOPPED
     if process[0] == "D":
-        return "it waits in the kernel, for a disk or a network file system"
-    return "its code has blocked the signals, or the machine is busy"
+        return "does not answer: it waits in the kernel, for a disk or a network file system"
+    return "does not answer: its code has blocked the signals, or the machine is busy"
 
 
 def _read(fd: int) -> bytes:

@@ -77,7 +77,7 @@ def _coroutines() -> Iterator[str]:
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or (loop := asyncio._get_running_loop()) is None:  # noqa: SLF001  # get_running_loop() raises
         return
-    for task in asyncio.all_tasks(loop):
+    for task in asyncio.all_tasks(loop) - {asyncio.current_task(loop)}:  # the one that runs is on the thread's stack
         yield f"Coroutine {task.get_name()} (most recent call first):\n"
         yield from reversed(
             [f'  File "{code.co_filename}", line {line} in {code.co_name}\n' for code, line in _awaits(task)]
