@@ -171,6 +171,25 @@ def test_a_closed_terminal_ends_it(show, supervised):
     assert shown.process.wait(20) == -signal.SIGHUP
 
 
+def test_an_exception_is_shown_on_the_terminal_as_it_was():
+    code = """
+import flask_backend.cli.screen.terminal as module
+with module.Terminal(has_colours=True) as terminal:
+    terminal.draw([module.Line("drawn", "1;31")])
+    raise ValueError("a bug")
+"""
+    terminal = Terminal()
+    modes = terminal.modes()
+    process = subprocess.Popen([*terminal.start(streams="012"), sys.executable, "-c", code], env=ENVIRONMENT)
+    assert process.wait(20) == 1
+    terminal.wait_for(r"^ValueError: a bug$")
+    picture = terminal.picture
+    assert (picture.is_alternate, picture.hides_cursor, picture.cuts_lines) == (False, False, False)
+    assert "drawn" not in picture.text.splitlines()
+    assert terminal.modes() == modes
+    terminal.close()
+
+
 def test_a_terminal_that_takes_no_output_does_not_keep_it_from_ending(show, supervised):
     shown = show("--pid", str(supervised.pid), size=(300, 100))
     shown.wait_for(r"^\[2 workers")
