@@ -94,6 +94,9 @@ class PendingCall:
         self._end(self.state)
         return self.job
 
+    def finish(self) -> None:
+        self._end(JobState.DONE)
+
     def fail(self, error: BaseException) -> None:
         """Log the command that sends it, and send the signal; the transaction is committed."""
         self._end(self.state)
@@ -213,7 +216,9 @@ def send_all(waiting: Sequence[PendingCall]) -> None:
             else:
                 _send_group(target, calls)
         except BaseException as error:
-            if target.producer.settings.broker is not StandIn.SYNC:
+            if target.producer.settings.broker is StandIn.SYNC:
+                _finish(calls)
+            else:
                 _fail(calls, error)
             if isinstance(error, BrokerConnectionError):
                 away[target.producer] = error
@@ -221,6 +226,13 @@ def send_all(waiting: Sequence[PendingCall]) -> None:
                 raised = raised or error
     if raised is not None:
         raise raised
+
+
+def _finish(calls: Iterable[PendingCall]) -> None:
+    """In ``sync://`` the exception is that of a task, which has run."""
+    for pending in calls:
+        if pending.is_waiting:
+            pending.finish()
 
 
 def _fail(calls: Iterable[PendingCall], error: BaseException) -> None:

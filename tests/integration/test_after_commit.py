@@ -717,11 +717,12 @@ def test_in_sync_a_call_runs_after_the_commit_and_its_error_does_not_harm_the_se
         session.commit()
         assert example.ran == [["a"]]
         session.add(example.User(name="b"))
-        fail.options(after_commit=session)()
+        job = fail.options(after_commit=session)()
         read.options(after_commit=session)("b")
         with pytest.raises(ValueError, match="no luck"):
             session.commit()
         assert example.ran == [["a"], ["a", "b"]]
+        assert job.state() is JobState.DONE
         session.add(example.User(name="c"))
         session.commit()
 
