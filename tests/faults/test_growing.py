@@ -89,7 +89,7 @@ def test_a_paused_queue_does_not_grow(scaled, occupy, broker):
     with broker.client(QUEUE) as client:
         client.pause_tube(QUEUE, 600)
         occupy(3)
-        wait_for_looks(broker, 25)
+        wait_for_looks(broker, 15)
         assert len(supervised.workers()) == 1
         client.pause_tube(QUEUE, 0)
     supervised.wait_for_log(f"{QUEUE}=3 (1..3): one worker more")
@@ -187,7 +187,7 @@ def test_a_queue_whose_new_worker_takes_long_to_start_grows_no_further(scaled, o
     (tmp_path / "gate").touch()
     occupy(4)
     supervised.wait_for_log(f"{QUEUE}=2 (1..3): one worker more")
-    wait_for_looks(supervised.broker, 25)
+    wait_for_looks(supervised.broker, 15)
     assert f"{QUEUE}=3" not in supervised.log
     (tmp_path / "gate").unlink()
     supervised.wait_for_log(f"{QUEUE}=3 (1..3): one worker more")
@@ -213,7 +213,7 @@ def test_two_supervisors_share_a_load(scaled, occupy, broker):
     both = [scaled(), scaled()]
     occupy(3)
     wait_until(lambda: broker.count(QUEUE, "reserved") == 3, "each job has a worker")
-    wait_for_looks(broker, 40)
+    wait_for_looks(broker, 25)
     assert 3 <= sum(len(each.workers()) for each in both) <= 4
     occupy.release()
     for each in both:
