@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +28,10 @@ DOCKER = ROOT / "deploy" / "docker"
 WORKERS = Image(DOCKER / "Dockerfile", {"/venv": Path(sys.prefix), "/app": ROOT / "examples" / "thumbnails"})
 BEANSTALKD = Image(DOCKER / "beanstalkd.Dockerfile")
 QUEUE = "com.example/thumbnails"
-DOCS = (ROOT / "docs" / "run" / "kubernetes.md").read_text()
+OVERLAY, WITHOUT_KEDA, FOR_METRICS = (
+    textwrap.dedent(block)
+    for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "run" / "kubernetes.md").read_text(), re.DOTALL)
+)
 
 
 # -- as Kustomize builds them --------------------------------------------------------------------------------
@@ -45,19 +49,20 @@ def build(tmp_path):
         (tmp_path / "shop" / "kustomization.yaml").write_text(overlay)
         built = subprocess.run(["kubectl", "kustomize", tmp_path / "shop"], capture_output=True, text=True)
         assert (built.returncode, built.stderr) == (0, "")
-        objects = {each["kind"]: each for each in yaml.safe_load_all(built.stdout)}
-        for kind, each in objects.items():
-            if kind != "ScaledObject":
+        objects = list(yaml.safe_load_all(built.stdout))
+        for each in objects:
+            if each["kind"] != "ScaledObject":
                 kubernetes_validate.validate(each, "1.29", strict=True)
-        return objects
+        # Of all kinds but one there is only one object.
+        return {each["kind"]: each for each in objects} | {
+            ("NetworkPolicy", each["metadata"]["name"]): each for each in objects if each["kind"] == "NetworkPolicy"
+        }
 
     return build
 
 
 def test_the_documented_overlay_changes_everything_that_belongs_together(build):
-    overlay, _ = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
-
-    built = build(overlay)
+    built = build(OVERLAY)
 
     assert {each["metadata"]["namespace"] for each in built.values()} == {"shop"}
     settings = built["ConfigMap"]
@@ -73,14 +78,21 @@ def test_the_documented_overlay_changes_everything_that_belongs_together(build):
 
 
 def test_the_documented_overlay_without_keda_and_with_all_sysctls(build):
-    overlay, without = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    rest = OVERLAY[: OVERLAY.index("patches:")]
 
-    built = build(overlay[: overlay.index("patches:")] + without + "components:\n  - ../deploy/kubernetes/retries\n")
+    built = build(rest + WITHOUT_KEDA + "components:\n  - ../deploy/kubernetes/retries\n")
 
     assert "ScaledObject" not in built
     assert built["Deployment"]["spec"]["replicas"] == 3
     sysctls = built["StatefulSet"]["spec"]["template"]["spec"]["securityContext"]["sysctls"]
     assert sysctls[-1]["name"] == "net.ipv4.tcp_retries2"
+
+
+def test_the_documented_patch_lets_prometheus_in(build):
+    built = build(OVERLAY + FOR_METRICS.removeprefix("patches:\n"))
+
+    [rule] = built["NetworkPolicy", "worker"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 9464}]
 
 
 # -- as their containers run ---------------------------------------------------------------------------------

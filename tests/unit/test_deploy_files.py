@@ -13,6 +13,7 @@ from support.containers import Image
 
 from flask_backend.cli.commands.supervise import supervise
 from flask_backend.config import Address, Settings
+from flask_backend.system.page import FROZEN_AFTER_S
 from flask_backend.worker.link import RESERVE_S
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,11 @@ def test_no_probe_restarts_a_supervisor_that_starts():
     boot_s = option("boot_timeout")
     assert seconds(HEALTHCHECKS["Dockerfile"]["start-period"]) >= boot_s
     assert startup["periodSeconds"] * startup["failureThreshold"] >= boot_s
+
+
+def test_no_watchdog_restarts_a_supervisor_that_does_not_count_as_frozen():
+    assert seconds(UNIT["WatchdogSec"]) > FROZEN_AFTER_S
+    assert WORKER["livenessProbe"]["periodSeconds"] * WORKER["livenessProbe"]["failureThreshold"] > FROZEN_AFTER_S
 
 
 def test_all_files_ask_by_the_same_commands_and_only_for_what_a_restart_can_mend():
