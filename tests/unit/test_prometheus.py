@@ -73,7 +73,7 @@ def test_each_metric_label_and_value_in_an_expression_is_exposed(exposed, name):
 def test_each_alert_says_what_is_wrong_how_bad_it_is_and_where_its_runbook_is(rule):
     assert rule["labels"]["severity"] in ("warning", "critical")
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-    assert rule["annotations"]["runbook"] == f"docs/oncall/troubleshooting.md#{rule['alert'].lower()}"
+    assert rule["annotations"]["runbook"] == f"docs/oncall/alerts.md#{rule['alert'].lower()}"
     assert rule["alert"].startswith("FlaskBackend")
 
 
