@@ -50,7 +50,7 @@ ROOM = 0.75
 LIMITS = (
     Goal(JOB_CPU, OURS, 1.3 / ROOM, is_at_least=False, against=LOOP),
     Goal(JOB_CPU, PREFETCHING, 1.4 / ROOM, is_at_least=False, against=EIGHT),
-    Goal(LOGGING_CPU, OURS, 2 / ROOM, is_at_least=False, against=LOOP),
+    Goal(LOGGING_CPU, OURS, 2.3 / ROOM, is_at_least=False, against=LOOP),
     Goal(CALL_CPU, OURS, 1.6 / ROOM, is_at_least=False, against=LOOP),
     Goal(KEYWORDS_CPU, OURS, 1.25 / ROOM, is_at_least=False, against=LOOP),
     Goal(MAP_CPU, OURS, 1.05 / ROOM, is_at_least=False, against=PIPELINED),
