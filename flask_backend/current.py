@@ -8,15 +8,18 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
+from flask import has_app_context
+from flask.globals import app_ctx
 from werkzeug.local import LocalProxy
 
 from .broker import cursors
 from .broker.cursors import Cursor, CursorConnection, Owner
 from .broker.stats import JobCounters
-from .errors import BrokerError, JobNotFoundError, OptionError, TaskInterrupted
+from .errors import BrokerError, CheckpointError, JobNotFoundError, OptionError, TaskInterrupted
 from .message import scheduled_at, show_value
 from .retry import Attempts, Retry
 from .system.loggers import get_logger
+from .transactions import find_written_session
 
 logger = get_logger("flask_backend.worker")
 
@@ -178,8 +181,10 @@ class CurrentJob:
         The task is left by raising :exc:`TaskInterrupted`, which ``except Exception`` does not catch. It is the same
         job afterwards, and no attempt is counted. Raises :exc:`MessageEncodeError` for another cursor, and
         :exc:`JobNotFoundError` if the worker no longer holds the job, so that another one may run it. A broker that is
-        away is logged, and the task goes on. In ``sync://`` and ``run()`` a checkpoint does nothing.
+        away is logged, and the task goes on. Raises :exc:`CheckpointError`, each time, if the session of the app's
+        Flask-SQLAlchemy has changes that are not committed. In ``sync://`` and ``run()`` a checkpoint does nothing.
         """
+        _check_committed()
         self._checkpointed().reach(cursor)
 
     def progress(self, done: int, total: int) -> None:
@@ -203,8 +208,7 @@ class CurrentJob:
 
     @property
     def cursor_owner(self) -> Owner:
-        uid = self.headers.get("id")
-        return Owner(self.id, self.queue, uid if isinstance(uid, str) and uid else None)
+        return Owner.with_headers(self.id, self.queue, self.headers)
 
     def learn(self, counters: JobCounters) -> None:
         """Take the job's counters, so that its attempt stays known when the job is no longer held."""
@@ -243,6 +247,15 @@ _NO_JOB = (
 
 # A proxy like flask.current_app: false if no job is running; using it then raises RuntimeError.
 current_job = cast("CurrentJob", LocalProxy(job_being_run, unbound_message=_NO_JOB))
+
+
+def _check_committed() -> None:
+    """Raise :exc:`CheckpointError` if the app has changes in its database that are not committed."""
+    if has_app_context() and find_written_session(app_ctx.app) is not None:
+        raise CheckpointError(
+            "the session has changes that are not committed: commit what the cursor covers before the checkpoint, or a "
+            "task that is left here would lose them"
+        )
 
 
 _MOST = 2**63  # it is shown from a word of 64 bits

@@ -53,6 +53,10 @@ class TaskTimeout(BackendError):  # noqa: N818  # the name that users know
     """The task has reached its time limit; raised inside the task, at the line that it is running."""
 
 
+class CheckpointError(BackendError, RuntimeError):
+    """A checkpoint was reached while the changes that its cursor covers are not committed."""
+
+
 class TaskInterrupted(BaseException):
     """The task is left at a checkpoint, because its worker is to stop; it goes on there in another worker.
 

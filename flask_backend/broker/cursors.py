@@ -7,12 +7,12 @@ death in between leaves both, and the newer one counts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, cast
 
 from flask_backend.errors import MessageDecodeError, MessageEncodeError
-from flask_backend.message import decode_json, encode_json, has_uid, show_value
+from flask_backend.message import decode, decode_json, encode_json, has_uid, show_value
 from flask_backend.names import cursor_tube, is_cursor_tube, is_queue_name
 from flask_backend.options import MAX_PRIORITY
 
@@ -46,6 +46,19 @@ class Owner:
     job: int
     queue: str
     uid: str | None
+
+    @classmethod
+    def of(cls, job: int, queue: str, body: bytes) -> Owner:
+        try:
+            headers = decode(body).headers
+        except MessageDecodeError:
+            headers = {}
+        return cls.with_headers(job, queue, headers)
+
+    @classmethod
+    def with_headers(cls, job: int, queue: str, headers: Mapping[str, Any]) -> Owner:
+        uid = headers.get("id")
+        return cls(job, queue, uid if isinstance(uid, str) and uid else None)
 
     @property
     def tube(self) -> str:

@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flask_backend.broker.cursors import Cursor
 from flask_backend.errors import MessageDecodeError
-from flask_backend.message import Message, decode, decode_json, expires_at, show_call
+from flask_backend.message import Message, cut, decode, decode_json, expires_at, show_call
 from flask_backend.visible import visible
 
 from .output import show_seconds, show_time
@@ -17,6 +18,7 @@ _CALL = {"endpoint", "args", "kwargs", "headers"}
 # How much is shown of a body that is not JSON: enough to recognize it.
 _MAX_TEXT = 1000
 _MAX_HEX_BYTES = 256
+_MAX_CURSOR = 200  # characters
 _HEX_BYTES_A_LINE = 16
 
 
@@ -43,6 +45,11 @@ def expiry_in(body: bytes) -> float | None:
 def show_expiry(at: float, now: float) -> str:
     """Return when a call expires or has expired, in words."""
     return f"{show_time(at)}, " + (f"in {show_seconds(at - now)}" if at > now else f"{show_seconds(now - at)} ago")
+
+
+def show_cursor(cursor: Cursor) -> str:
+    """Return a cursor in one line."""
+    return visible(cut(json.dumps(cursor.value, ensure_ascii=False), _MAX_CURSOR))
 
 
 def show_body(body: bytes) -> str:

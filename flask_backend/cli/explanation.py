@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from flask_backend.broker.cursors import Cursor
 from flask_backend.broker.stats import JobRecord, Queue
 from flask_backend.retry import Retry
 from flask_backend.stories import Story
 from flask_backend.visible import visible
 
+from .bodies import show_cursor
 from .lookup import GONE, UNTOLD
 from .output import count_of, show_seconds, show_time
 from .stories import show_story
@@ -35,8 +37,9 @@ class Reason:
 class Facts:
     """The facts about a job at ``now``, in seconds since the epoch.
 
-    ``story`` is set for a buried job, and ``expires_at``, in seconds since the epoch, for a call that expires;
-    ``misfit`` and ``retry`` are known if the job's queue is in a loaded app.
+    ``story`` is set for a buried job, ``expires_at``, in seconds since the epoch, for a call that expires, and
+    ``cursor`` for one whose task has saved a checkpoint, which does not expire any more; ``misfit`` and ``retry`` are
+    known if the job's queue is in a loaded app.
     """
 
     record: JobRecord
@@ -46,10 +49,11 @@ class Facts:
     misfit: Incompatibility | None = None
     retry: Retry | None = None
     expires_at: float | None = None
+    cursor: Cursor | None = None
 
     @property
     def is_expired(self) -> bool:
-        return self.expires_at is not None and self.expires_at <= self.now
+        return self.cursor is None and self.expires_at is not None and self.expires_at <= self.now
 
     @property
     def attempt(self) -> int:
@@ -70,14 +74,18 @@ def gone(job_id: int) -> Reason:
 
 
 def explain(facts: Facts) -> Reason:
-    """Return the reason that matters most; the next one, if any, becomes a second sentence."""
+    """Return the reason that matters most; the next one, if any, becomes a second sentence, the checkpoint the last."""
     first, *others = islice(_reasons(facts), 2)
     numbers = {"age_s": facts.record.age_s, **first.numbers}
     if facts.expires_at is not None:
         numbers |= {"expires_at": facts.expires_at}
     if facts.record.state != "buried":  # which has no next attempt
         numbers |= {"attempt": facts.attempt, "allowed": facts.allowed}
-    return Reason(first.code, " ".join(each.text for each in (first, *others)), numbers)
+    sentences = [each.text for each in (first, *others)]
+    if facts.cursor is not None:
+        numbers |= {"cursor_saves": facts.cursor.number}
+        sentences.append(f"It goes on at its last saved checkpoint, cursor {show_cursor(facts.cursor)}.")
+    return Reason(first.code, " ".join(sentences), numbers)
 
 
 def _reasons(facts: Facts) -> Iterator[Reason]:
@@ -148,7 +156,7 @@ def _expired(facts: Facts) -> Reason:
 
 
 def _will_expire(facts: Facts) -> Iterator[Reason]:
-    if facts.expires_at is None:
+    if facts.expires_at is None or facts.cursor is not None:
         return
     job, left_s = facts.record, facts.expires_at - facts.now
     before = ", before it is due" if job.state == "delayed" and left_s < job.time_left_s else ""

@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 from flask_backend.broker import cursors
 from flask_backend.broker.connection import PIPELINE_JOBS, Connection
+from flask_backend.broker.cursors import Cursor, Owner
 from flask_backend.broker.stats import JobRecord, Queue
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
@@ -178,6 +179,10 @@ class Console:
     def bodies(self, ids: Iterable[int]) -> dict[int, bytes]:
         """Return the bodies of the jobs that exist, by id."""
         return self._connection.peek(ids)
+
+    def cursor_of(self, job: JobRecord, body: bytes) -> Cursor | None:
+        """Return the newest cursor that the task of a job has saved, if any."""
+        return cursors.load(self._connection, Owner.of(job.id, job.queue, body))
 
     def kick(self, job_id: int) -> bool:
         """Make a buried or delayed job ready; return whether it was buried or delayed."""

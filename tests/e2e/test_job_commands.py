@@ -18,6 +18,8 @@ import pytest
 from support.supervised import Command
 from support.waiting import wait_until
 
+from flask_backend.broker.cursors import Owner
+
 BIN = Path(sys.executable).parent / "flask-backend"
 QUEUE = "com.example/default"
 OTHER = "com.example/other"
@@ -136,6 +138,18 @@ class TestPeek:
             'headers:   {"at": 1767225600.5}\n'
             'call:      hello("w")\n'
         )
+
+    def test_the_cursor_of_a_long_task_is_shown_and_deleted_with_the_job(self, broker, run_without_app):
+        job = broker.put(QUEUE, b'{"endpoint":"hello","args":["w"],"headers":{"id":"7f"}}')
+        tube = Owner(job, QUEUE, "7f").tube
+        body = {"job": job, "queue": QUEUE, "uid": "7f", "number": 2, "cursor": {"page": 3}}
+        broker.put(tube, json.dumps(body).encode(), ttr=1)
+        assert run_without_app("peek", job).stdout.endswith('cursor:    {"page": 3}\n')
+        assert json.loads(run_without_app("peek", job, "--json").stdout)["cursor"] == {"page": 3}
+        assert "It goes on at its last saved checkpoint" in run_without_app("explain", job).stdout
+        assert tube not in run_without_app("queues").stdout
+        assert run_without_app("delete", job, "--yes").returncode == 0
+        assert broker.is_empty(tube)
 
     def test_another_message_is_shown_as_json_with_its_remaining_delay(self, broker, run_without_app):
         job = broker.put(INBOX, b'{"any":1}', delay=600)

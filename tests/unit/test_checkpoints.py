@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Mapped, mapped_column
 
 from flask_backend import (
     Backend,
+    CheckpointError,
     Discard,
     JobState,
     MessageEncodeError,
@@ -292,3 +296,39 @@ def test_progress_is_two_whole_numbers(backend, seen):
     testing.drain(backend)
     task.run()
     assert seen == [True, True]
+
+
+def test_a_checkpoint_before_the_commit_is_refused_each_time(seen):
+    app = Flask(__name__)
+    app.config.update(BACKEND_CONNECTION_URI="memory://", SQLALCHEMY_DATABASE_URI="sqlite://")
+    db = SQLAlchemy(app)
+    backend = Backend(app)
+
+    class Row(db.Model):
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    @backend.task(QUEUE)
+    def imports():
+        db.create_all()
+        db.session.scalars(select(Row)).all()
+        current_job.checkpoint(0)  # a transaction that has only read
+        for how in (lambda: None, db.session.flush):
+            db.session.add(Row())
+            how()
+            with pytest.raises(CheckpointError, match="commit what the cursor covers before the checkpoint"):
+                current_job.checkpoint(1)
+            db.session.rollback()
+        db.session.execute(insert(Row))
+        with pytest.raises(CheckpointError):
+            current_job.checkpoint(1)
+        db.session.commit()
+        current_job.checkpoint(2)
+        seen.append(current_job.cursor)
+
+    imports()
+    testing.drain(backend)
+    assert seen == [2]
+    with app.app_context():
+        db.session.remove()
+        for engine in db.engines.values():
+            engine.dispose()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flask_backend import Retry
+from flask_backend.broker.cursors import Cursor
 from flask_backend.broker.stats import JobRecord, Queue
 from flask_backend.cli.explanation import Facts, explain, gone
 from flask_backend.operations.compatibility import Fault, Incompatibility
@@ -187,6 +188,14 @@ def test_a_buried_job_that_has_expired_would_not_run_after_a_retry():
     assert reason.text.endswith(
         "Job 7 expired 5s ago: after a retry it is deleted, and not run, as soon as a worker takes it."
     )
+
+
+def test_a_job_with_a_checkpoint_continues_and_does_not_expire():
+    reason = explain(Facts(JOB, QUEUE, NOW, expires_at=NOW - 90, cursor=Cursor({"page": "\x1b[31m"}, 3, 70)))
+    assert reason.code == "busy"
+    assert reason.text.endswith(r'It goes on at its last saved checkpoint, cursor {"page": "\u001b[31m"}.')
+    assert reason.numbers["cursor_saves"] == 3
+    assert "expired" not in reason.text
 
 
 def test_a_job_that_will_expire_has_the_time_as_the_second_sentence():

@@ -20,7 +20,7 @@ ARROWS = {
     "system": set(),
     "registry": set(),
     "broker": {"system"},
-    "current": {"broker", "system"},
+    "current": {"broker", "system", "transactions"},
     "embedded": set(),
     "supervisor": {"system"},
     "signals": {"system"},

@@ -86,6 +86,7 @@ def _gather(console: Console, loaded: LoadedApp | None, job_id: int) -> Facts | 
     if record is None or queue is None or body is None:
         return None
     facts = Facts(record, queue, time.time(), story=find_story(console, record), expires_at=expiry_in(body))
+    facts = dataclasses.replace(facts, cursor=console.cursor_of(record, body))
     handlers = loaded.backend.queues.get(record.queue) if loaded else None
     if loaded is None or handlers is None:
         return facts

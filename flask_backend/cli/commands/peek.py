@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flask_backend.cli.bodies import call_in, expiry_in, show_arguments, show_at_length, show_body, show_expiry
+from flask_backend.cli.bodies import (
+    call_in,
+    expiry_in,
+    show_arguments,
+    show_at_length,
+    show_body,
+    show_cursor,
+    show_expiry,
+)
 from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import JobGoneError, find_story
 from flask_backend.cli.output import (
@@ -61,15 +69,18 @@ def peek(ctx: click.Context, job_id: int, broker_uri: str | None, *, raw: bool, 
         if raw:
             click.echo(body, nl=False)
             return
-        story = find_story(console, record)
+        story, cursor = find_story(console, record), console.cursor_of(record, body)
         address = console.address
     if as_json:
         told = dataclasses.asdict(story) if story else None
         content = {"bytes": len(body), **_content(body)}
-        echo_json({**job_as_dict(address, record), "expires_at": expiry_in(body), **content, "story": told})
+        more = {"expires_at": expiry_in(body), **content, "cursor": cursor.value if cursor else None, "story": told}
+        echo_json({**job_as_dict(address, record), **more})
         return
     for line in (*_described(record, story), *_described_body(body)):
         echo(line)
+    if cursor is not None:
+        echo(labelled("cursor", show_cursor(cursor)))
 
 
 def _content(body: bytes) -> dict[str, Any]:
