@@ -94,7 +94,7 @@ def show_signals():
 
 
 @backend.task(QUEUE)
-def compute(path):
+def compute_until(path):
     write_down("computes")
     while not Path(path).exists():
         json.loads(json.dumps({"rows": [str(row) for row in range(10)]}))
@@ -269,7 +269,7 @@ def test_a_busy_worker_survives_repeated_requests_for_its_stacks(start, call, tm
     supervised = start(workers=1)
     supervised.wait_ready()
     (worker,) = supervised.workers()
-    call("compute", str(tmp_path / "end"))
+    call("compute_until", str(tmp_path / "end"))
     supervised.wait_for_line("computes")
     asked = supervised.log.count("most recent call first")
     for _ in range(3000):  # dumped while the interpreter runs on, a few hundred were enough to crash it
