@@ -48,6 +48,7 @@ def test_the_stack_of_a_task_is_shown_and_the_task_goes_on(supervise, tasks, tmp
     wait_until(lambda: supervised.ledger, "it runs")
     wait_until(lambda: "begin" in supervised.ledger[-1], "it runs")
     worker = busy_worker(supervised)
+    wait_until(lambda: f"in {function}\n" in read_stacks(supervised.pid, worker), "it is there")
     for _ in range(3):
         text = read_stacks(supervised.pid, worker)
         first, *_ = text.split("\n\n")
