@@ -48,13 +48,13 @@ MEASURES = (
 ROOM = 0.75
 
 LIMITS = (
-    Goal(JOB_CPU, OURS, 1.3 / ROOM, is_at_least=False, against=LOOP),
+    Goal(JOB_CPU, OURS, 1.2 / ROOM, is_at_least=False, against=LOOP),
     Goal(JOB_CPU, PREFETCHING, 1.4 / ROOM, is_at_least=False, against=EIGHT),
     Goal(LOGGING_CPU, OURS, 2.3 / ROOM, is_at_least=False, against=LOOP),
     Goal(CALL_CPU, OURS, 1.6 / ROOM, is_at_least=False, against=LOOP),
-    Goal(KEYWORDS_CPU, OURS, 1.25 / ROOM, is_at_least=False, against=LOOP),
-    Goal(MAP_CPU, OURS, 1.05 / ROOM, is_at_least=False, against=PIPELINED),
-    Goal(LATENCY, OURS, 2.2 / ROOM, is_at_least=False, against=LOOP),
+    Goal(KEYWORDS_CPU, OURS, 1.2 / ROOM, is_at_least=False, against=LOOP),
+    Goal(MAP_CPU, OURS, 1.0 / ROOM, is_at_least=False, against=PIPELINED),
+    Goal(LATENCY, OURS, 1.9 / ROOM, is_at_least=False, against=LOOP),
 )
 
 
