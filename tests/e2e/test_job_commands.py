@@ -185,6 +185,7 @@ class TestPeek:
             "kicks": 0,
             "attempts": 1,
             "expires_at": None,
+            "cursor": None,
             "bytes": 55,
             "body": {"endpoint": "hello", "args": ["\ud800"], "kwargs": {}},
             "story": None,

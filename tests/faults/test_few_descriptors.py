@@ -105,7 +105,7 @@ def test_a_supervisor_without_a_descriptor_left_goes_on(supervise, tasks, broker
     supervised.wait_for_line("survived")
     supervised.send(signal.SIGHUP)
     wait_until(lambda: supervised.log.count("supervisor: ready: ") == 2, "the new code is ready")
-    supervised.wait_reserving(2)
+    supervised.wait_reserving(3)  # one more since the TTIN
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
