@@ -50,10 +50,9 @@ class Owner:
     @classmethod
     def of(cls, job: int, queue: str, body: bytes) -> Owner:
         try:
-            headers = decode(body).headers
+            return cls.with_headers(job, queue, decode(body).headers)
         except MessageDecodeError:
-            headers = {}
-        return cls.with_headers(job, queue, headers)
+            return cls(job, queue, None)
 
     @classmethod
     def with_headers(cls, job: int, queue: str, headers: Mapping[str, Any]) -> Owner:
