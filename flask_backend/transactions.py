@@ -110,8 +110,8 @@ def find_written_session(app: Flask) -> Session | None:
     from flask import has_app_context
 
     scoped: Any = getattr(app.extensions.get(EXTENSION), "session", None) if has_app_context() else None
-    registry = getattr(scoped, "registry", None)
-    if registry is None or not registry.has():
+    scope = getattr(scoped, "registry", None)
+    if scope is None or not scope.has():
         return None
     session = session_of(scoped)
     return session if has_written(session) else None

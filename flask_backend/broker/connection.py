@@ -413,18 +413,18 @@ class Connection:
 
     def peek_ready(self, queues: Iterable[str]) -> dict[str, int]:
         """Return the id of the next ready job of each of these queues that has one."""
-        return self._peek_first(b"peek-ready\r\n", queues)
+        return self._peek_first(b"peek-ready\r\n", queues, _job_id)
 
     def peek_buried(self, queues: Iterable[str]) -> dict[str, int]:
         """Return the id of the job that has been buried longest, for each of these queues that has one."""
-        return self._peek_first(b"peek-buried\r\n", queues)
+        return self._peek_first(b"peek-buried\r\n", queues, _job_id)
 
-    def _peek_first(self, command: bytes, queues: Iterable[str]) -> dict[str, int]:
+    def _peek_first(self, command: bytes, queues: Iterable[str], read: Callable[[Reply], R]) -> dict[str, R]:
         names = list(queues)
         pairs = [each for name in names for each in (b"use %b\r\n" % check_queue_name(name).encode(), command)]
         replies = self._ask_in_tubes(pairs)
-        found = [self._read(reply, "FOUND", _job_id) for reply in replies[1:-1:2]]
-        return {name: job_id for name, job_id in zip(names, found, strict=True) if job_id is not None}
+        found = [self._read(reply, "FOUND", read) for reply in replies[1:-1:2]]
+        return {name: job for name, job in zip(names, found, strict=True) if job is not None}
 
     def kick_job(self, ids: Iterable[int]) -> list[int]:
         """Make buried or delayed jobs ready; return the ids of the jobs that were."""
@@ -451,8 +451,7 @@ class Connection:
 
     def first_ready(self, tube: str) -> tuple[int, bytes] | None:
         """Return the id and the body of the next ready job of a tube, if there is one."""
-        _, found, _ = self._ask_in_tubes([b"use %b\r\n" % tube.encode(), b"peek-ready\r\n"])
-        job = self._read(found, "FOUND", _job)
+        job = self._peek_first(b"peek-ready\r\n", [tube], _job).get(tube)
         return None if job is None else (job.id, job.body)
 
     def put_aside(self, tube: str, body: bytes, priority: int) -> int:

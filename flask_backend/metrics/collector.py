@@ -55,8 +55,8 @@ class Exposition:
     """Renders all metrics."""
 
     def __init__(self, identity: Identity, ask_broker: Callable[[], Answer]) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(SupervisorCollector(identity, ask_broker))
+        self._collectors = CollectorRegistry()
+        self._collectors.register(SupervisorCollector(identity, ask_broker))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics in the format that this Accept header prefers, and its content type."""
@@ -64,7 +64,7 @@ class Exposition:
             encode, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # prometheus-client 0.26 compares a version that is no number
             encode, content_type = choose_encoder("")
-        return encode(self._registry), content_type
+        return encode(self._collectors), content_type
 
 
 class SupervisorCollector(Collector):

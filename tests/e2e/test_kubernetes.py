@@ -71,10 +71,10 @@ def test_the_documented_overlay_changes_everything_that_belongs_together(build):
     assert trigger["metadata"]["tube"] == settings["data"]["BACKEND_QUEUES"]
     assert trigger["metadata"]["value"] == settings["data"]["BACKEND_WORKERS"]
     [worker] = built["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert worker["image"] == "registry.example/shop:7"
+    assert worker["image"] == "example/shop:7"
     assert worker["envFrom"][0] == {"configMapRef": {"name": settings["metadata"]["name"]}}
     [beanstalkd] = built["StatefulSet"]["spec"]["template"]["spec"]["containers"]
-    assert beanstalkd["image"] == "registry.example/beanstalkd:1.12"
+    assert beanstalkd["image"] == "example/beanstalkd:1.12"
 
 
 def test_the_documented_overlay_without_keda_and_with_all_sysctls(build):

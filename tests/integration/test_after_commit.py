@@ -689,7 +689,8 @@ def test_by_default_nothing_happens_without_a_session_or_a_context(by_default):
     by_default.hello("outside")
     with by_default.app.app_context():
         by_default.hello("inside")
-        assert not by_default.db.session.registry.has()
+        sessions = by_default.db.session.registry
+        assert not sessions.has()
     assert by_default.sent() == ["outside", "inside"]
 
 
