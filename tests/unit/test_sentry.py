@@ -10,15 +10,14 @@ import weakref
 
 import pytest
 import sentry_sdk
-from flask import Flask
 from opentelemetry import baggage, context
 from sentry_sdk.integrations.dedupe import DedupeIntegration
 from sentry_sdk.integrations.flask import FlaskIntegration
 from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.transport import Transport
+from support.in_memory import make_app
 
 from flask_backend import (
-    Backend,
     Bury,
     ConfigError,
     Discard,
@@ -99,27 +98,6 @@ def end():
 @pytest.fixture
 def ingest():
     return start()
-
-
-def make_app(uri: str = "memory://") -> tuple[Flask, Backend]:
-    app = Flask(__name__)
-    app.config["BACKEND_CONNECTION_URI"] = uri
-    return app, Backend(app)
-
-
-@pytest.fixture
-def app_and_backend():
-    return make_app()
-
-
-@pytest.fixture
-def app(app_and_backend):
-    return app_and_backend[0]
-
-
-@pytest.fixture
-def backend(app_and_backend):
-    return app_and_backend[1]
 
 
 def drain(app):

@@ -5,34 +5,19 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from flask import Flask, g
+from flask import g
+from support.in_memory import make_app
 
-from flask_backend import Backend, BulkError, Bury, Discard, Retry, RetryLater, current_job, signals, testing
+from flask_backend import BulkError, Bury, Discard, Retry, RetryLater, current_job, signals, testing
 from flask_backend.errors import MessageDecodeError
 
 QUEUE = "q"
 NAMES = ["scheduled", "started", "succeeded", "failed", "retried", "buried", "discarded"]
 
 
-def make_app(uri: str) -> tuple[Flask, Backend]:
-    app = Flask(__name__)
-    app.config["BACKEND_CONNECTION_URI"] = uri
-    return app, Backend(app)
-
-
 @pytest.fixture(params=["memory://"])
 def app_and_backend(request):
     return make_app(request.param)
-
-
-@pytest.fixture
-def app(app_and_backend):
-    return app_and_backend[0]
-
-
-@pytest.fixture
-def backend(app_and_backend):
-    return app_and_backend[1]
 
 
 @pytest.fixture

@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import pytest
-from flask import Flask
 
 from flask_backend import (
-    Backend,
     BulkError,
     Retry,
     TaskTimeout,
@@ -70,18 +68,6 @@ def tracer():
     tracing.tracers.append(tracer)
     yield tracer
     tracing.tracers.remove(tracer)
-
-
-@pytest.fixture
-def app():
-    app = Flask(__name__)
-    app.config["BACKEND_CONNECTION_URI"] = "memory://"
-    return app
-
-
-@pytest.fixture
-def backend(app):
-    return Backend(app)
 
 
 def drain(app):
