@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from .errors import QueueNameError
@@ -28,8 +29,22 @@ def check_queue_name(name: str) -> str:
     return name
 
 
-# The suffix of the tube that keeps the stories of a queue's buried jobs.
+# Our internal tubes: the suffixes and prefixes of their names, and what their jobs are.
 _FAILURES = ".failures"
+_SCHEDULE = ".schedule"
+_CURSOR = "flask-backend.cursor/"
+_LIMIT = "flask-backend.limit/"
+_BATCH = "flask-backend.batch/"
+_LOCK = "flask-backend.lock/"
+_USES = {
+    _FAILURES: "the story of a buried job",
+    _SCHEDULE: "the state of periodic tasks",
+    _CURSOR: "the cursor of a task",
+    _LIMIT: "the token of a limit",
+    _BATCH: "a part of a batch",
+    _LOCK: "a lock",
+}
+_MAX_WORKED_BYTES = _MAX_BYTES - max(len(_FAILURES), len(_SCHEDULE))
 
 
 def failures_tube(queue: str) -> str:
@@ -40,21 +55,61 @@ def is_failures_tube(tube: str) -> bool:
     return tube.endswith(_FAILURES)
 
 
-# The beginning of the tubes that keep the cursors of unfinished jobs.
-_CURSORS = "flask-backend.cursor/"
+def schedule_tube(queue: str) -> str:
+    """Return the tube of the state of a queue's periodic tasks."""
+    return queue + _SCHEDULE
+
+
+def is_schedule_tube(tube: str) -> bool:
+    return tube.endswith(_SCHEDULE)
 
 
 def cursor_tube(name: str) -> str:
-    return _CURSORS + name
+    return _CURSOR + name
 
 
 def is_cursor_tube(tube: str) -> bool:
-    return tube.startswith(_CURSORS)
+    return tube.startswith(_CURSOR)
+
+
+def limit_tube(name: str) -> str:
+    return _LIMIT + name
+
+
+def is_limit_tube(tube: str) -> bool:
+    return tube.startswith(_LIMIT)
+
+
+def batch_tube(batch: str) -> str:
+    return _BATCH + batch
+
+
+def is_batch_tube(tube: str) -> bool:
+    return tube.startswith(_BATCH)
+
+
+def lock_tube(name: str) -> str:
+    """Return the tube of a lock. ``name`` may be the name of any tube."""
+    is_short = len(name) <= _MAX_BYTES - len(_LOCK)
+    return _LOCK + (name if is_short else hashlib.sha256(name.encode()).hexdigest())
+
+
+def internal_use(tube: str) -> str | None:
+    """Return what a job in one of our internal tubes is, and None for any other tube."""
+    affix = _internal_affix(tube)
+    return affix and _USES[affix]
 
 
 def is_internal_tube(tube: str) -> bool:
     """Whether a tube is for our own use: its jobs are not tasks."""
-    return is_failures_tube(tube) or is_cursor_tube(tube)
+    return _internal_affix(tube) is not None
+
+
+def _internal_affix(tube: str) -> str | None:
+    for affix in _USES:
+        if tube.endswith(affix) if affix.startswith(".") else tube.startswith(affix):
+            return affix
+    return None
 
 
 def is_queue_name(name: str) -> bool:
@@ -62,15 +117,12 @@ def is_queue_name(name: str) -> bool:
 
 
 def check_worked_queue_name(name: str) -> str:
-    """Return ``name`` if workers can serve that queue: its failures tube must have a valid name too."""
+    """Return ``name`` if workers can serve that queue: the internal tubes beside it must have valid names too."""
     check_queue_name(name)
-    if is_failures_tube(name):
-        raise QueueNameError(f"{name!r}: names that end in {_FAILURES} are reserved for the stories of buried jobs")
-    if is_cursor_tube(name):
-        raise QueueNameError(f"{name!r}: names that begin with {_CURSORS} are reserved for the cursors of tasks")
-    if len(name) > _MAX_BYTES - len(_FAILURES):
+    if (affix := _internal_affix(name)) is not None:
+        raise QueueNameError(f"{name!r}: names with {affix} are reserved: each job there is {_USES[affix]}")
+    if len(name) > _MAX_WORKED_BYTES:
         raise QueueNameError(
-            f"{name[:60]!r}… ({len(name)} bytes) is too long for a queue with workers: "
-            f"use at most {_MAX_BYTES - len(_FAILURES)}"
+            f"{name[:60]!r}… ({len(name)} bytes) is too long for a queue with workers: use at most {_MAX_WORKED_BYTES}"
         )
     return name

@@ -23,7 +23,7 @@ from flask_backend.message import cut
 from flask_backend.names import (
     check_worked_queue_name,
     failures_tube,
-    is_cursor_tube,
+    internal_use,
     is_failures_tube,
     is_internal_tube,
 )
@@ -396,10 +396,8 @@ def _stored(note_id: int, note: Story) -> StoredStory:
 def _what_it_is(job: JobRecord | None) -> str:
     if job is None:
         return "gone"
-    if is_failures_tube(job.queue):
-        return "not a job but the story of one"
-    if is_cursor_tube(job.queue):
-        return "not a job but the cursor of one"
+    if (use := internal_use(job.queue)) is not None:
+        return f"not a task's job but {use}"
     match job.state:
         case "reserved":
             return "reserved: it runs now"

@@ -575,7 +575,10 @@ class TestActing:
         assert story.job == stays
         acted = console.delete_jobs([in_ground, *others, reserved, story.id])
         assert acted.done == [in_ground, *others]
-        assert acted.refused == {reserved: "reserved: it runs now", story.id: "not a job but the story of one"}
+        assert acted.refused == {
+            reserved: "reserved: it runs now",
+            story.id: "not a task's job but the story of a buried job",
+        }
         assert (broker.jobs(), jobs_of(console.failures("q"))) == (3, [stays])
 
     def test_all_buried_jobs_of_a_queue_are_kicked_with_or_without_a_story_and_no_delayed_one(

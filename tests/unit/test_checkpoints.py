@@ -277,7 +277,7 @@ def test_a_cursor_of_an_earlier_job_with_the_same_id_is_not_taken(backend):
 
 
 def test_queues_of_users_cannot_be_named_like_the_tubes_of_cursors(backend):
-    with pytest.raises(QueueNameError, match="reserved for the cursors of tasks"):
+    with pytest.raises(QueueNameError, match="the cursor of a task"):
         backend.task("flask-backend.cursor/mine")
 
 

@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_backend import QueueNameError
-from flask_backend.names import check_queue_name
+from flask_backend.names import (
+    batch_tube,
+    check_queue_name,
+    check_worked_queue_name,
+    cursor_tube,
+    failures_tube,
+    internal_use,
+    is_internal_tube,
+    limit_tube,
+    lock_tube,
+    schedule_tube,
+)
 
 
 @pytest.mark.parametrize("name", ["com.example/default", "a", "a-b", "$x;(1)+_.", "q" * 200])
@@ -29,3 +40,18 @@ def test_no_name_that_passes_can_end_a_command(name):
         return
     assert name.isascii()
     assert not set(name) & set(" \r\n\0\t")
+
+
+@pytest.mark.parametrize(
+    "tube", [failures_tube("a"), schedule_tube("a"), cursor_tube("a"), limit_tube("a"), batch_tube("a"), lock_tube("a")]
+)
+def test_no_queue_of_a_user_is_named_like_an_internal_tube(tube):
+    assert is_internal_tube(tube)
+    with pytest.raises(QueueNameError, match=rf"names with .* are reserved: each job there is {internal_use(tube)}"):
+        check_worked_queue_name(tube)
+
+
+@pytest.mark.parametrize("name", ["schedule", "a.schedules", "a.failures/b", "x/flask-backend.limit/", "flask-backend"])
+def test_similar_names_are_free(name):
+    assert not is_internal_tube(name)
+    assert check_worked_queue_name(name) == name
