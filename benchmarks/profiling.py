@@ -35,7 +35,7 @@ from flask_backend.supervisor.scoreboard import Scoreboard
 from flask_backend.system.loggers import delivery
 from flask_backend.system.streams import streams
 from flask_backend.worker.host import Foreground
-from flask_backend.worker.limits import Limits
+from flask_backend.worker.options import WorkerOptions
 from flask_backend.worker.worker import Worker
 
 QUEUE = "q"
@@ -104,9 +104,9 @@ def work(port: int, options: argparse.Namespace, meter: Meter) -> None:
     begin()
     hello.map("x" for _ in range(options.jobs))
     end()
-    limits = Limits(25, time_limit_s=60, prefetch=options.prefetch)
+    worker_options = WorkerOptions(25, time_limit_s=60, prefetch=options.prefetch)
     handlers = backend.queues[QUEUE]
-    Worker(app, backend.settings_of(app), handlers, Host(handlers.names), limits).run()
+    Worker(app, backend.settings_of(app), handlers, Host(handlers.names), worker_options).run()
 
 
 def loop(port: int, options: argparse.Namespace, meter: Meter) -> None:

@@ -1,4 +1,4 @@
-"""The outcome of each item of a batch, in memory that does not grow with the number of items. Pure."""
+"""The outcome of each item of a bulk call, in memory that does not grow with the number of items. Pure."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class BulkOutcome:
     reasons: dict[int, BackendError] = field(default_factory=dict[int, BackendError])
     unknown: Ranges = field(default_factory=Ranges)
     unsent_from: int | None = None
-    failure: BackendError | None = None  # the error that ended the batch early
+    failure: BackendError | None = None  # the error that ended the call early
 
     def refuse(self, index: int, error: BackendError) -> None:
         self.refused.add(index)

@@ -20,7 +20,7 @@ from .broker.producer import Producer
 from .bulk import BulkOutcome
 from .config import StandIn
 from .errors import BackendError, BrokerConnectionError, BrokerError
-from .job import BulkError, DeferredJob, Job, Jobs, JobState, batch_uid
+from .job import BulkError, DeferredJob, Job, Jobs, JobState, bulk_uid
 from .message import decode, expires_at
 from .options import Options
 from .registry import Handlers
@@ -162,7 +162,7 @@ def defer(target: Target, session: Session, body: bytes, uid: str | None) -> Def
     return DeferredJob(pending)
 
 
-class DeferredBatch:
+class DeferredBulkCall:
     """The jobs of many items that wait, for :class:`Jobs` and :exc:`BulkError`."""
 
     def __init__(self, queue: str, outcome: BulkOutcome, pending: Mapping[int, PendingCall]) -> None:
@@ -191,14 +191,14 @@ def defer_many(
         except BackendError as error:
             outcome.refuse(index, error)
             continue
-        uid = None if uid_prefix is None else batch_uid(uid_prefix, index)
+        uid = None if uid_prefix is None else bulk_uid(uid_prefix, index)
         pending[index] = PendingCall(target, body, uid, session)
         outcome.accepted.add(index, index)
     transactions.wait_for_end(session, list(pending.values()), send_all)
-    batch = DeferredBatch(target.queue, outcome, pending)
+    call = DeferredBulkCall(target.queue, outcome, pending)
     if not outcome.is_complete:
-        raise BulkError(batch)
-    return Jobs(batch)
+        raise BulkError(call)
+    return Jobs(call)
 
 
 def send_all(waiting: Sequence[PendingCall]) -> None:

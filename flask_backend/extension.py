@@ -19,7 +19,7 @@ from .current import CurrentJob
 from .durations import Delay
 from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .functions import check_fits, check_function, name_of, shown_name
-from .job import Batch, BulkError, DeferredJob, Job, Jobs, batch_uid
+from .job import BulkCall, BulkError, DeferredJob, Job, Jobs, bulk_uid
 from .message import encode_json, new_uid, show_value
 from .middleware import Middleware, check_middleware
 from .names import check_queue_name, check_worked_queue_name
@@ -341,7 +341,7 @@ class Backend:
             headers = sending.headers
             try:
                 jobs = self._put_batch(
-                    sending, items, lambda index, item: encode(item, batch_uid(prefix, index), headers), options, prefix
+                    sending, items, lambda index, item: encode(item, bulk_uid(prefix, index), headers), options, prefix
                 )
             except BulkError as error:
                 self._announce(endpoint, error.jobs.values())
@@ -384,10 +384,10 @@ class Backend:
                 return jobs
         outcome = producer.put_many(sending.queue, items, encode, options)
         sending.sent = len(outcome.accepted)
-        batch = Batch(sending.queue, outcome, producer, uid_prefix)
+        call = BulkCall(sending.queue, outcome, producer, uid_prefix)
         if not outcome.is_complete:
-            raise BulkError(batch)
-        return Jobs(batch)
+            raise BulkError(call)
+        return Jobs(call)
 
     def _handlers_of(self, queue: str) -> Handlers:
         return self._handlers.setdefault(check_worked_queue_name(queue), Handlers(queue, middleware=self._middleware))

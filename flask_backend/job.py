@@ -205,7 +205,7 @@ class DeferredJob(Job):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BulkCall:
     """The jobs of many items, each created on access."""
 
     queue: str
@@ -217,17 +217,17 @@ class Batch:
         job_id = self.outcome.accepted.find(index)
         if job_id is None:
             return None
-        uid = None if self.uid_prefix is None else batch_uid(self.uid_prefix, index)
+        uid = None if self.uid_prefix is None else bulk_uid(self.uid_prefix, index)
         return Job(self.queue, job_id, uid, self.control.uri, self.control)
 
 
-def batch_uid(prefix: str, index: int) -> str:
-    """Return the id of one message of a batch. It has the usual length, and can be computed again when needed."""
+def bulk_uid(prefix: str, index: int) -> str:
+    """Return the id of one message of a bulk call. It has the usual length, and can be computed again when needed."""
     return f"{prefix}{index:08x}"
 
 
-class AnyBatch(Protocol):
-    """The part of a batch that its jobs use."""
+class AnyBulkCall(Protocol):
+    """The part of a bulk call that its jobs use."""
 
     @property
     def queue(self) -> str: ...
@@ -239,11 +239,11 @@ class AnyBatch(Protocol):
 class Jobs(Sequence[Job]):
     """The jobs of all items, in their order. Takes memory only where another producer interrupted: 24 bytes each."""
 
-    def __init__(self, batch: AnyBatch) -> None:
-        self._batch = batch
+    def __init__(self, call: AnyBulkCall) -> None:
+        self._call = call
 
     def __len__(self) -> int:
-        return len(self._batch.outcome.accepted)
+        return len(self._call.outcome.accepted)
 
     @overload
     def __getitem__(self, index: int) -> Job: ...
@@ -252,7 +252,7 @@ class Jobs(Sequence[Job]):
     def __getitem__(self, index: int | slice) -> Job | list[Job]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        job = self._batch.job(index if index >= 0 else index + len(self))
+        job = self._call.job(index if index >= 0 else index + len(self))
         if job is None:
             raise IndexError(f"there are {len(self)} jobs: index {index} is out of range")
         return job
@@ -267,11 +267,11 @@ class Jobs(Sequence[Job]):
         return self
 
     def __repr__(self) -> str:
-        return f"<Jobs {len(self)} on {self._batch.queue}>"
+        return f"<Jobs {len(self)} on {self._call.queue}>"
 
 
 class BulkError(BackendError):
-    """Some items of a batch were not accepted; the message names them and the reason.
+    """Some items of a bulk call were not accepted; the message names them and the reason.
 
     ``jobs`` maps the index of each accepted item to its job; ``reasons`` maps the indexes of at most the first hundred
     refused items to their errors; ``refused`` has the indexes of all refused items as ranges. ``unknown`` has the
@@ -279,10 +279,10 @@ class BulkError(BackendError):
     the index of the first item that was not sent, if any.
     """
 
-    def __init__(self, batch: AnyBatch) -> None:
-        outcome = batch.outcome
+    def __init__(self, call: AnyBulkCall) -> None:
+        outcome = call.outcome
         super().__init__(str(outcome))
-        self.jobs: Mapping[int, Job] = _JobsByIndex(batch)
+        self.jobs: Mapping[int, Job] = _JobsByIndex(call)
         self.reasons: Mapping[int, BackendError] = outcome.reasons
         self.refused: Sequence[range] = list(outcome.refused)
         self.unknown: Sequence[range] = list(outcome.unknown)
@@ -295,17 +295,17 @@ class BulkError(BackendError):
 
 
 class _JobsByIndex(Mapping[int, Job]):
-    def __init__(self, batch: AnyBatch) -> None:
-        self._batch = batch
+    def __init__(self, call: AnyBulkCall) -> None:
+        self._call = call
 
     def __len__(self) -> int:
-        return len(self._batch.outcome.accepted)
+        return len(self._call.outcome.accepted)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._batch.outcome.accepted)
+        return iter(self._call.outcome.accepted)
 
     def __getitem__(self, index: int) -> Job:
-        job = self._batch.job(index)
+        job = self._call.job(index)
         if job is None:
             raise KeyError(index)
         return job

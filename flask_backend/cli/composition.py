@@ -45,7 +45,7 @@ from flask_backend.transactions import forget_connections
 from flask_backend.worker import postmortem
 from flask_backend.worker.event_loop import EventLoop
 from flask_backend.worker.execution import Runner, prepare
-from flask_backend.worker.limits import Limits
+from flask_backend.worker.options import WorkerOptions
 from flask_backend.worker.outcomes import announce
 from flask_backend.worker.worker import Worker
 
@@ -106,8 +106,10 @@ def run_supervisor(ctx: click.Context, request: Request) -> NoReturn:
     check_metrics(request.metrics)
     service = open_metrics(loaded, request.metrics, handover)
     options = _make_options(request, pools, _count_descriptors(pools, handover), terminal, service)
-    limits = Limits(request.drain_timeout, request.time_limit, request.kill_grace, request.max_tasks, request.prefetch)
-    supervisor = Supervisor(pools, _make_work(loaded, pools, limits), options, notifier, handover)
+    worker_options = WorkerOptions(
+        request.drain_timeout, request.time_limit, request.kill_grace, request.max_tasks, request.prefetch
+    )
+    supervisor = Supervisor(pools, _make_work(loaded, pools, worker_options), options, notifier, handover)
     _warm_up(loaded, pools)
     gc.freeze()
     gc.enable()
@@ -163,17 +165,17 @@ def _make_options(
     )
 
 
-def _make_work(loaded: LoadedApp, pools: list[Pool], limits: Limits) -> Work:
+def _make_work(loaded: LoadedApp, pools: list[Pool], options: WorkerOptions) -> Work:
     """Return the work of the children, for a supervisor that knows neither Flask nor Beanstalkd."""
     settings = loaded.backend.settings_of(loaded.app)
 
     def work(context: ChildContext) -> int:
         forget_connections(loaded.app)
         streams.wait_for_readers(WORKER_PATIENCE_S)
-        own_limits = dataclasses.replace(limits, lifeline=context.lifeline)
-        status = Worker(loaded.app, settings, loaded.backend.queues[context.pool], context, own_limits).run()
+        own = dataclasses.replace(options, lifeline=context.lifeline)
+        status = Worker(loaded.app, settings, loaded.backend.queues[context.pool], context, own).run()
         # The supervisor ends a worker that exits too slowly, unless it waits for the reason why one cannot start.
-        leave(status, None if status == ExitCode.OK else limits.drain_timeout_s)
+        leave(status, None if status == ExitCode.OK else options.drain_timeout_s)
 
     def settle(fd: int, death: Death, crashes: int) -> int:
         forget_connections(loaded.app)

@@ -1,4 +1,4 @@
-"""The limits of a worker and its tasks."""
+"""The options of a worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WorkerOptions:
     """How long a task may take, how many jobs a worker reserves at a time, and when it ends by itself.
 
     It ends after ``max_tasks`` jobs, ``kill_grace_s`` after a task's limit, and ``drain_timeout_s`` after the drain

@@ -23,8 +23,8 @@ from .checkpoints import Sweeper, drop_cursor, has_cursor, is_left, save_newest
 from .execution import Call, Runner, read_call
 from .heartbeat import Heartbeat, WorkerLease
 from .host import Host
-from .limits import Limits
 from .link import RESERVE_S
+from .options import WorkerOptions
 from .outcomes import Attempt, Outcome, announce, announce_expiry, announce_failure
 from .settlement import bury_undecodable, log_expiry, settle_failure
 from .time_limit import TimeLimit
@@ -49,7 +49,7 @@ class Processor:
         settings: Settings,
         handlers: Handlers,
         host: Host,
-        limits: Limits,
+        options: WorkerOptions,
         heartbeat: Heartbeat,
         runner: Runner,
         time_limit: TimeLimit,
@@ -61,7 +61,7 @@ class Processor:
         self._broker = settings.broker
         self._handlers = handlers
         self._host = host
-        self._limits = limits
+        self._options = options
         self._heartbeat = heartbeat
         self._runner = runner
         self._time_limit = time_limit
@@ -167,10 +167,10 @@ class Processor:
             _prefetch_attempt(lease, job)  # for its log lines and tracers
         if signals.task_started.receivers:
             self._announce_start(lease, job)
-        time_limit_s = call.handler.time_limit_s or self._limits.time_limit_s
+        time_limit_s = call.handler.time_limit_s or self._options.time_limit_s
         if time_limit_s is not None:
             lease.limit_at = lease.started + time_limit_s
-            lease.kill_at = lease.limit_at + self._limits.kill_grace_s
+            lease.kill_at = lease.limit_at + self._options.kill_grace_s
         self._host.run(lease.label, lease.kill_at)
         self._heartbeat.hold(lease)
         error = self._time_limit.run(self._runner.run, call, lease.limit_at)

@@ -27,8 +27,8 @@ from .event_loop import EventLoop, loop_in_use
 from .execution import Runner
 from .heartbeat import Heartbeat, WorkerLease
 from .host import UNBOUNDED_NS, Host
-from .limits import Limits
 from .link import RECONNECT_MAX_S, RESERVE_S, Backoff, Link
+from .options import WorkerOptions
 from .outcomes import announce
 from .processing import Processor
 from .signal_guard import SignalGuard
@@ -44,11 +44,11 @@ RECYCLE_PATIENCE_S = 5.0
 class Worker:
     """One worker of one queue, in a process of its own."""
 
-    def __init__(self, app: Flask, settings: Settings, handlers: Handlers, host: Host, limits: Limits) -> None:
+    def __init__(self, app: Flask, settings: Settings, handlers: Handlers, host: Host, options: WorkerOptions) -> None:
         self._app = app
         self._queue = handlers.queue
         self._host = host
-        self._limits = limits
+        self._options = options
         self._pid = os.getpid()
         self._stop = StopSignals(self._on_signal, self._leave, self._on_hangup)
         self._guard = SignalGuard()
@@ -62,14 +62,14 @@ class Worker:
             connect=self._link.open,
             take_over=self._link.take_over,
             is_stopping=self._is_stopping,
-            leaves_when_stuck=limits.lifeline is None,
+            leaves_when_stuck=options.lifeline is None,
         )
         self._processor = Processor(
             app,
             settings,
             handlers,
             host,
-            limits,
+            options,
             self._heartbeat,
             self._runner,
             time_limit,
@@ -87,8 +87,8 @@ class Worker:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self._host.accept_signals()
         self._guard.begin()
-        if self._limits.lifeline is not None:
-            self._heartbeat.watch(self._limits.lifeline, self._orphaned)
+        if self._options.lifeline is not None:
+            self._heartbeat.watch(self._options.lifeline, self._orphaned)
         self._heartbeat.start()
         loop_in_use.set(self._runner.event_loop)
         try:
@@ -112,8 +112,8 @@ class Worker:
         self._link.close()
         self._host.leaving()
         announce(self._app, signals.worker_stopping, queue=self._queue)
-        self._runner.event_loop.close(self._limits.drain_timeout_s / 2)  # the rest is for threads and exit handlers
-        tracing.flush(min(tracing.FLUSH_S, self._limits.drain_timeout_s / 4))
+        self._runner.event_loop.close(self._options.drain_timeout_s / 2)  # the rest is for threads and exit handlers
+        tracing.flush(min(tracing.FLUSH_S, self._options.drain_timeout_s / 4))
         return ExitCode.OK
 
     def _run_hooks(self) -> bool:
@@ -173,9 +173,9 @@ class Worker:
 
     def _wanted(self) -> int:
         """Return how many jobs to reserve: 0 after ``max_tasks`` jobs, until recycling has been requested."""
-        if self._limits.max_tasks is None or self._recycle_reported:
-            return self._limits.prefetch
-        return min(self._limits.prefetch, self._limits.max_tasks - self._jobs_done)
+        if self._options.max_tasks is None or self._recycle_reported:
+            return self._options.prefetch
+        return min(self._options.prefetch, self._options.max_tasks - self._jobs_done)
 
     def _ask_to_be_recycled(self, connection: Connection) -> None:
         connection.receive_all()
@@ -210,15 +210,15 @@ class Worker:
 
     def _on_signal(self) -> None:
         """Drain. Only an unsupervised worker enforces the drain timeout itself, and ends at once on a second signal."""
-        if self._limits.lifeline is None:
+        if self._options.lifeline is None:
             if self._stop.requested:
                 self._leave()
-            self._heartbeat.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+            self._heartbeat.leave_by(time.monotonic() + self._options.drain_timeout_s)
         self._drain()
 
     def _on_hangup(self) -> None:
         """Drain, once, if the worker is unsupervised; otherwise its supervisor decides."""
-        if self._limits.lifeline is None and not self._stop.requested:
+        if self._options.lifeline is None and not self._stop.requested:
             self._on_signal()
 
     def _hear_missed_drain(self) -> None:
@@ -236,12 +236,12 @@ class Worker:
     def _orphaned(self) -> None:
         """Drain because the supervisor is gone. Runs in the heartbeat's thread."""
         logger.warning(wording.ORPHANED)
-        self._heartbeat.leave_by(time.monotonic() + self._limits.drain_timeout_s)
+        self._heartbeat.leave_by(time.monotonic() + self._options.drain_timeout_s)
         self._drain()
 
     def _leave(self) -> None:
         """End now: the connection closes with the process, and Beanstalkd gives the job to another worker."""
-        if os.getpgrp() == self._pid and self._limits.lifeline is not None:
+        if os.getpgrp() == self._pid and self._options.lifeline is not None:
             os.killpg(self._pid, signal.SIGKILL)  # with all processes that the task has started
         os._exit(ExitCode.GAVE_BACK if self._processor.is_holding else ExitCode.OK)
 

@@ -15,8 +15,8 @@ from flask_backend.supervisor.plan import Slot
 from flask_backend.supervisor.states import ChildEvent
 from flask_backend.worker import link, worker
 from flask_backend.worker.host import Foreground
-from flask_backend.worker.limits import Limits
 from flask_backend.worker.link import RECONNECT_MAX_S, RESERVE_S
+from flask_backend.worker.options import WorkerOptions
 from flask_backend.worker.worker import Worker
 
 QUEUE = "q"
@@ -69,7 +69,7 @@ def reasons(clock, monkeypatch):
         row = Row(clock)
         child = Child(Slot(QUEUE, 0), pid=1, row=row, started=clock.now)
         child.apply(ChildEvent.REPORTED_READY)
-        waiting = Worker(app, backend.settings_of(app), backend.queues[QUEUE], row, Limits(drain_timeout_s=25.0))
+        waiting = Worker(app, backend.settings_of(app), backend.queues[QUEUE], row, WorkerOptions(drain_timeout_s=25.0))
         reasons, until = [], clock.now + hours * HOUR_S
 
         def look():

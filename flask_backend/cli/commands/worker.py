@@ -57,11 +57,11 @@ def worker(  # noqa: PLR0913  # one parameter for each option
 
     from flask_backend.system.stacks import dump_on_signal
     from flask_backend.worker.host import Foreground
-    from flask_backend.worker.limits import Limits
+    from flask_backend.worker.options import WorkerOptions
     from flask_backend.worker.worker import Worker
 
     streams.wait_for_readers(WORKER_PATIENCE_S)
     dump_on_signal()
-    limits = Limits(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace)
+    options = WorkerOptions(drain_timeout, time_limit_s=time_limit, kill_grace_s=kill_grace)
     settings = loaded.backend.settings_of(loaded.app)
-    leave(Worker(loaded.app, settings, loaded.backend.queues[queue], Foreground(queue), limits).run(), drain_timeout)
+    leave(Worker(loaded.app, settings, loaded.backend.queues[queue], Foreground(queue), options).run(), drain_timeout)
