@@ -51,7 +51,7 @@ class _Checkpoints:
         self.has_left = False  # the task was left at a checkpoint
         self._lease = lease
         self._kept: Cursor | None = None
-        self._is_loaded = False
+        self._loaded_from: CursorConnection | None = None
         self._newest: Any = None
         self._is_unsaved = False
         self._save_at = time.monotonic() + SAVE_EVERY_S
@@ -98,11 +98,14 @@ class _Checkpoints:
         return True
 
     def _load(self, connection: CursorConnection) -> None:
-        if not self._is_loaded:
-            self._kept = cursors.load(connection, self.owner)
-            self._is_loaded = True
-            if self._kept is not None and not self._is_unsaved:
-                self._newest = self._kept.value
+        if self._loaded_from is connection:
+            return
+        self._kept = cursors.load(connection, self.owner)
+        # On a new connection it is read again: before the job was reserved again, another worker may have had it, and a
+        # cursor may have been kept whose reply was lost.
+        if self._loaded_from is None and self._kept is not None and not self._is_unsaved:
+            self._newest = self._kept.value
+        self._loaded_from = connection
 
 
 class CurrentJob:

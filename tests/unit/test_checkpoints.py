@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
@@ -24,6 +26,7 @@ from flask_backend import (
     testing,
 )
 from flask_backend.broker.cursors import MAX_CURSOR_BYTES, Owner
+from flask_backend.current import CurrentJob
 from flask_backend.names import is_cursor_tube, is_queue_name
 
 QUEUE = "q"
@@ -274,6 +277,50 @@ def test_a_cursor_of_an_earlier_job_with_the_same_id_is_not_taken(backend):
     broker(backend).put_aside(owner.tube, b"not ours", 1)
     testing.drain(backend)
     assert seen == [None]
+
+
+class Tubes:
+    """The cursors on a server, which all its connections share."""
+
+    def __init__(self, bodies=None):
+        self.bodies = {} if bodies is None else bodies  # the priority, then the id
+
+    def put_aside(self, _tube, body, priority):
+        self.bodies[priority, len(self.bodies)] = body
+        return len(self.bodies)
+
+    def first_ready(self, _tube):
+        return next(((key[1] + 1, body) for key, body in sorted(self.bodies.items())), None)
+
+    def delete_each(self, _ids):
+        return []  # that of a worker whose connection broke never arrived
+
+
+class Lease:
+    def __init__(self, connection):
+        self.connection = connection
+
+    def keeping(self):
+        return nullcontext(self.connection)
+
+    def is_leaving(self):
+        return False
+
+
+def test_a_cursor_counts_more_than_all_those_that_were_kept_while_the_connection_was_broken(monkeypatch):
+    monkeypatch.setattr(current, "SAVE_EVERY_S", 0.0)
+    here = Lease(Tubes())
+    job, elsewhere = (
+        CurrentJob(1, QUEUE, "long", {"id": "u"}, Retry(), lease) for lease in (here, Lease(here.connection))
+    )
+    for cursor in (1, 2):
+        job.checkpoint(cursor)
+    for cursor in (3, 4, 5):
+        elsewhere.checkpoint(cursor)
+    here.connection = Tubes(here.connection.bodies)
+    job.checkpoint(6)
+    assert job.cursor == 6
+    assert CurrentJob(1, QUEUE, "long", {"id": "u"}, Retry(), here).cursor == 6
 
 
 def test_queues_of_users_cannot_be_named_like_the_tubes_of_cursors(backend):
