@@ -39,7 +39,7 @@ class JobLease(Protocol):
 
     def progress(self, done: int, total: int) -> None: ...
     def is_leaving(self) -> bool:
-        """Whether the worker is to stop, so that a task shall leave at its checkpoint."""
+        """Whether the worker is to stop or has lost the job, so that the task must leave at its checkpoint."""
         ...
 
 

@@ -96,7 +96,7 @@ class WorkerLease:
         self.heartbeat.show_progress(done, total)
 
     def is_leaving(self) -> bool:
-        return self.heartbeat.is_stopping()
+        return self.is_lost or self.heartbeat.is_stopping()
 
 
 class WakeGate:
