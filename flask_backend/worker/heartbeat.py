@@ -261,7 +261,8 @@ class Heartbeat:
                 self._host.show("")
             return False
         self._host.show(f"{lease.label} {now - lease.started:.0f}s{lease.shown_progress}")
-        if not lease.is_cut and not lease.is_lost and lease.connection.is_cut:
+        # Asked last: the worker lets go of a job before it closes the connection.
+        if not lease.is_cut and not lease.is_lost and lease.connection.is_cut and self._lease is lease:
             self._begin_reclaim(lease)
         self._touch_if_due(lease, lease, now)
         return True
