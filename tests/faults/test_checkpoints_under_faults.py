@@ -1,10 +1,12 @@
-"""A long task with checkpoints, whose workers are stopped, reloaded, killed and interrupted at random moments."""
+"""A long task with checkpoints, whose workers are stopped, reloaded, killed and interrupted.
+
+Hundreds of faults at random moments: test_endurance.py.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -163,14 +165,37 @@ def test_a_kill_and_a_time_limit_go_on_at_the_last_saved_cursor(start, broker):
 
 @pytest.fixture
 def start_durable(durable_broker, tmp_path):
-    (tmp_path / "checkpointing.py").write_text(APP)
-    running = Command(durable_broker, tmp_path, "supervise", "--workers", "1", app="checkpointing", SAVE_EVERY_S="0")
-    yield running
-    running.end()
+    started = []
+
+    def start(*args, **environment):
+        (tmp_path / "checkpointing.py").write_text(APP)
+        started.append(Command(durable_broker, tmp_path, *args, app="checkpointing", **environment))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.end()
+
+
+def test_a_task_whose_job_another_worker_holds_ends_at_its_next_checkpoint(start_durable, durable_broker):
+    running = start_durable("worker", QUEUE, SAVE_EVERY_S="1000")
+    call(durable_broker, "a", 100_000)
+    wait_until(lambda: len(numbers(running)) > 20, "it is under way")
+    running.send(signal.SIGSTOP)
+    durable_broker.kill()
+    durable_broker.start()
+    with durable_broker.client(QUEUE) as another:
+        another.reserve(timeout=0)
+        running.send(signal.SIGCONT)
+        running.wait_for_log("JobNotFoundError: this worker no longer holds job 1")
+        assert durable_broker.job(1)["state"] == "reserved"
+    wait_until(lambda: len(starts(running)) == 2, "it is run again")
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
 
 
 def test_a_broker_that_is_away_does_not_stop_it(start_durable, durable_broker):
-    running = start_durable
+    running = start_durable("supervise", "--workers", "1", SAVE_EVERY_S="0")
     call(durable_broker, "a", 300)
     wait_until(lambda: len(numbers(running)) > 20, "it is under way")
     durable_broker.kill()
