@@ -110,6 +110,14 @@ supervisor_reloaded = _signals.signal(
     "The new code serves after a reload. The facts are those of :data:`supervisor_ready`.",
 )
 
+dashboard_action = _signals.signal(
+    "dashboard-action",
+    """A person has acted in the dashboard, or tried to: ``action``, one of the rights, ``what`` was done in words, and
+    ``outcome``, which is ``"done"``, or begins with ``"denied"`` or ``"failed"``. The facts are ``user`` (None unless
+    the dashboard was given one), ``queue`` and ``pattern``, if the action is about one, ``count``, how many jobs,
+    queues or processes it has affected, and ``ids``, of at most 20 of these jobs. Sent in the web process.""",
+)
+
 
 def send(
     signal: NamedSignal,

@@ -26,7 +26,7 @@ from flask_backend.names import check_queue_name
 from flask_backend.options import DEFAULT_PRIORITY, PutOptions
 from flask_backend.system.loggers import get_logger
 
-from .stats import JobCounters, JobRecord, Queue, stat
+from .stats import JobCounters, JobRecord, Queue, Server, stat
 from .wire import (
     OutOfStepError,
     Puts,
@@ -366,6 +366,11 @@ class Connection:
         """Return the server's own statistics."""
         [reply] = self.ask([b"stats\r\n"])
         return self._read(reply, "OK", lambda reply: reply.stats) or {}
+
+    def server(self) -> Server | None:
+        """Return the server's statistics of itself; None if it has none."""
+        [reply] = self.ask([b"stats\r\n"])
+        return self._read(reply, "OK", lambda reply: Server.from_stats(reply.stats))
 
     def _server_stat(self, name: str) -> int:
         [reply] = self.ask([b"stats\r\n"])

@@ -59,6 +59,25 @@ class JobCounters:
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """The server's statistics of itself; ``connections`` has the asking one too."""
+
+    version: str
+    up_s: int
+    connections: int
+    is_draining: bool
+
+    @classmethod
+    def from_stats(cls, stats: Stats) -> Server:
+        return cls(
+            version=str(stats["version"]),
+            up_s=stat(stats, "uptime"),
+            connections=stat(stats, "current-connections"),
+            is_draining=stats.get("draining") == "true",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class JobRecord:
     """The server's statistics of a job. Times are in seconds; ``state`` is ready, reserved, delayed or buried.
 

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 from flask_backend.broker import cursors
 from flask_backend.broker.connection import PIPELINE_JOBS, Connection
 from flask_backend.broker.cursors import Cursor, Owner
-from flask_backend.broker.stats import JobRecord, Queue
+from flask_backend.broker.stats import JobRecord, Queue, Server
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
 from flask_backend.errors import MessageDecodeError, QueueNameError
@@ -123,6 +123,9 @@ class Console:
     @property
     def address(self) -> str:
         return str(self._settings.address)
+
+    def server(self) -> Server | None:
+        return self._connection.server()
 
     # -- queues ----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 
 # The values, which all rooms may use; they import only each other.
 VALUES = {"bulk", "config", "deaths", "decisions", "durations", "errors", "functions", "message", "names", "options"}
-VALUES |= {"middleware", "outcome", "retry", "stories", "tracebacks", "visible"}
+VALUES |= {"middleware", "outcome", "quantities", "retry", "stories", "tracebacks", "visible"}
 # The rooms that each of the others imports, beside the values: docs/architecture.md draws these arrows.
 ARROWS = {
     "values": set(),
@@ -36,6 +36,7 @@ ARROWS = {
     | {"deferral", "tracing", "transactions"},
     "operations": {"broker", "registry", "system"},
     "metrics": {"operations", "system"},
+    "dashboard": {"broker", "extension", "operations", "signals", "system"},
     "logs": {"current", "system"},
     "development": {"system"},
     "testing": {"extension", "task", "job", "inprocess", "broker", "registry"},
