@@ -1,0 +1,3 @@
+from .views import blueprint, imports
+
+__all__ = ["blueprint", "imports"]
