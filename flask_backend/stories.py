@@ -82,6 +82,8 @@ class Story:
 
     def encode(self) -> bytes:
         told = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.traceback is not None:
+            told["traceback"] = told.pop("traceback")  # last: who reads a thousand notes leaves it out
         # Text from the wire, or from a task.
         for name, limit in (("endpoint", MAX_NAME), ("call", _MAX_TEXT), ("reason", _MAX_TEXT)):
             if name in told:

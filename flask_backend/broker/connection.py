@@ -376,6 +376,10 @@ class Connection:
         [reply] = self.ask([b"stats\r\n"])
         return self._read(reply, "OK", lambda reply: stat(reply.stats, name)) or 0
 
+    def total_jobs(self) -> int:
+        """Return how many jobs were put since the server started: at most the id of the newest one."""
+        return self._server_stat("total-jobs")
+
     def list_tubes(self) -> list[str]:
         """Return the names of all tubes, except the one that our idle connections watch."""
         [reply] = self.ask([b"list-tubes\r\n"])
@@ -386,6 +390,11 @@ class Connection:
         commands = [b"stats-tube %b\r\n" % check_queue_name(name).encode() for name in names]
         found = self._ask_for("OK", commands, lambda reply: Queue.from_stats(reply.stats))
         return [queue for queue in found if queue is not None]
+
+    def places_of(self, ids: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """Return the queue and the state of the jobs among ``ids`` that exist; quicker than their records."""
+        found = self._ask_for("OK", [b"stats-job %d\r\n" % job_id for job_id in ids], _place)
+        return {place[0]: place[1:] for place in found if place is not None}
 
     def stats_job(self, ids: Iterable[int]) -> list[JobRecord]:
         """Return the jobs among ``ids`` that exist."""
@@ -410,6 +419,17 @@ class Connection:
         found = self._ask_for("FOUND", [b"peek %d\r\n" % job_id for job_id in ids], _job)
         return {job.id: job.body for job in found if job is not None}
 
+    def find_each(self, ids: Iterable[int]) -> dict[int, tuple[JobRecord, bytes]]:
+        """Return the jobs among ``ids`` that exist, with their bodies."""
+        commands = [command % job_id for job_id in ids for command in (b"stats-job %d\r\n", b"peek %d\r\n")]
+        replies = self.ask(commands)
+        found: dict[int, tuple[JobRecord, bytes]] = {}
+        for stats, job in zip(replies[::2], replies[1::2], strict=True):
+            record, seen = self._read(stats, "OK", _record), self._read(job, "FOUND", _job)
+            if record is not None and seen is not None:
+                found[record.id] = record, seen.body
+        return found
+
     def find(self, job_id: int) -> tuple[JobRecord, bytes] | None:
         """Return a job and its body, if it exists."""
         stats, found = self.ask([b"stats-job %d\r\n" % job_id, b"peek %d\r\n" % job_id])
@@ -419,6 +439,10 @@ class Connection:
     def peek_ready(self, queues: Iterable[str]) -> dict[str, int]:
         """Return the id of the next ready job of each of these queues that has one."""
         return self._peek_first(b"peek-ready\r\n", queues, _job_id)
+
+    def peek_delayed(self, queues: Iterable[str]) -> dict[str, int]:
+        """Return the id of the job that is due next, for each of these queues that has a delayed one."""
+        return self._peek_first(b"peek-delayed\r\n", queues, _job_id)
 
     def peek_buried(self, queues: Iterable[str]) -> dict[str, int]:
         """Return the id of the job that has been buried longest, for each of these queues that has one."""
@@ -448,6 +472,13 @@ class Connection:
         """Pause a queue, or end its pause with 0; return whether it exists."""
         [reply] = self.ask([b"pause-tube %b %d\r\n" % (check_queue_name(queue).encode(), seconds)])
         return reply.status == "PAUSED"
+
+    def watch_too(self, tubes: Iterable[str]) -> None:
+        """Watch further tubes: a reserve then takes the most urgent job of all of them."""
+        commands = [b"watch %b\r\n" % check_queue_name(tube).encode() for tube in tubes]
+        for reply in self.ask(commands):
+            if reply.status != "WATCHING":
+                raise BrokerError(f"Beanstalkd at {self.address} refuses to watch a tube: it answers {reply}")
 
     def reserve_ready(self, count: int) -> list[ReservedJob]:
         """Reserve up to ``count`` jobs that are ready now."""
@@ -614,6 +645,18 @@ def _counters(reply: Reply) -> JobCounters:
 
 def _record(reply: Reply) -> JobRecord:
     return JobRecord.from_stats(reply.stats)
+
+
+def _place(reply: Reply) -> tuple[int, str, str]:
+    # Later servers quote names.
+    _, job_id, tube, state, _ = reply.data.split(b"\n", 4)
+    return number(job_id.removeprefix(b"id: ")), _value(tube, b"tube: "), _value(state, b"state: ")
+
+
+def _value(line: bytes, key: bytes) -> str:
+    if not line.startswith(key):
+        raise ValueError(f"{line!r} is not the line of {key!r}")
+    return line.removeprefix(key).strip(b'"').decode("ascii")
 
 
 def _job_id(reply: Reply) -> int:

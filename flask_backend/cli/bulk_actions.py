@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +32,11 @@ from .parameters import parse_job_id
 
 if TYPE_CHECKING:
     from flask_backend.broker.stats import JobRecord
-    from flask_backend.operations.console import ActionResult, Console, Failures
+    from flask_backend.operations.actions import Action, ActionResult, Target
+    from flask_backend.operations.console import Console, Failures
     from flask_backend.operations.failures import Pattern
 
 _LISTED_JOBS = 20  # before a question; the rest is only counted
-
-
-@dataclass(frozen=True, slots=True)
-class BulkAction:
-    """An action on jobs: its words and its functions."""
-
-    verb: str
-    past: str
-    to_jobs: Callable[[Console, Iterable[int]], ActionResult]
-    to_failures: Callable[[Console, Failures], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +85,12 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return ids(all_(queue(match(yes_option(json_option(broker_option(function)))))))
 
 
-def run_action(ctx: click.Context, action: BulkAction, request: Request) -> None:
-    request.check(action.verb)
+def run_action(ctx: click.Context, verb: str, request: Request) -> None:
+    """Do what ``verb`` says, the value of an :class:`Action`."""
+    from flask_backend.operations.actions import Action
+
+    action = Action(verb)
+    request.check(action.value)
     with open_console(ctx, request.broker_uri) as console:
         result = _do_to_all(action, request, console) if request.is_all else _do_to_some(action, request, console)
     if request.as_json:
@@ -109,16 +104,22 @@ def run_action(ctx: click.Context, action: BulkAction, request: Request) -> None
         ctx.exit(ExitCode.FAILED)
 
 
-def _do_to_some(action: BulkAction, request: Request, console: Console) -> ActionResult:
+def _do_to_some(action: Action, request: Request, console: Console) -> ActionResult:
+    from flask_backend.operations.actions import Target, act_on_jobs
+
+    seen: dict[int, Target] = {}
     if not request.yes:
         jobs = [job for job in console.jobs(request.ids) if job.state != "reserved" and not is_internal_tube(job.queue)]
         if jobs:
-            _list_jobs(console, jobs)
-            confirm(f"{action.verb.capitalize()} {count_of(len(jobs), 'job')}?", yes=False)
-    return action.to_jobs(console, request.ids)
+            seen = _list_jobs(console, jobs)
+            confirm(f"{action.value.capitalize()} {count_of(len(jobs), 'job')}?", yes=False)
+    return act_on_jobs(console, action, [seen.get(job_id, Target(job_id)) for job_id in request.ids])
 
 
-def _list_jobs(console: Console, jobs: Sequence[JobRecord]) -> None:
+def _list_jobs(console: Console, jobs: Sequence[JobRecord]) -> dict[int, Target]:
+    """List the first of these jobs; return them as they were seen."""
+    from flask_backend.operations.actions import Target, mark_of
+
     shown = jobs[:_LISTED_JOBS]
     bodies = console.bodies(job.id for job in shown)
     for job in shown:
@@ -126,10 +127,11 @@ def _list_jobs(console: Console, jobs: Sequence[JobRecord]) -> None:
         echo(cut_to_width(line, terminal_width()), err=True)
     if len(jobs) > len(shown):
         echo(f"  and {len(jobs) - len(shown):,} more", err=True)
+    return {job.id: Target(job.id, job.queue, mark_of(bodies[job.id])) for job in shown if job.id in bodies}
 
 
-def _do_to_all(action: BulkAction, request: Request, console: Console) -> ActionResult:
-    from flask_backend.operations.console import ActionResult
+def _do_to_all(action: Action, request: Request, console: Console) -> ActionResult:
+    from flask_backend.operations.actions import ActionResult, act_on_failures
 
     found = find_failures(console, request.queue)
     matching = ""
@@ -141,13 +143,13 @@ def _do_to_all(action: BulkAction, request: Request, console: Console) -> Action
         echo(nothing, err=True)
         return ActionResult([], {})
     _confirm_all(action, found, matching, yes=request.yes)
-    done = [job_id for each in found for job_id in action.to_failures(console, each)]
+    done = [job_id for each in found for job_id in act_on_failures(console, action, each)]
     if missing := sum(each.count for each in found) - len(done):
         echo(f"skipped {count_of(missing, 'job')}: no longer buried", err=True)
     return ActionResult(done, {})
 
 
-def _confirm_all(action: BulkAction, found: Sequence[Failures], matching: str, *, yes: bool) -> None:
+def _confirm_all(action: Action, found: Sequence[Failures], matching: str, *, yes: bool) -> None:
     if yes:
         return
     where = found[0].queue if len(found) == 1 else f"{len(found)} queues"
@@ -156,4 +158,4 @@ def _confirm_all(action: BulkAction, found: Sequence[Failures], matching: str, *
             echo(f"{each.count:>8,}  {each.queue}", err=True)
         echo_more(len(found))
     total = sum(each.count for each in found)
-    confirm(f"{action.verb.capitalize()} {count_of(total, 'buried job')} of {where}{matching}?", yes=yes)
+    confirm(f"{action.value.capitalize()} {count_of(total, 'buried job')} of {where}{matching}?", yes=yes)

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from flask_backend.broker import cursors
 from flask_backend.broker.connection import PIPELINE_JOBS, Connection
 from flask_backend.broker.cursors import Cursor, Owner
 from flask_backend.broker.stats import JobRecord, Queue, Server
-from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
-from flask_backend.errors import MessageDecodeError, QueueNameError
-from flask_backend.message import cut
+from flask_backend.errors import QueueNameError
 from flask_backend.names import (
     check_worked_queue_name,
     failures_tube,
-    internal_use,
     is_failures_tube,
     is_internal_tube,
+    is_queue_name,
 )
 from flask_backend.stories import Story
 
+from .notes import AT_ONCE, StoredStory, decode_note, parts, queue_of, reading, reserve, stored
+
 # The tube of the probe job, which is put and deleted at once to find the newest job id.
 _PROBE_TUBE = "flask-backend.probe"
-# Notes are large: read them in batches, so that the server does not buffer megabytes.
-_NOTES_AT_ONCE = 50
-# Characters of the names by which stories are grouped; our workers write shorter ones.
-_MAX_NAME = 1000
+# Steps of a search for greater ids: powers of two, then the ids that follow the greatest one.
+_STEPS, _NEXT_IDS = 24, 100
 # The longest random wait, in seconds, before reading notes again that another reader holds.
 _LOOK_AGAIN_S = 0.05
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +55,6 @@ def measure_rates(before: Iterable[Queue], after: Iterable[Queue], seconds: floa
 
 
 @dataclass(frozen=True, slots=True)
-class StoredStory:
-    """A story on the broker: the id of its note, and the few facts that group and select it.
-
-    There may be very many, so the story itself stays on the broker until it is shown.
-    """
-
-    id: int
-    job: int
-    buried_at: float
-    endpoint: str | None
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
 class Failures:
     """The buried jobs of a queue: those with a story that was read, newest first, and the number of the others.
 
@@ -93,16 +72,13 @@ class Failures:
         return len(self.stories) + self.untold
 
     @property
+    def total(self) -> int:
+        """The number of buried jobs."""
+        return self.count + self.unread
+
+    @property
     def is_empty(self) -> bool:
         return not self.count + self.unread
-
-
-@dataclass(frozen=True, slots=True)
-class ActionResult:
-    """The result of an action on given jobs: the jobs that it affected, and the state of each of the others."""
-
-    done: Sequence[int]
-    refused: Mapping[int, str]
 
 
 class Console:
@@ -121,6 +97,10 @@ class Console:
         self._connection.close()
 
     @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
     def address(self) -> str:
         return str(self._settings.address)
 
@@ -134,6 +114,10 @@ class Console:
         found = self._connection.stats_tube(name for name in self._tubes() if not is_internal_tube(name))
         # Every connection, of any program, uses and watches `default` until it chooses another tube.
         return [queue for queue in found if queue.name != "default" or queue.jobs or queue.waiting]
+
+    def failure_tubes(self) -> list[str]:
+        """Return the tubes that keep the stories of buried jobs."""
+        return [name for name in self._tubes() if is_failures_tube(name)]
 
     def _tubes(self) -> list[str]:
         return sorted(name for name in self._connection.list_tubes() if name != _PROBE_TUBE)
@@ -183,6 +167,14 @@ class Console:
         """Return the bodies of the jobs that exist, by id."""
         return self._connection.peek(ids)
 
+    def jobs_with_bodies(self, ids: Iterable[int]) -> dict[int, tuple[JobRecord, bytes]]:
+        """Return the records and the bodies of the jobs that exist, by id."""
+        return self._connection.find_each(ids)
+
+    def places_of(self, ids: Iterable[int]) -> dict[int, tuple[str, str]]:
+        """Return the queue and the state of the jobs that exist, by id: quicker than their records."""
+        return self._connection.places_of(ids)
+
     def cursor_of(self, job: JobRecord, body: bytes) -> Cursor | None:
         """Return the newest cursor that the task of a job has saved, if any."""
         return cursors.load(self._connection, Owner.of(job.id, job.queue, body))
@@ -216,6 +208,30 @@ class Console:
         """Return the id of the newest job."""
         return self._connection.probe_last_id(_PROBE_TUBE)
 
+    def find_last_id(self, queue: str, most: int) -> tuple[int, int]:
+        """Return the id of the newest job, or less, without writing anything; and how many ids were looked up for it.
+
+        It is the number of all puts, unless the server has read its binlog since. So this begins with the greatest id
+        that is known, and looks for jobs with greater ones, in growing steps, while it has not looked up ``most`` ids.
+        """
+        tubes = [queue, *filter(is_queue_name, [failures_tube(queue)])]
+        heads = [self._connection.peek_ready(tubes), self._connection.peek_delayed([queue])]
+        heads.append(self._connection.peek_buried([queue]))
+        newest = max(self._connection.total_jobs(), *(job_id for head in heads for job_id in head.values()), 0)
+        looked_at = 0
+        while looked_at < most:
+            ids = [newest + 2**step for step in range(_STEPS)]
+            found = self.places_of(ids)
+            if not found:
+                ids = list(range(newest + 1, newest + 1 + _NEXT_IDS))
+                found = self.places_of(ids)
+                looked_at += _NEXT_IDS
+            looked_at += _STEPS
+            if not found:
+                break
+            newest = max(found)
+        return newest, looked_at
+
     def scan(
         self, newest: int, count: int, queues: Collection[str], states: Collection[str]
     ) -> Iterator[tuple[int, list[JobRecord]]]:
@@ -243,37 +259,24 @@ class Console:
 
     def all_failures(self, limit: int | None = None) -> list[Failures]:
         """Return the failures of each queue that has buried jobs, by name, as :meth:`failures` does."""
-        tubes = self._tubes()
         # Also read the stories of queues without buried jobs, to delete the stories of jobs that others have kicked.
-        queues = {tube.removesuffix(failures_tube("")) for tube in tubes if is_failures_tube(tube)}
+        queues = set(map(queue_of, self.failure_tubes()))
         queues |= {queue.name for queue in self.queues() if queue.buried}
         found = (self.failures(queue, limit) for queue in sorted(queues))
         return [failures for failures in found if not failures.is_empty]
 
     def read_stories(self, stories: Iterable[StoredStory]) -> Iterator[Story]:
         """Yield stories in full, in the same order, without those that are gone. A few at a time are in memory."""
-        for part in _parts(stories, _NOTES_AT_ONCE):
-            bodies = self.bodies(stored.id for stored in part)
-            for stored in part:
-                note = _decode(bodies.get(stored.id, b""))
-                if note is not None and note.job == stored.job:
+        for part in parts(stories, AT_ONCE):
+            bodies = self.bodies(each.id for each in part)
+            for each in part:
+                note = decode_note(bodies.get(each.id, b""))
+                if note is not None and note.job == each.job:
                     yield note
 
-    def retry_jobs(self, ids: Iterable[int]) -> ActionResult:
-        """Kick buried and delayed jobs, and delete the stories of the buried ones."""
-        return self._act_on(ids, self.kick_each)
-
-    def delete_jobs(self, ids: Iterable[int]) -> ActionResult:
-        """Delete jobs that no connection holds, with the stories of the buried ones."""
-        return self._act_on(ids, self.delete_each)
-
-    def retry_failures(self, failures: Failures) -> list[int]:
-        """Kick the jobs that are still buried, and delete their stories; return the ids of the kicked jobs."""
-        return self._act_on_failures(failures, self.kick_each)
-
-    def delete_failures(self, failures: Failures) -> list[int]:
-        """Delete the jobs that are still buried, with their stories; return the ids of the deleted jobs."""
-        return self._act_on_failures(failures, self.delete_each)
+    def delete_notes(self, ids: Iterable[int]) -> list[int]:
+        """Delete notes that no reader holds, and whose jobs are not buried any longer; return the deleted ones."""
+        return self._connection.delete_each(ids)
 
     def _buried(self, queue: str) -> int:
         known = self.queue(queue)
@@ -294,15 +297,15 @@ class Console:
         while (known := self.queue(tube)) and known.ready + known.reserved:
             is_last = time.monotonic() > deadline
             if not known.reserved or is_last:
-                with _reading(self._settings, tube) as reader:
+                with reading(self._settings, tube) as reader:
                     held: dict[int, StoredStory | None] = {}
                     # Up to the limit, not only the known number: notes that have just arrived come first.
-                    for job in _reserve(reader, limit):
+                    for job in reserve(reader, limit):
                         if job.id in held:  # there are so many that its TTR has expired
                             break
-                        note = _decode(job.body)
+                        note = decode_note(job.body)
                         # Without a story: we must not delete other jobs.
-                        held[job.id] = _stored(job.id, note) if note and note.queue == queue else None
+                        held[job.id] = stored(job.id, note) if note and note.queue == queue else None
                     left = self.queue(tube) or known
                     wanted = known.ready if limit is None else min(limit, known.ready)
                     is_alone = left.reserved == len(held) >= wanted
@@ -315,7 +318,7 @@ class Console:
         """Return the valid notes, newest first, and delete the stale ones. ``reader`` holds all of them."""
         notes.sort(key=lambda note: -note.id)
         stories: dict[int, StoredStory] = {}
-        for part in _parts(notes, PIPELINE_JOBS):
+        for part in parts(notes, PIPELINE_JOBS):
             states = {job.id: job.state for job in self.jobs({each.job for each in part}) if job.queue == queue}
             stale: list[int] = []
             for each in part:
@@ -326,85 +329,3 @@ class Console:
                     stale.append(each.id)
             reader.delete_each(stale)
         return list(stories.values())
-
-    def _act_on(self, ids: Iterable[int], act: Callable[[Iterable[int]], list[int]]) -> ActionResult:
-        wanted = list(dict.fromkeys(ids))
-        jobs = [job for job in self.jobs(wanted) if not is_internal_tube(job.queue)]
-        queues = {job.queue for job in jobs if job.state == "buried"}
-        notes = {each.job: each.id for queue in queues for each in self.failures(queue).stories}
-        done = act(job.id for job in jobs)
-        self._connection.delete_each(notes[job_id] for job_id in done if job_id in notes)
-        left = set(wanted).difference(done)
-        now = {job.id: job for job in self.jobs(left)}
-        return ActionResult(done, {job_id: _what_it_is(now.get(job_id)) for job_id in wanted if job_id in left})
-
-    def _act_on_failures(self, failures: Failures, act: Callable[[Iterable[int]], list[int]]) -> list[int]:
-        done: list[int] = []
-        for part in _parts(failures.stories, PIPELINE_JOBS):
-            notes = {each.job: each.id for each in part}
-            # The person may have taken a while to confirm: check the states again.
-            acted = act(job.id for job in self.jobs(notes) if job.state == "buried")
-            self._connection.delete_each(notes[job_id] for job_id in acted)
-            done += acted
-        seen = {each.job for each in failures.stories}
-        for _ in range(failures.untold):
-            job_id = self.next_buried(failures.queue)
-            if job_id is None or job_id in seen:  # buried again, behind all earlier ones
-                break
-            seen.add(job_id)
-            done += act([job_id])
-        return done
-
-
-@contextmanager
-def _reading(settings: Settings, tube: str) -> Generator[Connection, None, None]:
-    """Connect to reserve notes, and give all of them back at the end."""
-    reader = Connection(settings.address, settings.timeout_s, watch=tube)
-    try:
-        yield reader
-    finally:
-        reader.quit()  # then the notes are ready again, for other readers and for our next command
-
-
-def _reserve(reader: Connection, limit: int | None) -> Iterator[ReservedJob]:
-    left = sys.maxsize if limit is None else limit
-    while left > 0:
-        jobs = reader.reserve_ready(wanted := min(left, _NOTES_AT_ONCE))
-        yield from jobs
-        left -= wanted
-        if len(jobs) < wanted:
-            return
-
-
-def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    left = iter(items)
-    while part := list(islice(left, size)):
-        yield part
-
-
-def _decode(body: bytes) -> Story | None:
-    """Read a note, if the job is one of our notes."""
-    try:
-        return Story.decode(body)
-    except (MessageDecodeError, TypeError):
-        return None
-
-
-def _stored(note_id: int, note: Story) -> StoredStory:
-    # The names are few, and the notes many: each name is kept once, and a forged one is cut.
-    endpoint = note.endpoint and sys.intern(cut(note.endpoint, _MAX_NAME))
-    return StoredStory(note_id, note.job, note.buried_at, endpoint, sys.intern(cut(note.kind, _MAX_NAME)))
-
-
-def _what_it_is(job: JobRecord | None) -> str:
-    if job is None:
-        return "gone"
-    if (use := internal_use(job.queue)) is not None:
-        return f"not a task's job but {use}"
-    match job.state:
-        case "reserved":
-            return "reserved: it runs now"
-        case "ready":
-            return "ready: it waits for a worker"
-        case _:
-            return f"still {job.state}: the server refused"

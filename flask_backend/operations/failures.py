@@ -1,12 +1,15 @@
-"""Failures for people: grouped by kind, or selected by a pattern. Pure."""
+"""Failures for people: grouped by kind, counted by age, or selected by a pattern. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from .console import Failures, StoredStory
+from .console import Failures
+from .notes import StoredStory
+from .recent import RecentStories
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,50 @@ def group(found: Iterable[Failures]) -> list[FailureGroup]:
             groups.setdefault((failures.queue, story.endpoint, story.kind), []).append(story)
     in_order = sorted(groups.items(), key=lambda item: item[1][0].buried_at, reverse=True)
     return [FailureGroup(*key, stories) for key, stories in in_order]
+
+
+# The ages in seconds up to which failures are counted: an hour, a day, a week.
+WINDOWS_S = (3600, 86_400, 604_800)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number of jobs; a lower bound unless it ``is_exact``."""
+
+    number: int
+    is_exact: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.number:,}" if self.is_exact else f"at least {self.number:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Aged:
+    """A group of failures, with the numbers of those in each of :data:`WINDOWS_S`, and of all."""
+
+    group: FailureGroup
+    recent: Sequence[Count]
+    all: Count
+
+
+def count_by_age(recent: RecentStories, now: float, pattern: Pattern | None = None) -> list[Aged]:
+    """Count the failures that match, by group; the group with the newest story comes first.
+
+    Where stories were not read, the numbers are lower bounds, unless the window does not reach to the oldest story that
+    was read: notes are read by the time of the burial, in whole seconds, the newest first.
+    """
+    found = [pattern.choose(each) if pattern is not None else each for each in recent.failures]
+    is_partly_read = {each.queue for each in recent.failures if each.unread}
+    reads_from = math.inf if recent.held or recent.oldest_at is None else int(recent.oldest_at) + 1
+    aged: list[Aged] = []
+    for each in group(found):
+        is_whole = each.queue not in is_partly_read
+        numbers = [
+            Count(sum(story.buried_at >= now - age_s for story in each.stories), is_whole or now - age_s >= reads_from)
+            for age_s in WINDOWS_S
+        ]
+        aged.append(Aged(each, numbers, Count(len(each.stories), is_whole)))
+    return aged
 
 
 @dataclass(frozen=True, slots=True)

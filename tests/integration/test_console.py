@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 from support.reserving import reserve, reserved
+from support.stories import a_note, put_note
 from support.waiting import wait_until
 
 from flask_backend.broker.connection import Connection
@@ -22,9 +23,11 @@ from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, QueueNameError
 from flask_backend.names import failures_tube
 from flask_backend.operations import console as console_module
+from flask_backend.operations import notes
+from flask_backend.operations.actions import Action, Target, act_on_failures, act_on_jobs
 from flask_backend.operations.console import Console, Rates, measure_rates
 from flask_backend.operations.failures import Pattern, group
-from flask_backend.stories import Story, here_and_now
+from flask_backend.stories import Story
 from flask_backend.worker.settlement import bury
 
 TUBE = failures_tube("q")
@@ -89,16 +92,8 @@ def holding(broker, settings, queue, count):
     worker.close()
 
 
-def a_note(job_id: int, queue: str = "q", **told) -> Story:
-    return Story(**{"job": job_id, "queue": queue, "reason": "failed once", **here_and_now(), **told})
-
-
 def jobs_of(failures) -> list[int]:
     return [story.job for story in failures.stories]
-
-
-def put_note(broker, note: Story) -> int:
-    return broker.put(failures_tube(note.queue), note.encode())
 
 
 class TestQueues:
@@ -371,8 +366,8 @@ class TestFailures:
             time.sleep(0.6)
             return Story.decode(body)
 
-        monkeypatch.setattr(console_module, "_decode", read_slowly)
-        monkeypatch.setattr(console_module, "_NOTES_AT_ONCE", 1)
+        monkeypatch.setattr(console_module, "decode_note", read_slowly)
+        monkeypatch.setattr(notes, "AT_ONCE", 1)
         with Console(replace(settings, timeout_s=0.2)) as console:
             console.failures("q")
         wait_until(lambda: broker.count(TUBE, "ready") == 4, "all are there")
@@ -500,7 +495,7 @@ class TestFailures:
         worker.ask([settle[2] % job_id for job_id in ids])
         failures = console.failures("q")
         assert (len(failures.stories), failures.untold) == (with_story, 0)
-        assert len(console.retry_failures(failures)) == with_story
+        assert len(act_on_failures(console, Action.RETRY, failures)) == with_story
         assert (console.queue("q").ready, console.failures("q").count) == (with_story, 0)
         worker.close()
 
@@ -543,7 +538,7 @@ class TestActing:
     def test_buried_and_delayed_jobs_run_now_and_their_stories_are_deleted(self, console, broker, buried):
         stays, goes = buried(2)
         delayed = broker.put("q", b"x", delay=100)
-        acted = console.retry_jobs([goes, delayed, goes])
+        acted = act_on_jobs(console, Action.RETRY, map(Target, [goes, delayed, goes]))
         assert (acted.done, acted.refused) == ([goes, delayed], {})
         assert {broker.job(job_id)["state"] for job_id in (goes, delayed)} == {"ready"}
         assert broker.count(TUBE, "ready") == 1
@@ -555,7 +550,7 @@ class TestActing:
         [in_ground] = buried()
         ready = broker.put("q", b"x")
         note = console.failures("q").stories[0].id
-        acted = console.retry_jobs([999, reserved, in_ground, ready, note])
+        acted = act_on_jobs(console, Action.RETRY, map(Target, [999, reserved, in_ground, ready, note]))
         assert acted.done == [in_ground]
         assert acted.refused == {
             999: "gone",
@@ -573,7 +568,7 @@ class TestActing:
         others = [broker.put("q", b"x"), broker.put("q", b"x", delay=100)]
         story = console.failures("q").stories[1]
         assert story.job == stays
-        acted = console.delete_jobs([in_ground, *others, reserved, story.id])
+        acted = act_on_jobs(console, Action.DELETE, map(Target, [in_ground, *others, reserved, story.id]))
         assert acted.done == [in_ground, *others]
         assert acted.refused == {
             reserved: "reserved: it runs now",
@@ -586,7 +581,7 @@ class TestActing:
     ):
         delayed = broker.put("q", b"x", delay=100)
         ids = [*buried(2), *buried_without_story(3), *buried(1)]
-        assert sorted(console.retry_failures(console.failures("q"))) == ids
+        assert sorted(act_on_failures(console, Action.RETRY, console.failures("q"))) == ids
         assert (broker.count("q", "ready"), broker.job(delayed)["state"]) == (6, "delayed")
         assert broker.is_empty(TUBE)
 
@@ -594,7 +589,7 @@ class TestActing:
         buried(2)
         buried_without_story(2)
         kept = {broker.put("q", b"x"), broker.put("q", b"x", delay=100), *buried(1, "other")}
-        assert len(console.delete_failures(console.failures("q"))) == 4
+        assert len(act_on_failures(console, Action.DELETE, console.failures("q"))) == 4
         assert {job.id for job in console.jobs(range(1, console.last_id()))} >= kept
         assert console.failures("q").count == 0
 
@@ -603,7 +598,7 @@ class TestActing:
         buried(1, endpoint="hello", exception="ValueError")
         buried_without_story()
         chosen = Pattern("hello/ConnectionError").choose(console.failures("q"))
-        assert sorted(console.delete_failures(chosen)) == wanted
+        assert sorted(act_on_failures(console, Action.DELETE, chosen)) == wanted
         assert console.failures("q").count == 2
 
     def test_a_job_kicked_by_another_client_is_left_alone(self, console, broker, buried, buried_without_story):
@@ -613,7 +608,7 @@ class TestActing:
         with broker.client("q") as client:
             client.kick_job(theirs)
             client.kick_job(untold)
-        assert console.delete_failures(failures) == [mine]
+        assert act_on_failures(console, Action.DELETE, failures) == [mine]
         assert {broker.job(job_id)["state"] for job_id in (theirs, untold)} == {"ready"}
 
     def test_a_job_that_is_buried_again_at_once_is_kicked_once(self, console, settings, buried, buried_without_story):
@@ -631,7 +626,7 @@ class TestActing:
 
         thread = threading.Thread(target=work)
         thread.start()
-        kicked = console.retry_failures(failures)
+        kicked = act_on_failures(console, Action.RETRY, failures)
         wait_until(lambda: console.queue("q").buried == 10, "all are buried again")
         is_over.set()
         thread.join()

@@ -6,14 +6,7 @@ from typing import Any
 
 import click
 
-from flask_backend.cli.bulk_actions import BulkAction, Request, request_options, run_action
-
-_DELETE = BulkAction(
-    verb="delete",
-    past="deleted",
-    to_jobs=lambda console, ids: console.delete_jobs(ids),
-    to_failures=lambda console, failures: console.delete_failures(failures),
-)
+from flask_backend.cli.bulk_actions import Request, request_options, run_action
 
 
 @click.command()
@@ -25,4 +18,4 @@ def delete(ctx: click.Context, /, **options: Any) -> None:
     Choose them by ID, in any state but reserved, or all buried ones with --all. This cannot be undone. Exit code 1 if
     one of the IDs could not be deleted.
     """
-    run_action(ctx, _DELETE, Request(**options))
+    run_action(ctx, "delete", Request(**options))

@@ -6,14 +6,7 @@ from typing import Any
 
 import click
 
-from flask_backend.cli.bulk_actions import BulkAction, Request, request_options, run_action
-
-_RETRY = BulkAction(
-    verb="retry",
-    past="retried",
-    to_jobs=lambda console, ids: console.retry_jobs(ids),
-    to_failures=lambda console, failures: console.retry_failures(failures),
-)
+from flask_backend.cli.bulk_actions import Request, request_options, run_action
 
 
 @click.command()
@@ -25,4 +18,4 @@ def retry(ctx: click.Context, /, **options: Any) -> None:
     Choose them by ID, or all buried ones with --all. Each is kicked, as Beanstalkd calls it, and is ready at once; a
     buried job gets its full number of attempts again. Exit code 1 if one of the IDs could not be retried.
     """
-    run_action(ctx, _RETRY, Request(**options))
+    run_action(ctx, "retry", Request(**options))
