@@ -13,9 +13,9 @@ from flask_backend.cli.bodies import expiry_in, show_body
 from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import no_such_queue
 from flask_backend.cli.output import Column, echo, echo_json, echo_table, json_option, show_seconds
-from flask_backend.cli.records import attempts_made, job_as_dict
 from flask_backend.cli.scanning import Search, scan_option
 from flask_backend.message import cut
+from flask_backend.operations.records import attempts_made, job_as_dict
 
 if TYPE_CHECKING:
     from flask_backend.broker.stats import JobRecord

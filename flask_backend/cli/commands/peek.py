@@ -36,10 +36,10 @@ from flask_backend.cli.output import (
     width_of,
 )
 from flask_backend.cli.parameters import parse_job_id
-from flask_backend.cli.records import attempts_made, job_as_dict
 from flask_backend.cli.stories import show_story
 from flask_backend.errors import MessageDecodeError
 from flask_backend.message import decode_json, expires_at, scheduled_at
+from flask_backend.operations.records import attempts_made, job_as_dict
 from flask_backend.visible import visible
 
 if TYPE_CHECKING:

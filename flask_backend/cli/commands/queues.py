@@ -10,7 +10,7 @@ import click
 
 from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.output import Column, echo, echo_json, echo_table, json_option, show_seconds
-from flask_backend.cli.records import queue_as_dict
+from flask_backend.operations.records import queue_as_dict
 from flask_backend.system.exits import ExitCode
 from flask_backend.visible import listed
 

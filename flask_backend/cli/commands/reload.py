@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
 import click
 
 from flask_backend.cli.output import echo
 from flask_backend.cli.summary import choose
+from flask_backend.operations import control
 from flask_backend.system import page as pages
-from flask_backend.system.page import Found
-from flask_backend.system.procfs import PROC_IS_THERE, ignores
+from flask_backend.system.procfs import PROC_IS_THERE
 
 # The page has no way to wake a reader; a look takes less than a millisecond.
 _LOOK_S = 0.05
@@ -41,27 +39,11 @@ def reload(*, pid: int | None, timeout: float | None) -> None:
     if not PROC_IS_THERE:
         raise click.ClickException("reload reads /proc, which only Linux has")
     found = choose(pid)
-    _refuse_deaf(found)
     checks = found.page.checks
-    try:
-        os.kill(found.pid, signal.SIGHUP)
-    except (PermissionError, ProcessLookupError) as error:
-        raise click.ClickException(f"cannot send HUP to supervisor {found.pid}: {error.strerror}") from error
+    control.reload(found.pid)
     if timeout is None:
         timeout = 2 * float(found.page.facts().get("boot_timeout_s", 60.0)) + MARGIN_S
     _wait(found.pid, checks, timeout)
-
-
-def _refuse_deaf(found: Found) -> None:
-    """Fail if the supervisor would not act on HUP."""
-    if found.page.state in ("draining", "stopped"):
-        raise click.ClickException(f"supervisor {found.pid} is stopping: it does not reload")
-    if (frozen_s := found.frozen_s) is not None:
-        raise click.ClickException(f"supervisor {found.pid} has been frozen for {frozen_s:.0f} s: it does not reload")
-    if ignores(found.pid, signal.SIGHUP):
-        raise click.ClickException(
-            f"supervisor {found.pid} ignores HUP, as it was started with nohup: restart it instead"
-        )
 
 
 def _wait(pid: int, checks: int, timeout_s: float) -> None:

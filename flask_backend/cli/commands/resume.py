@@ -8,7 +8,7 @@ from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import find_queue
 from flask_backend.cli.output import confirm, echo, echo_json, json_option, yes_option
 from flask_backend.cli.pausing import describe, set_pause
-from flask_backend.cli.records import queue_as_dict
+from flask_backend.operations.records import queue_as_dict
 
 
 @click.command()

@@ -21,7 +21,8 @@ from flask_backend.cli.output import (
     terminal_width,
 )
 from flask_backend.cli.summary import headline, why_frozen
-from flask_backend.operations.supervisors import Counts, Process, Queue, Supervisor, Worker, age_s, find
+from flask_backend.operations.records import supervisor_as_dict
+from flask_backend.operations.supervisors import Process, Queue, Supervisor, age_s, find
 from flask_backend.system.procfs import PROC_IS_THERE
 from flask_backend.visible import visible
 
@@ -70,105 +71,13 @@ def _show(*, as_json: bool) -> bool:
     """Print all supervisors; return whether there is one."""
     supervisors = find()
     if as_json and supervisors:
-        echo_json([_as_dict(supervisor) for supervisor in supervisors])
+        echo_json([supervisor_as_dict(supervisor) for supervisor in supervisors])
     elif supervisors:
         for number, supervisor in enumerate(supervisors):
             if number:
                 echo()
             _echo(supervisor)
     return bool(supervisors)
-
-
-# -- JSON ------------------------------------------------------------------------------------------------------
-
-
-def _as_dict(supervisor: Supervisor) -> dict[str, Any]:
-    found, facts = supervisor.found, supervisor.facts
-    return {
-        **_process_as_dict(supervisor.process),
-        "app": facts.get("app"),
-        "broker": facts.get("broker"),
-        "state": supervisor.state,
-        "state_for_s": _rounded(supervisor.state_for_s),
-        "frozen_s": _rounded(found.frozen_s) if found else None,
-        "generation": found.page.generation if found else None,
-        "checks": found.page.checks if found else None,
-        "reload": facts.get("reload"),
-        "reloads": facts.get("reloads"),
-        "queues": [_queue_as_dict(queue) for queue in supervisor.queues],
-        "workers": [_worker_as_dict(worker) for worker in supervisor.workers],
-        "deaths": facts.get("deaths", []),
-        "total_private_bytes": supervisor.private_bytes,
-        "total_pss_bytes": supervisor.pss_bytes,
-    }
-
-
-def _queue_as_dict(queue: Queue) -> dict[str, Any]:
-    return {
-        "name": queue.name,
-        "wanted": queue.wanted,
-        "minimum": queue.minimum,
-        "maximum": queue.maximum,
-        "ready": queue.ready,
-        "serving": queue.serving,
-        "busy": queue.busy,
-        "exits": queue.exits,
-        "tasks": [{"name": name, **_counts_as_dict(counts)} for name, counts in queue.tasks.items()],
-    }
-
-
-def _counts_as_dict(counts: Counts) -> dict[str, Any]:
-    return {
-        "done": counts.done,
-        "failed": counts.failed,
-        "retried": counts.retried,
-        "buried": counts.buried,
-        "discarded": counts.discarded,
-        "expired": counts.expired,
-        "crashed": counts.crashed,
-        "given_back": counts.given_back,
-        "busy_s": round(counts.busy_s, 6),
-        "durations": counts.durations,
-        "waited_s": round(counts.waited_s, 6),
-        "waits": counts.waits,
-    }
-
-
-def _worker_as_dict(worker: Worker) -> dict[str, Any]:
-    return {
-        "queue": worker.queue,
-        "activity": worker.activity,
-        "state": worker.state,
-        "is_old": worker.is_old,
-        "job_id": worker.job,
-        "task": worker.task,
-        "progress": dict(zip(("done", "total"), worker.progress, strict=True)) if worker.progress else None,
-        "job_for_s": _rounded(worker.since_s),
-        "broker_away_s": _rounded(worker.away_s),
-        "done": worker.done,
-        "failed": worker.failed,
-        "retried": worker.retried,
-        "buried": worker.buried,
-        "crashed": worker.crashed,
-        "restarts": worker.restarts,
-        **_process_as_dict(worker.process),
-    }
-
-
-def _process_as_dict(process: Process) -> dict[str, Any]:
-    memory = process.memory
-    return {
-        "pid": process.pid,
-        "up_s": round(process.up_s, 1),
-        "rss_bytes": process.rss_bytes,
-        "private_bytes": memory.private_bytes if memory else None,
-        "pss_bytes": memory.pss_bytes if memory else None,
-        "shared_bytes": memory.shared_bytes if memory else None,
-    }
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
 
 
 # -- text ------------------------------------------------------------------------------------------------------
