@@ -19,7 +19,8 @@ How it is written, for those who add a page:
   dashboard (:mod:`.origin`), and the right that is named is asked with the ``queue``, the ``ids`` and the ``pid`` of
   the form. It returns a :class:`~.routing.Done`, which is recorded, and shown on the page that it names; a
   :class:`~.visit.RefusalError` or an error is recorded as a failure. ``ask=`` adds the page of a question at the same
-  URL, by GET: its template is ``question.html``, so an act needs no script.
+  URL, by GET: its template is ``question.html``, so an act needs no script. An act on very many jobs takes steps: each
+  POST answers with ``progress.html``, whose button with ``data-continue`` the script presses.
 - A view raises :class:`~.visit.RefusalError` for a page with a status, a title and one sentence. The errors of the
   broker need no handling: :mod:`.blueprint` shows them, with status 503.
 - The templates are rendered in an environment of their own (:mod:`.rendering`), with autoescape on whatever the app has

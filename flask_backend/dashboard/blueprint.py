@@ -14,11 +14,12 @@ from flask.globals import app_ctx
 from werkzeug.wrappers import Response as AnyResponse
 
 from flask_backend.errors import BackendError, BrokerConnectionError, RegistrationError
+from flask_backend.operations.control import ControlError
 from flask_backend.tracebacks import message_of
 from flask_backend.visible import MAX_NAME, visible
 
 from . import origin
-from .audit import DONE, Action, Record
+from .audit import DONE, MAX_IDS, Action, Record
 from .pages import ALL
 from .rendering import render, render_json
 from .rights import Authorize, Rights
@@ -119,6 +120,8 @@ class Dashboard(Blueprint):
             shown = error.response or _message(error.status, error.title, error.text)
         except BrokerConnectionError as error:
             shown = _message(503, "The broker does not answer", f"{error}.", is_broker_away=True)
+        except ControlError as error:
+            shown = _message(409, "Not done", f"{error}.")
         except BackendError as error:
             shown = _message(500, "The dashboard cannot be shown", f"{error}.")
         if isinstance(shown, AnyResponse):
@@ -189,7 +192,7 @@ class Dashboard(Blueprint):
             request.form.get("queue") or None,
             done.pattern if done else request.form.get("pattern") or None,
             done.count if done else 0,
-            ids[:20],
+            ids[:MAX_IDS],
             done.what if done else route.name.replace("_", " "),
         )
         self.past.note(visit.app, action, is_remembered=is_remembered)
@@ -234,7 +237,7 @@ def _set_headers(response: Response) -> Response:
 
 
 def _write_notice(response: AnyResponse, done: Done) -> None:
-    text = f"not done: {done.failure}" if done.failure else done.what
+    text = f"not done: {done.failure}" if done.failure else done.notice or done.what
     value = urlsafe_b64encode(visible(text, _MAX_NOTICE).encode()).decode()
     response.set_cookie(
         _NOTICE,

@@ -24,7 +24,8 @@ class Page:
 class Done:
     """What an act has done, in words, and the URL of the page that shows it next, or that page itself.
 
-    ``count`` and ``ids`` are of the jobs that it affected. An act of which nothing became says why in ``failure``.
+    ``count`` and ``ids`` are of the jobs that it affected. An act that did nothing says why in ``failure``. The next
+    page shows ``notice`` in place of ``what``, if it is set.
     """
 
     what: str
@@ -33,6 +34,7 @@ class Done:
     ids: Sequence[int] = ()
     pattern: str | None = None
     failure: str | None = None
+    notice: str | None = None
 
 
 def question(  # noqa: PLR0913  # the parts of the page

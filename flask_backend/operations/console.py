@@ -202,6 +202,10 @@ class Console:
         """Return the id of the job that has been buried longest."""
         return self._connection.peek_buried([queue]).get(queue)
 
+    def next_ready(self, queue: str) -> int | None:
+        """Return the id of the most urgent ready job."""
+        return self._connection.peek_ready([queue]).get(queue)
+
     # -- all jobs: the protocol cannot list them, but ids are consecutive -------------------------------------
 
     def last_id(self) -> int:

@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from flask import Flask
+from support.dashboards import OWN, make_app
 
-from flask_backend import Backend
-from flask_backend.dashboard import Dashboard
 from flask_backend.signals import dashboard_action
-
-OWN = {"Sec-Fetch-Site": "same-origin"}
-
-
-def make_app(uri, authorize=lambda action, what: True, **options) -> Flask:
-    app = Flask("shop")
-    app.config["BACKEND_CONNECTION_URI"] = uri
-    backend = Backend(app)
-
-    @backend.task("mail")
-    def welcome(user: str) -> None: ...
-
-    app.register_blueprint(Dashboard(authorize, **options))
-    app.extensions["welcome"] = welcome
-    return app
 
 
 @pytest.fixture

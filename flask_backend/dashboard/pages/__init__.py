@@ -1,5 +1,5 @@
 """The pages and their acts. ``ALL`` is in the order of the navigation."""
 
-from . import queue, queues
+from . import actions, queue, queues, workers
 
-ALL = (queues.pages, queue.pages)
+ALL = (queues.pages, queue.pages, workers.pages, actions.pages)

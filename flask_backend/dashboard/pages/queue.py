@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 from flask import url_for
 
 from flask_backend.broker.stats import UNTIL_RESUMED_S, Queue
-from flask_backend.dashboard.pages.queues import queue_as_dict
-from flask_backend.dashboard.routing import Done, Page, Pages
+from flask_backend.dashboard.audit import in_words
+from flask_backend.dashboard.routing import Done, Page, Pages, question
 from flask_backend.dashboard.visit import RefusalError, Visit
-from flask_backend.quantities import show_seconds
+from flask_backend.operations import heads
+from flask_backend.operations.console import Console
+from flask_backend.operations.records import queue_as_dict
+from flask_backend.quantities import count_of, show_seconds
 
 pages = Pages()
 
 # The pauses that the page offers, in seconds.
-PAUSES_S = (60, 600, 3600, 86400, UNTIL_RESUMED_S)
+PAUSES_S = (60, 600, 3600, 86400)
 
 
 @pages.page("/queue", "/queue.json")
@@ -23,10 +30,27 @@ def queue(visit: Visit) -> Page:
     values = {
         "queue": found,
         "next_wait_s": waits.get(found.name),
-        "pauses": PAUSES_S[:-1],
-        "until_resumed": PAUSES_S[-1],
+        "pauses": PAUSES_S,
+        "until_resumed": UNTIL_RESUMED_S,
     }
-    return Page("queue.html", values, {"broker": visit.address, "at": visit.now, **queue_as_dict(found, waits, {})})
+    facts = queue_as_dict(visit.address, found, waits.get(found.name))
+    return Page("queue.html", values, {**facts, "at": visit.now})
+
+
+def find_queue(visit: Visit) -> Queue:
+    """Return the queue that the request names; raise :exc:`RefusalError` if the broker has no such queue."""
+    name = visit.queue_name()
+    found = visit.console.queue(name)
+    if found is None:
+        raise _no_queue(name)
+    return found
+
+
+def _no_queue(name: str) -> RefusalError:
+    return RefusalError(404, "No such queue", f"The broker has no queue {name}: it has no jobs and no workers.")
+
+
+# -- pauses ------------------------------------------------------------------------------------------------------
 
 
 @pages.act("/queue/pause", "pause")
@@ -44,20 +68,108 @@ def resume(visit: Visit) -> Done:
     return _set_pause(visit, name, 0, f"resumed {name}")
 
 
-def find_queue(visit: Visit) -> Queue:
-    """Return the queue that the request names; raise :exc:`RefusalError` if the broker has no such queue."""
-    name = visit.queue_name()
-    found = visit.console.queue(name)
-    if found is None:
-        raise _no_queue(name)
-    return found
-
-
 def _set_pause(visit: Visit, name: str, seconds: int, what: str) -> Done:
     if not visit.console.pause(name, seconds):
         raise _no_queue(name)
     return Done(what, url_for(".queue", queue=name))
 
 
-def _no_queue(name: str) -> RefusalError:
-    return RefusalError(404, "No such queue", f"The broker has no queue {name}: it has no jobs and no workers.")
+# -- all jobs in one state ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """An act on all jobs of a queue in one state, which may take several steps: each is one POST.
+
+    ``step`` takes the queue, a number of jobs and the newest id that it may act on; it returns the ids that it has
+    acted on. ``command`` does the same on the command line. If the act ``is_final``, the name of the queue is typed
+    before.
+    """
+
+    verb: str
+    past: str
+    state: str
+    endpoint: str
+    step: Callable[[Console, str, int, int], Sequence[int]]
+    detail: str
+    command: str | None = None
+    is_final: bool = False
+
+    def ask(self, visit: Visit) -> Page:
+        found = find_queue(visit)
+        count = int(getattr(found, self.state))
+        if not count:
+            raise RefusalError(409, "Nothing to do", f"Queue {found.name} has no {self.state} jobs.")
+        command = self.command and f"{self.command} --queue {shlex.quote(found.name)} --broker {visit.address}"
+        return question(
+            f"{self.verb.capitalize()} {count_of(count, f'{self.state} job')} of {found.name}?",
+            f"{self.verb.capitalize()} {count_of(count, 'job')}",
+            [("queue", found.name), ("left", count), ("total", count)],
+            url_for(".queue", queue=found.name),
+            details=[self.detail],
+            typed=found.name if self.is_final else None,
+            command=command,
+        )
+
+    def act(self, visit: Visit) -> Done:
+        name, left, total = visit.queue_name(), visit.number("left"), visit.number("total")
+        if self.is_final and visit.value("typed").strip() != name:
+            raise RefusalError(400, "Not confirmed", f"Nothing was done: type the name of the queue, {name}.")
+        # A GET cannot find it: that takes a put.
+        newest = visit.number("newest", 0) or visit.console.last_id()
+        ids = self.step(visit.console, name, left, newest)
+        left = max(0, left - len(ids))
+        so_far, what = max(0, total - left), in_words(self.past, len(ids), f"{self.state} job", name)
+        found = visit.console.queue(name)
+        back = url_for(".queue", queue=name) if found else url_for(".queues")
+        if ids and left and found and getattr(found, self.state):
+            fields = [("queue", name), ("left", left), ("total", total), ("newest", newest), ("typed", name)]
+            values = {"bulk": self, "queue": name, "fields": fields, "total": total, "so_far": so_far, "back": back}
+            return Done(what, Page("progress.html", values), len(ids), ids)
+        notice = in_words(self.past, so_far, f"{self.state} job", name)
+        notice += f"; {count_of(left, 'job')} fewer than asked for, as they are no longer there" if left else ""
+        return Done(what, back, len(ids), ids, notice=notice)
+
+
+_RETRY = Bulk(
+    "retry",
+    "retried",
+    "buried",
+    "retry_buried",
+    lambda console, queue, count, _newest: heads.retry_buried(console, queue, count),
+    "Each is ready at once, and gets its full number of attempts again.",
+    "flask-backend retry --all",
+)
+_DELETE = Bulk(
+    "delete",
+    "deleted",
+    "buried",
+    "delete_buried",
+    lambda console, queue, count, _newest: heads.delete_buried(console, queue, count),
+    "Their stories are deleted with them. This cannot be undone.",
+    "flask-backend delete --all",
+)
+_DELETE_READY = Bulk(
+    "delete",
+    "deleted",
+    "ready",
+    "delete_ready",
+    heads.delete_ready,
+    "They have not run, and will not. This cannot be undone.",
+    is_final=True,
+)
+
+
+@pages.act("/queue/retry-buried", "retry", ask=_RETRY.ask)
+def retry_buried(visit: Visit) -> Done:
+    return _RETRY.act(visit)
+
+
+@pages.act("/queue/delete-buried", "delete", ask=_DELETE.ask)
+def delete_buried(visit: Visit) -> Done:
+    return _DELETE.act(visit)
+
+
+@pages.act("/queue/delete-ready", "delete", ask=_DELETE_READY.ask)
+def delete_ready(visit: Visit) -> Done:
+    return _DELETE_READY.act(visit)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from flask_backend.broker.stats import Queue
 from flask_backend.dashboard.routing import Page, Pages
 from flask_backend.dashboard.visit import Visit
 from flask_backend.operations.console import Console, Rates, measure_rates
+from flask_backend.operations.records import queue_as_dict
+from flask_backend.operations.supervisors import find_pids
 
 pages = Pages()
 
@@ -30,12 +31,15 @@ def queues(visit: Visit) -> Page:
         "server": server,
         "buried": sum(queue.buried for queue in found),
         "address": visit.address,
+        "supervisors": len(find_pids()),
     }
     data = {
         "broker": visit.address,
         "at": visit.now,
         "server": asdict(server) if server else None,
-        "queues": [queue_as_dict(queue, waits, rates) for queue in found],
+        "queues": [
+            queue_as_dict(visit.address, queue, waits.get(queue.name), rates.get(queue.name)) for queue in found
+        ],
     }
     return Page("queues.html", values, data)
 
@@ -47,15 +51,3 @@ def _look(console: Console, *, is_measured: bool) -> tuple[Sequence[Queue], Mapp
     time.sleep(_MEASURE_S)
     after = console.queues()
     return after, measure_rates(before, after, time.monotonic() - began)
-
-
-def queue_as_dict(queue: Queue, waits: Mapping[str, int], rates: Mapping[str, Rates]) -> dict[str, Any]:
-    told = asdict(queue)
-    measured = rates.get(queue.name)
-    return {
-        "queue": told.pop("name"),
-        **told,
-        "next_wait_s": waits.get(queue.name),
-        "put_per_s": round(measured.put, 3) if measured else None,
-        "deleted_per_s": round(measured.deleted, 3) if measured else None,
-    }
