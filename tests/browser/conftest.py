@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import pytest
+from flask import Flask, request
+from support import dashboard_app
+from support.beanstalkd import Beanstalkd
+from support.sites import serve
+
+from flask_backend.signals import dashboard_action
+
+if TYPE_CHECKING:
+    from support.chromium import Chromium
 
 # The name that an attacker's site has first, and then the address of this machine.
 REBOUND = "rebound.example"
@@ -29,3 +40,33 @@ def chromium(shared_chromium):
     shared_chromium.reset()
     yield shared_chromium
     assert shared_chromium.problems() == []
+
+
+class Site:
+    """The dashboard of an app, on a server with threads, and the app's broker."""
+
+    def __init__(self, app: Flask, root: str, broker: Beanstalkd) -> None:
+        self.app = app
+        self.root = root
+        self.broker = broker
+        self.refreshes = 0  # of open pages, by the script
+        self.actions: list[dict] = []  # as the signal has named them
+
+        @app.before_request
+        def count():
+            self.refreshes += "fragment" in request.headers.get("Accept", "")
+
+        dashboard_action.connect(lambda _app, **facts: self.actions.append(facts), app, weak=False)
+
+    def url(self, path: str = "/", **query: object) -> str:
+        return f"{self.root}/backend{path}" + (f"?{urlencode(query, safe='/')}" if query else "")
+
+    def log_in(self, chromium: Chromium, role: str) -> None:
+        chromium.devtools("Network.setCookie", name="role", value=role, url=self.root)
+
+
+@pytest.fixture
+def site(broker):
+    app = dashboard_app.create_app(broker.uri)
+    with serve(app) as root, app.app_context():
+        yield Site(app, root, broker)
