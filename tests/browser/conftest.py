@@ -10,15 +10,12 @@ import pytest
 from flask import Flask, request
 from support import dashboard_app
 from support.beanstalkd import Beanstalkd
-from support.sites import serve
+from support.sites import FOREIGN, serve
 
 from flask_backend.signals import dashboard_action
 
 if TYPE_CHECKING:
     from support.chromium import Chromium
-
-# The name that an attacker's site has first, and then the address of this machine.
-REBOUND = "rebound.example"
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +26,7 @@ def shared_chromium():
         if os.environ.get("REQUIRE_BROWSER"):
             pytest.fail(f"{why}, and REQUIRE_BROWSER is set")
         pytest.skip(why)
-    browser = chromium.Chromium({REBOUND: "127.0.0.1"})
+    browser = chromium.Chromium({FOREIGN: "127.0.0.1"})
     yield browser
     browser.quit()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from flask import Flask, request
-from support.sites import serve
+from support.sites import FOREIGN, serve
 
 HEAD = '<!doctype html><html lang="en"><title>page</title><link rel="icon" href="data:,">'
 
@@ -30,8 +30,8 @@ def test_axe_finds_a_barrier_where_one_is(chromium, site):
 
 def test_browser_resolves_the_name_of_an_attacker_to_this_machine(chromium, site):
     port = site.rpartition(":")[2]
-    chromium.open(f"http://rebound.example:{port}/fine")
-    assert chromium.find("h1").text == f"rebound.example:{port}"
+    chromium.open(f"http://{FOREIGN}:{port}/fine")
+    assert chromium.find("h1").text == f"{FOREIGN}:{port}"
 
 
 def test_reset_forgets_cookies_storage_and_emulation(chromium, site):

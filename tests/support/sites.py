@@ -9,6 +9,9 @@ from typing import Any
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+# A host of another site: the browser of the tests resolves it to this machine, as an attacker's name server would.
+FOREIGN = "foreign.example"
+
 
 class _Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
