@@ -66,7 +66,7 @@
     keys(to) { remember("keys", keys = to); find("#has-keys").checked = to !== "off"; },
   };
   const move = (step, rows = all("tbody tr:has(a)")) =>
-    find("a", rows[Math.max(0, rows.findIndex((each) => each.matches(":focus-within")) + step)] ?? find("main"))?.focus();
+    find("a", rows[Math.max(0, rows.findIndex((row) => row.matches(":focus-within")) + step)] ?? find("main"))?.focus();
   const ACTS = {
     "/": () => find("input[type=search]")?.focus(), "?": () => find("#keys").showModal(),
     j: () => move(1), k: () => move(-1), x: () => find("tr:focus-within input[type=checkbox]")?.click(),
@@ -85,9 +85,8 @@
     if (box && shiftKey && from >= 0) for (const each of boxes.slice(from, to + 1)) each.checked = box.checked;
     lastBox = box ?? lastBox;
     ACTS[target.dataset.act]?.();
-    if (!target.matches("[data-copy]")) return;
-    getSelection().selectAllChildren(find(target.dataset.copy)); // navigator.clipboard exists only over HTTPS
-    say(document.execCommand("copy") ? "Copied" : "Press Ctrl+C to copy");
+    if (target.dataset.copy) getSelection().selectAllChildren(find(target.dataset.copy)), // no clipboard without HTTPS
+      say(document.execCommand("copy") ? "Copied" : "Press Ctrl+C to copy");
   }
   document.addEventListener("DOMContentLoaded", () => {
     for (const [name, to] of Object.entries({ theme, refresh: every, keys })) set[name](to);
@@ -96,5 +95,6 @@
     document.onvisibilitychange = () => { if (!isPaused()) refresh(); };
     [document.onclick, document.onkeydown] = [onClick, onKey];
     measure();
+    setTimeout(() => find("[data-continue]")?.click(), 300); // the next step of a large act, unless it is stopped
   });
 })();
