@@ -14,11 +14,13 @@ from urllib.parse import SplitResult, urlsplit
 from .durations import MAX_SECONDS
 from .errors import ConfigError
 from .retry import DEFAULT_RETRY, Retry
+from .zones import check_zone
 
 URI_KEY = "BACKEND_CONNECTION_URI"
 BASE_URL_KEY = "BACKEND_BASE_URL"
 AFTER_COMMIT_KEY = "BACKEND_AFTER_COMMIT"
-KEYS = (URI_KEY, "BACKEND_TTR", "BACKEND_TIMEOUT", "BACKEND_RETRY", BASE_URL_KEY, AFTER_COMMIT_KEY)
+TIMEZONE_KEY = "BACKEND_TIMEZONE"
+KEYS = (URI_KEY, "BACKEND_TTR", "BACKEND_TIMEOUT", "BACKEND_RETRY", BASE_URL_KEY, AFTER_COMMIT_KEY, TIMEZONE_KEY)
 DEFAULT_PORT = 11300  # beanstalkd's default
 _URI = re.compile(
     r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s\x00-\x1f\x7f/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?",
@@ -99,6 +101,9 @@ class Settings:
     ``BACKEND_AFTER_COMMIT`` (``None``)
         With ``"sqlalchemy"``, a call that is made while the session of Flask-SQLAlchemy has changes that are not
         committed waits for the commit, as with the option ``after_commit=db.session``.
+    ``BACKEND_TIMEZONE`` (``"UTC"``)
+        The time zone of cron expressions without a ``timezone`` of their own, by its IANA name, such as
+        ``"Europe/Prague"``.
     """
 
     broker: Address | StandIn = Address()
@@ -107,6 +112,7 @@ class Settings:
     retry: Retry = DEFAULT_RETRY
     base_url: SplitResult | None = None
     waits_for_commit: bool = False
+    timezone: str = "UTC"
 
     @property
     def address(self) -> Address:
@@ -128,6 +134,7 @@ class Settings:
             retry=Retry.from_setting("BACKEND_RETRY", config.get("BACKEND_RETRY", _DEFAULTS.retry)),
             base_url=_base_url(config.get(BASE_URL_KEY)),
             waits_for_commit=_after_commit(config.get(AFTER_COMMIT_KEY)),
+            timezone=_timezone(config.get(TIMEZONE_KEY)),
         )
 
 
@@ -161,6 +168,13 @@ def _after_commit(value: object) -> bool:
     if value is not None and find_spec("sqlalchemy") is None:
         raise ConfigError(f"{AFTER_COMMIT_KEY} is {value!r}, but SQLAlchemy is not installed: install Flask-SQLAlchemy")
     return value is not None
+
+
+def _timezone(value: object) -> str:
+    try:
+        return _DEFAULTS.timezone if value is None else check_zone(value)
+    except ValueError as error:
+        raise ConfigError(f"{TIMEZONE_KEY} is {error}") from None
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:

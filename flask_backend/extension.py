@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from flask import Flask, has_app_context
@@ -20,10 +21,12 @@ from .durations import Delay
 from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .functions import check_fits, check_function, name_of, shown_name
 from .job import BulkCall, BulkError, DeferredJob, Job, Jobs, bulk_uid
-from .message import encode_json, new_uid, show_value
+from .message import encode_call, encode_json, head_of, new_uid, show_value
 from .middleware import Middleware, check_middleware
 from .names import check_queue_name, check_worked_queue_name
 from .options import DEFAULTS, AfterCommit, Options
+from .periodic.definition import CatchUp, Definition
+from .periodic.registration import Plan
 from .registry import Handler, Handlers, check_endpoint, check_retry, check_time_limit
 from .retry import Retry
 from .scheduling import Around, ScheduledCall, make_around
@@ -44,6 +47,7 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 Hook = TypeVar("Hook", bound=Callable[[], Any])
+AnyTask = TypeVar("AnyTask", bound=Task[Any, Any])
 AroundRun = TypeVar("AroundRun", bound=Callable[[CurrentJob, Callable[[], Any]], Any])
 AroundSchedule = TypeVar("AroundSchedule", bound=Callable[[ScheduledCall, Callable[[], Job | None]], Any])
 Receiver = TypeVar("Receiver", bound=Callable[[Any], Any])
@@ -80,6 +84,7 @@ class Backend:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._handlers: dict[str, Handlers] = {}
+        self._periodic: dict[str, Definition] = {}
         self._middleware: list[Middleware] = []
         self._schedule_middleware: list[Middleware] = []
         self.around: Around | None = None  # the latter, composed
@@ -207,6 +212,56 @@ class Backend:
 
         return decorate
 
+    def periodic(  # noqa: PLR0913  # all but one are keyword-only
+        self,
+        expression: str | None = None,
+        *,
+        every: float | timedelta | None = None,
+        timezone: str | None = None,
+        catch_up: CatchUp = "once",
+        overlap: bool = True,
+        grace: float | timedelta | None = None,
+        name: str | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Callable[[AnyTask], AnyTask]:
+        """Schedule a call of a task regularly: ``@backend.periodic("*/5 * * * *")``, above ``@backend.task``.
+
+        ``expression`` is a cron expression of five fields, or ``@hourly``, ``@daily``, ``@weekly``, ``@monthly`` or
+        ``@yearly``, in the time zone ``timezone``, by default ``BACKEND_TIMEZONE``; it needs the extra ``cron``.
+        Instead, ``every`` is a ``timedelta`` or whole seconds: the task is due at each multiple since the epoch.
+
+        The schedulers of the supervisors that serve the task's queue make the calls, each call once.
+        ``catch_up="once"`` makes one call for all times that passed while no scheduler ran, ``"skip"`` makes none. A
+        call is not made later than ``grace``, a ``timedelta`` or seconds; by default any time later, or with
+        ``catch_up="skip"`` one minute. With ``overlap=False``, no call is made while the last one is unfinished.
+
+        ``name`` identifies it in ``flask-backend schedules`` and after a change of the code; the default is the task's
+        endpoint, and a second one of the same task needs a name. ``args`` and ``kwargs`` are the arguments of each
+        call. The calls take the options of the task's decorator.
+
+        Raises :exc:`RegistrationError` for an invalid argument, for a name that is taken and for anything but a task of
+        this ``Backend``, and the errors of a call with arguments that do not fit. Warns about a step that is larger
+        than its field, such as ``*/90``.
+        """
+        plan = Plan.check(expression, every, timezone, catch_up, overlap, grace, name, args, kwargs)
+
+        def decorate(task: AnyTask) -> AnyTask:
+            self._check_can_be_periodic(task)
+            task.encode(tuple(plan.args), dict(plan.kwargs), "")
+            definition = plan.define(
+                task.queue, task.endpoint, self._handlers[task.queue].tasks[task.endpoint].defaults
+            )
+            if (known := self._periodic.get(definition.name)) is not None:
+                raise RegistrationError(
+                    f"there is already a periodic task {definition.name!r}, of {known.endpoint} on {known.queue}: give "
+                    "one of them another name with @backend.periodic(..., name=...)"
+                )
+            self._periodic[definition.name] = definition
+            return task
+
+        return decorate
+
     def middleware(self, function: AroundRun) -> AroundRun:
         """Register a function around each run of each task and receiver: ``function(job, proceed)``.
 
@@ -273,6 +328,36 @@ class Backend:
         options = Options(delay, priority, ttr, after_commit=after_commit)
         with self.sending(queue, is_batch=True) as sending:
             return self._put_batch(sending, messages, lambda _, message: _encode_message(queue, message), options, None)
+
+    def periodic_of(self, app: Flask) -> dict[str, list[Definition]]:
+        """Return the periodic tasks of each queue that has some, in the time zone of an app."""
+        zone = self.settings_of(app).timezone
+        found: dict[str, list[Definition]] = {}
+        for definition in self._periodic.values():
+            found.setdefault(definition.queue, []).append(definition.in_zone(zone))
+        return found
+
+    def schedule_slot(self, definition: Definition, slot: int, uid: str) -> Job:
+        """Schedule the call of a periodic task for a slot, as ordinary calls are: within the middleware, with signals.
+
+        ``definition`` may be that of another release, with a task that this one lacks.
+        """
+        queue, endpoint, options = definition.queue, definition.endpoint, definition.options
+        with self.sending(queue, endpoint, uid) as sending:
+
+            def put(headers: dict[str, Any]) -> Job:
+                more = {**headers, **options.headers()}
+                body = encode_call(head_of(endpoint), definition.args, definition.kwargs, uid, more)
+                sending.size = len(body)
+                job = self.put(queue, body, options, uid, endpoint)
+                sending.sent = 1
+                return job
+
+            headers = {**sending.headers, **definition.headers(slot)}
+            if self.around is None:
+                return put(headers)
+            args, kwargs = tuple(definition.args), definition.kwargs
+            return self.around(ScheduledCall(queue, endpoint, args, kwargs, uid, options, headers), put)
 
     @property
     def queues(self) -> dict[str, Handlers]:
@@ -388,6 +473,21 @@ class Backend:
         if not outcome.is_complete:
             raise BulkError(call)
         return Jobs(call)
+
+    def _check_can_be_periodic(self, task: object) -> None:
+        """Raise :exc:`RegistrationError` unless it is a task of this ``Backend``."""
+        if isinstance(task, Task):
+            if task.belongs_to(self):
+                return
+            raise RegistrationError(f"{task!r} belongs to another Backend: use @backend.periodic of that one")
+        shown = shown_name(task) if callable(task) else show_value(task)
+        if any(handlers.receiver and handlers.receiver.function is task for handlers in self._handlers.values()):
+            raise RegistrationError(
+                f"{shown} is a receiver, whose messages come from elsewhere: @backend.periodic is for tasks"
+            )
+        raise RegistrationError(
+            f"{shown} is not a task: write @backend.periodic above @backend.task, which makes it one"
+        )
 
     def _handlers_of(self, queue: str) -> Handlers:
         return self._handlers.setdefault(check_worked_queue_name(queue), Handlers(queue, middleware=self._middleware))

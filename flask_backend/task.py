@@ -204,6 +204,10 @@ class Task(Generic[P, R_co]):
         items = zip(*iterables, strict=False)
         return self._scheduler.put_many(self.queue, items, encode_item, options, self.endpoint)
 
+    def belongs_to(self, scheduler: object) -> bool:
+        """Whether it is a task of this ``Backend``."""
+        return self._scheduler is scheduler
+
     def encode(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], uid: str, headers: Mapping[str, Any] | None = None
     ) -> bytes:

@@ -490,6 +490,32 @@ class Connection:
         job = self._peek_first(b"peek-ready\r\n", [tube], _job).get(tube)
         return None if job is None else (job.id, job.body)
 
+    def firsts(self, tube: str) -> list[ReservedJob]:
+        """Return the next ready job of a tube, the delayed one that is due next, and the first buried one."""
+        peeks = [b"peek-ready\r\n", b"peek-delayed\r\n", b"peek-buried\r\n"]
+        _, *replies, _ = self._ask_in_tubes([b"use %b\r\n" % tube.encode(), *peeks])
+        found = (self._read(reply, "FOUND", _job) for reply in replies)
+        return [job for job in found if job is not None]
+
+    def reserve_job(self, job_id: int) -> ReservedJob | None:
+        """Reserve a given job in any tube, unless it is gone or another connection holds it."""
+        [reply] = self.ask([b"reserve-job %d\r\n" % job_id])
+        return self._read(reply, "RESERVED", _job)
+
+    def watch(self, tubes: Iterable[str]) -> None:
+        """Watch further tubes. Raises :exc:`BrokerError` if the server refuses."""
+        names = list(tubes)
+        replies = self.ask([b"watch %b\r\n" % check_queue_name(name).encode() for name in names])
+        for name, reply in zip(names, replies, strict=True):
+            if reply.status != "WATCHING":
+                raise BrokerError(f"Beanstalkd at {self.address} refuses to watch {name}: it answers {reply}")
+
+    def max_job_size(self) -> int:
+        """Return the bytes that the server takes in one job."""
+        if self._max_job_size is None:
+            self._max_job_size = self._server_stat("max-job-size")
+        return self._max_job_size
+
     def put_aside(self, tube: str, body: bytes, priority: int) -> int:
         """Put a job that nobody reserves; return its id. Afterwards this connection no longer uses the tube."""
         command = b"put %d 0 1 %d\r\n%b\r\n" % (priority, len(body), body)
@@ -626,9 +652,7 @@ class Connection:
         self.wire.receive_all()
 
     def _too_big(self, body: bytes) -> JobTooBigError:
-        if self._max_job_size is None:
-            self._max_job_size = self._server_stat("max-job-size")
-        limit = self._max_job_size
+        limit = self.max_job_size()
         return JobTooBigError(
             f"the job has {len(body)} bytes, but Beanstalkd at {self.address} takes at most {limit} "
             "(its option -z); pass a reference to the data, for example a row's id or a file's name"

@@ -52,6 +52,7 @@ from flask_backend.worker.worker import Worker
 from .apps import AppLoadError, LoadedApp, load_app_of_workers, refuse_patch, users_traceback, warn_of_threads
 from .demand import QueueReader
 from .metrics import check_metrics, open_metrics
+from .periodic import make_scheduler
 from .pools import check_descriptors, plan_pools, share_of_memory
 from .stopping import StopSignalsWhileLoading
 
@@ -105,7 +106,8 @@ def run_supervisor(ctx: click.Context, request: Request) -> NoReturn:
     warn_of_threads()
     check_metrics(request.metrics)
     service = open_metrics(loaded, request.metrics, handover)
-    options = _make_options(request, pools, _count_descriptors(pools, handover), terminal, service)
+    scheduler = make_scheduler(loaded, [pool.name for pool in pools])
+    options = _make_options(request, pools, _count_descriptors(pools, handover), terminal, service, scheduler)
     worker_options = WorkerOptions(
         request.drain_timeout, request.time_limit, request.kill_grace, request.max_tasks, request.prefetch
     )
@@ -148,8 +150,13 @@ def _count_descriptors(pools: list[Pool], handover: Handover | None) -> Descript
     return descriptors
 
 
-def _make_options(
-    request: Request, pools: list[Pool], descriptors: Descriptors, terminal: Terminal, service: Service | None
+def _make_options(  # noqa: PLR0913  # what the supervisor is made of
+    request: Request,
+    pools: list[Pool],
+    descriptors: Descriptors,
+    terminal: Terminal,
+    service: Service | None,
+    scheduler: Service | None,
 ) -> SupervisorOptions:
     return SupervisorOptions(
         drain_timeout_s=request.drain_timeout,
@@ -161,6 +168,7 @@ def _make_options(
         descriptors=descriptors,
         page_folder=page.folder_for(os.environ),
         service=service,
+        scheduler=scheduler,
         terminal=terminal,
     )
 

@@ -46,11 +46,11 @@ def open_metrics(loaded: LoadedApp, endpoint: Endpoint | None, handover: Handove
     def serve(accept_signals: AcceptSignals, lifeline: int) -> int:
         return helper.serve(listener, accept_signals, lifeline, loaded.app.name, settings, queues)
 
-    return Service("serves metrics", listener.key, listener.fileno(), serve, listener.close)
+    return Service("serves metrics", serve, listener.key, listener.fileno(), listener.close)
 
 
 def _listener(endpoint: Endpoint | None, handover: Handover | None) -> Listener | None:
-    if handover and (old := handover.service):
+    if handover and (old := handover.service) and old.fd is not None:
         if endpoint is not None and str(endpoint) == old.key:
             return Listener.adopt(endpoint, old.fd)
         Listener.adopt(Endpoint.parse(old.key), old.fd).close()

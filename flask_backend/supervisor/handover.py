@@ -23,7 +23,7 @@ from .service import OldService
 
 HANDOVER_ENV = "FLASK_BACKEND_HANDOVER"
 # Increase it when Handover changes: an image with another number cannot take over, and fails the check.
-FORMAT = "7"
+FORMAT = "8"
 
 
 class HandoverError(Exception):
@@ -79,6 +79,7 @@ class Handover:
     pools: dict[str, PoolPast]
     crashes: list[CrashRecord]
     service: OldService | None
+    scheduler: OldService | None
 
     def write(self) -> int:
         """Write it to an unnamed file and return its descriptor; raise :exc:`OSError` if the system refuses."""
@@ -92,7 +93,7 @@ class Handover:
 
     def descriptors(self) -> set[int]:
         loans = {child.loan for child in self.children if child.loan is not None}
-        service = [self.service.fd] if self.service else []
+        service = [self.service.fd] if self.service and self.service.fd is not None else []
         return {*self.lifelines, *loans, *(fd for fd, _ in self.pages), *service}
 
     @classmethod
@@ -118,6 +119,7 @@ class Handover:
             history=History.read(left["history"]),
             sizes={name: _read_size(size) for name, size in left["sizes"].items()},
             service=OldService(**left["service"]) if left["service"] else None,
+            scheduler=OldService(**left["scheduler"]) if left["scheduler"] else None,
             pools={name: PoolPast(**past) for name, past in left["pools"].items()},
             crashes=[CrashRecord(**record) for record in left["crashes"]],
         )

@@ -34,13 +34,14 @@ class Inheritance:
     pools: Pools
     settling: Settling
     service: ServiceHelper
+    scheduler: ServiceHelper
 
     def hand_over(self, generation: int) -> Handover:
         """Collect what the next image, of this generation, needs."""
         self.links.loans.receive()
         children = list(self.workers.children)
-        service = self.service.hand_over()
-        helpers = [helper for helper in self.helpers if not (service and helper.pid == service.pid)]
+        kept = (self.service.pid, self.scheduler.pid)
+        helpers = [helper for helper in self.helpers if helper.pid not in kept]
         return Handover(
             generation=generation,
             children=[self._record(child) for child in children],
@@ -55,7 +56,8 @@ class Inheritance:
             sizes=self.pools.plan.hand_over(),
             pools=self.pools.hand_over(self.progress),
             crashes=self.settling.crashes.records,
-            service=service,
+            service=self.service.hand_over(),
+            scheduler=self.scheduler.hand_over(),
             totals_of_exited=self.workers.scoreboard.totals_of_exited(
                 alive=[(child.slot.pool, child.row) for child in children]
             ),
@@ -75,6 +77,8 @@ class Inheritance:
             self.helpers.adopt(helper.pid, helper.deadline, helper.settles, on_exit)
         if handover.service:
             self.service.adopt(handover.service)
+        if handover.scheduler:
+            self.scheduler.adopt(handover.scheduler)
         self.events.add(handover.events)
         self.pools.plan.resume(handover.sizes)
         self.pools.resume(handover.pools)

@@ -88,6 +88,8 @@ class Supervisor:
         self._scaling = Scaling(self._pools, self._workers.children, observer)
         self._events = Events(work.events, self._helpers, clock)
         self._service = ServiceHelper(service, self._helpers, self._links, self._processes, clock)
+        self._scheduler = ServiceHelper(options.scheduler, self._helpers, self._links, self._processes, clock)
+        self._shown_scheduler: int | None = None
         self._settling = Settling(work.settle, loans, self._helpers, self._scoreboard.count_burial, clock)
         memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
@@ -103,6 +105,7 @@ class Supervisor:
             self._pools,
             self._settling,
             self._service,
+            self._scheduler,
         )
         if handover:
             self._inheritance.adopt(handover, clock())
@@ -170,6 +173,7 @@ class Supervisor:
             self._lifecycle.kill_at,
             self._helpers.next_at(),
             self._service.next_at(),
+            self._scheduler.next_at(),
             self._enforcement.next_at(now),
         ]
         if not self.is_draining:
@@ -223,6 +227,7 @@ class Supervisor:
         if not self.is_draining:
             self._lifecycle.apply(SupervisorEvent.DRAIN)
             self._scaling.stop()
+            self._scheduler.stop()
             self._reload.call_off()
             self._links.notifier.report_stop(wording.is_stopping(reason))
             logger.info(wording.STOPPING, reason)
@@ -439,9 +444,10 @@ class Supervisor:
         """Show on the status page what has changed in this turn."""
         self._scoreboard.show_state(self._lifecycle.state)
         self._scoreboard.show_plan(self._pools.plan.shown())
-        if self._history.has_changed:
+        if self._history.has_changed or self._scheduler.pid != self._shown_scheduler:
             self._history.has_changed = False
-            facts = {**self._facts, **self._history.as_facts()}
+            self._shown_scheduler = self._scheduler.pid
+            facts = {**self._facts, "scheduler_pid": self._shown_scheduler, **self._history.as_facts()}
             self._scoreboard.show_facts(facts, self._history.checks)
 
     def _prove_alive(self) -> None:
@@ -459,6 +465,7 @@ class Supervisor:
         if not self.is_draining or self.children:
             self._events.send()
             self._service.keep()
+            self._scheduler.keep()
             return
         self._service.stop()
         by = self._lifecycle.note_childless(self._clock())

@@ -49,6 +49,7 @@ class SupervisorOptions:
     descriptors: Descriptors = field(default_factory=Descriptors.count)  # those open, and the limit of children
     page_folder: str | None = None  # where the status page gets a name
     service: Service | None = None
+    scheduler: Service | None = None
     terminal: Terminal = field(default_factory=Terminal.find)
     processes: Processes = field(default_factory=Processes)
     clock: Callable[[], float] = time.monotonic

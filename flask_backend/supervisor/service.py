@@ -1,8 +1,8 @@
-"""A service: a helper that serves a listening socket as long as the supervisor lives, such as the one for metrics.
+"""A service: a helper that lives as long as the supervisor: it serves metrics, or schedules periodic tasks.
 
-The supervisor owns the socket, but does not accept connections. The socket crosses a reload: until the helper of the
-new image runs, they wait in its backlog. The helper is replaced when it dies, and no breaker counts that. It serves
-during a drain too, and ends after the last worker.
+The helper is replaced when it dies, and no breaker counts that. One that serves a listening socket does so during a
+drain too, and ends after the last worker. The supervisor owns that socket, but does not accept connections. The socket
+crosses a reload: until the helper of the new image runs, they wait in its backlog.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ STOP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the composition root has opened.
+    """What the composition root has prepared.
 
-    ``activity`` is what the helper does, in words: "serves metrics". ``key`` identifies the socket ``fd`` to the next
-    image. ``serve`` is the life of the helper: it gets its supervisor's lifeline, handles TERM, and returns its exit
-    code. ``close`` closes the socket for good.
+    ``activity`` is what the helper does, in words: "serves metrics". ``serve`` is the life of the helper: it gets its
+    supervisor's lifeline, handles TERM, and returns its exit code. ``key`` identifies the socket ``fd``, if it has one,
+    to the next image, and ``close`` closes the socket for good.
     """
 
     activity: str
-    key: str
-    fd: int
     serve: Callable[[AcceptSignals, int], int]
-    close: Callable[[], None]
+    key: str = ""
+    fd: int | None = None
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class OldService:
     """A service that is handed over, and the pid of its helper, if there is one."""
 
     key: str
-    fd: int
+    fd: int | None
     pid: int | None
 
 
@@ -75,6 +75,11 @@ class ServiceHelper:
         self._started = self._not_before = -math.inf
         self._every_s = START_EVERY_S
         self._is_stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the helper, if it runs."""
+        return self._helper.pid if self._helper else None
 
     def keep(self) -> None:
         """Start a helper if it is missing and need not wait."""
@@ -100,7 +105,7 @@ class ServiceHelper:
     def hand_over(self) -> OldService | None:
         if self._service is None:
             return None
-        return OldService(self._service.key, self._service.fd, self._helper.pid if self._helper else None)
+        return OldService(self._service.key, self._service.fd, self.pid)
 
     def adopt(self, old: OldService) -> None:
         """Let the helper of an earlier image finish. The composition root has taken over the socket."""
@@ -118,7 +123,7 @@ class ServiceHelper:
 
         try:
             self._helper = self._helpers.start(
-                f"the process that {service.activity}", main, self._end, keeps_service=True
+                f"the process that {service.activity}", main, self._end, keeps_service=service.fd is not None
             )
         except OSError as error:
             logger.warning(wording.CANNOT_FORK_SERVICE, service.activity, error)

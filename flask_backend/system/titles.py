@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from setproctitle import setproctitle
@@ -30,6 +31,12 @@ def show_worker(queue: str, activity: str) -> None:
 def show_helper(activity: str) -> None:
     """Show the activity of a child of the supervisor that is not a worker."""
     setproctitle(f"flask-backend: helper [{visible(activity, MAX_NAME)}]")
+
+
+def show_scheduler(queues: Sequence[str]) -> None:
+    """Show the queues whose periodic tasks a child of the supervisor schedules."""
+    more = f" and {_count(len(queues) - 1, 'more queue')}" if len(queues) > 1 else ""
+    setproctitle(f"flask-backend: scheduler {queues[0]}{more}")
 
 
 def is_master(title: str) -> bool:

@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 
 # The values, which all rooms may use; they import only each other.
 VALUES = {"bulk", "config", "deaths", "decisions", "durations", "errors", "functions", "message", "names", "options"}
-VALUES |= {"middleware", "outcome", "quantities", "retry", "stories", "tracebacks", "visible"}
+VALUES |= {"middleware", "outcome", "quantities", "retry", "stories", "tracebacks", "visible", "zones"}
 # The rooms that each of the others imports, beside the values: docs/architecture.md draws these arrows.
 ARROWS = {
     "values": set(),
@@ -32,16 +32,17 @@ ARROWS = {
     "deferral": {"broker", "job", "registry", "signals", "system", "transactions"},
     "scheduling": {"job"},
     "task": {"current", "job", "scheduling", "tracing", "worker"},
+    "periodic": {"broker", "system"},
     "extension": {"task", "job", "scheduling", "current", "inprocess", "broker", "registry", "signals", "system"}
-    | {"deferral", "tracing", "transactions"},
-    "operations": {"broker", "registry", "system"},
+    | {"deferral", "periodic", "tracing", "transactions"},
+    "operations": {"broker", "periodic", "registry", "system"},
     "metrics": {"operations", "system"},
     "dashboard": {"broker", "extension", "operations", "signals", "system"},
     "logs": {"current", "system"},
     "development": {"system"},
     "testing": {"extension", "task", "job", "inprocess", "broker", "registry"},
     "cli": {"extension", "task", "operations", "signals", "worker", "supervisor", "broker", "registry", "system"}
-    | {"development", "embedded", "logs", "metrics", "tracing", "transactions"},
+    | {"development", "embedded", "logs", "metrics", "periodic", "tracing", "transactions"},
     "contrib": {"current", "signals", "system", "tracing"},
     "flask_script": {"cli"},
     "__main__": {"cli", "system"},

@@ -47,8 +47,8 @@ def image():
         settling = Settling(
             lambda _fd, _death, _crashes: 0, links.loans, helpers, workers.scoreboard.count_burial, clock
         )
-        service = ServiceHelper(None, helpers, links, processes, clock)
-        return Inheritance(workers, helpers, events, links, terminal, History(), pools, settling, service)
+        service, scheduler = (ServiceHelper(None, helpers, links, processes, clock) for _ in range(2))
+        return Inheritance(workers, helpers, events, links, terminal, History(), pools, settling, service, scheduler)
 
     yield build
     for links in built:

@@ -27,7 +27,7 @@ def helpers(links, processes, clock):
 
 @pytest.fixture
 def keeper(helpers, links, processes, clock, closed):
-    service = Service("serves tea", "127.0.0.1:80", 7, lambda _accept, _lifeline: 0, lambda: closed.append(1))
+    service = Service("serves tea", lambda _accept, _lifeline: 0, "127.0.0.1:80", 7, lambda: closed.append(1))
     return ServiceHelper(service, helpers, links, processes, clock)
 
 
