@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .extension import Backend
     from .flask_script import BackendCommand
     from .job import BulkError, Job, Jobs, JobState
+    from .limit import Limit
     from .retry import Retry
     from .scheduling import ScheduledCall
     from .task import Task
@@ -53,6 +54,7 @@ __all__ = [
     "JobState",
     "JobTooBigError",
     "Jobs",
+    "Limit",
     "MessageEncodeError",
     "MiddlewareError",
     "OptionError",
@@ -81,6 +83,7 @@ _HOMES = {
     "Job": "job",
     "JobState": "job",
     "Jobs": "job",
+    "Limit": "limit",
     "Retry": "retry",
     "RetryLater": "decisions",
     "ScheduledCall": "scheduling",

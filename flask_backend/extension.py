@@ -21,6 +21,7 @@ from .durations import Delay
 from .errors import ConfigError, MessageEncodeError, RegistrationError
 from .functions import check_fits, check_function, name_of, shown_name
 from .job import BulkCall, BulkError, DeferredJob, Job, Jobs, bulk_uid
+from .limit import Limit, check_limit
 from .message import encode_call, encode_json, head_of, new_uid, show_value
 from .middleware import Middleware, check_middleware
 from .names import check_queue_name, check_worked_queue_name
@@ -121,20 +122,24 @@ class Backend:
         ttr: float | None = None,
         expires: Delay | None = None,
         after_commit: AfterCommit | None = None,
+        limit: Limit | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]:
         """Make a function a task of ``queue``: calling it schedules it.
 
         ``endpoint`` is the task's name on the wire, by default the function's name. After ``time_limit`` seconds
         :exc:`TaskTimeout` is raised inside the task; the default is the limit of the worker's command line, if any.
         ``retry`` is the policy after a failure; the default is ``BACKEND_RETRY``. ``delay``, ``priority``,
-        ``ttr``, ``expires`` and ``after_commit`` are the defaults of its calls, see :meth:`Task.options`. Raises
-        :exc:`RegistrationError` if the queue already has that endpoint, or has a receiver, or if the function cannot be
-        a task, :exc:`QueueNameError`, :exc:`ConfigError` for an invalid time limit or retry policy, and
+        ``ttr``, ``expires`` and ``after_commit`` are the defaults of its calls, see :meth:`Task.options`. ``limit`` is
+        how many of them run at once, or start within a time, on all hosts; all tasks of a queue have the same one, see
+        :class:`Limit`. Raises :exc:`RegistrationError` if the queue already has that endpoint, a receiver or tasks with
+        another limit, if a limit of that name has other numbers, or if the function cannot be a task,
+        :exc:`QueueNameError`, :exc:`ConfigError` for an invalid time limit, retry policy or limit, and
         :exc:`OptionError`.
         """
         check_endpoint(endpoint)
         check_time_limit(time_limit)
         check_retry(retry)
+        check_limit(limit)
         is_plain = delay is priority is ttr is expires is after_commit is None
         defaults = DEFAULTS if is_plain else Options(delay, priority, ttr, expires, after_commit)
         decorator = f"@backend.task({queue!r})"
@@ -164,6 +169,8 @@ class Backend:
                     f"queue {queue!r} already has a task {name!r}: {why}give one of them another name "
                     f"with @backend.task({queue!r}, endpoint=...)"
                 )
+            self._check_limit(handlers, name, limit)
+            handlers.limit = limit
             handlers.tasks[name] = Handler(name, function, time_limit, retry, defaults)
             return Task(self, queue, name, function, defaults)
 
@@ -171,16 +178,17 @@ class Backend:
 
     @_naming_a_queue
     def receiver(
-        self, queue: str, *, time_limit: float | None = None, retry: Retry | None = None
+        self, queue: str, *, time_limit: float | None = None, retry: Retry | None = None, limit: Limit | None = None
     ) -> Callable[[Receiver], Receiver]:
         """Register a function that is called with every JSON message that other systems put on ``queue``.
 
-        The message is the decoded JSON: a dict, list, string, number, boolean or None. ``time_limit`` and ``retry``
-        work as for a task. Raises :exc:`RegistrationError` if the queue already has a receiver or tasks, and
+        The message is the decoded JSON: a dict, list, string, number, boolean or None. ``time_limit``, ``retry`` and
+        ``limit`` work as for a task. Raises :exc:`RegistrationError` if the queue already has a receiver or tasks, and
         :exc:`QueueNameError` and :exc:`ConfigError` as for a task.
         """
         check_time_limit(time_limit)
         check_retry(retry)
+        check_limit(limit)
         decorator = f"@backend.receiver({queue!r})"
 
         def decorate(function: Receiver) -> Receiver:
@@ -190,6 +198,8 @@ class Backend:
                 raise RegistrationError(f"queue {queue!r} already has {has}: a queue has either tasks or one receiver")
             called = check_function(decorator, function)
             check_fits(decorator, called, "message")
+            self._check_limit(handlers, shown_name(called), limit)
+            handlers.limit = limit
             handlers.receiver = Handler(shown_name(called), called, time_limit, retry)
             return function
 
@@ -491,6 +501,22 @@ class Backend:
 
     def _handlers_of(self, queue: str) -> Handlers:
         return self._handlers.setdefault(check_worked_queue_name(queue), Handlers(queue, middleware=self._middleware))
+
+    def _check_limit(self, handlers: Handlers, name: str, limit: Limit | None) -> None:
+        """Raise :exc:`RegistrationError` unless a new handler's limit fits those of its queue and of other queues."""
+        if handlers.tasks and limit != handlers.limit:
+            has = f"has {limit}" if limit else "has no limit"
+            others = f"have {handlers.limit}" if handlers.limit else "have none"
+            raise RegistrationError(
+                f"task {name!r} of {handlers.queue!r} {has}, and the tasks before it {others}; all tasks of a queue "
+                "have the same: give the limited task a queue of its own"
+            )
+        for other in self._handlers.values():
+            if limit and other.limit and other.limit.name == limit.name and other.limit != limit:
+                raise RegistrationError(
+                    f"{name!r} of {handlers.queue!r} has {limit}, and queue {other.queue!r} has {other.limit}: one "
+                    "name is one limit; give both the same numbers, or one of them another name"
+                )
 
     def _producer(self) -> Producer:
         return self.producer_of(self.app_in_use())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ConfigError, RegistrationError
+from .limit import Limit
 from .message import show_value
 from .middleware import Middleware
 from .options import DEFAULTS, Options
@@ -29,12 +30,16 @@ class Handler:
 
 @dataclass(slots=True)
 class Handlers:
-    """The handlers of one queue: tasks by endpoint or one receiver, the hooks of its workers, and the middleware."""
+    """The handlers of one queue: tasks by endpoint or one receiver, the hooks of its workers, and the middleware.
+
+    A worker reserves a job before it knows its task, so all tasks of a queue have the same limit.
+    """
 
     queue: str
     tasks: dict[str, Handler] = field(default_factory=dict[str, Handler])
     receiver: Handler | None = None
     hooks: list[Callable[[], Any]] = field(default_factory=list[Callable[[], Any]])
+    limit: Limit | None = None  # of all its tasks, or of its receiver
     middleware: Sequence[Middleware] = ()
 
     @property

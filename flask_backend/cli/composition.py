@@ -197,10 +197,13 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], options: WorkerOptions) -> 
         forget_connections(loaded.app)
         announce(loaded.app, _SIGNALS[event.name], description=event.description, **event.facts)
 
-    look = QueueReader(settings, [pool.name for pool in pools if not pool.bounds.is_fixed])
+    growing = {pool.name: loaded.backend.queues[pool.name].limit for pool in pools if not pool.bounds.is_fixed}
+    look = QueueReader(settings, growing)
     labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
     events = EventSink(lambda name: bool(_SIGNALS[name].receivers), send, tracing.flush)
-    return Work(work, labels, settle, events, {"app": loaded.app.name, "broker": str(settings.address)}, look)
+    limits = {pool.name: limit.name for pool in pools if (limit := loaded.backend.queues[pool.name].limit)}
+    facts = {"app": loaded.app.name, "broker": str(settings.address), "limits": limits}
+    return Work(work, labels, settle, events, facts, look)
 
 
 def _try_hooks(loaded: LoadedApp, pools: list[Pool]) -> None:

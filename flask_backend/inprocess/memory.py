@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from flask_backend.embedded.commands import Dispatcher
 from flask_backend.embedded.protocol import Command
 from flask_backend.embedded.store import State, Store, StoredJob
 from flask_backend.errors import BrokerError, JobNotFoundError, JobTooBigError
+from flask_backend.limit import Limit
 from flask_backend.options import PutOptions
 from flask_backend.worker.event_loop import EventLoop
 
@@ -60,6 +62,7 @@ class MemoryBroker:
         self.draining: set[int] = set()
         self.event_loop = EventLoop()
         self._checkpoints_left: int | None = None
+        self._starts: defaultdict[str, list[float]] = defaultdict(list)  # the last ones, by limit
         self._store = Store()
         self._commands = Dispatcher(self._store, MAX_JOB_SIZE, self.now)
         self._client = self._store.connect()
@@ -171,6 +174,20 @@ class MemoryBroker:
         with self._lock:
             self._store.disconnect(self._client, self.now)
             self._client = self._store.connect()
+
+    # -- for limits ------------------------------------------------------------------------------------------
+
+    def allows_start(self, limit: Limit | None) -> bool:
+        """Whether a task with this limit may start now: one on tasks that run has no effect here."""
+        if limit is None or limit.per is None:
+            return True
+        recent = self._starts[limit.name][-limit.n :]
+        return len(recent) < limit.n or recent[0] + limit.per <= self.now
+
+    def note_start(self, limit: Limit | None) -> None:
+        """Record that a task with this limit starts now."""
+        if limit is not None:
+            self._starts[limit.name] = [*self._starts[limit.name], self.now][-limit.n :]
 
     # -- for cursors -----------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from .queues import Answer, QueueState
 from .serving import PageMissingError
 
 OUTCOMES = ("done", "retried", "buried", "discarded", "expired", "crashed", "given_back")
-WORKER_STATES = ("starting", "idle", "busy", "stopping")
+WORKER_STATES = ("starting", "idle", "limited", "busy", "stopping")
 JOB_STATES = ("ready", "reserved", "delayed", "buried")
 # The endpoint of messages that could not be decoded, or name no task.
 OTHER = "other"

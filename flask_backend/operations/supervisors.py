@@ -107,24 +107,25 @@ class Queue:
     busy: int = 0
     exits: dict[str, int] = field(default_factory=dict[str, int])
     tasks: dict[str, Counts] = field(default_factory=dict[str, Counts])
-    states: Counter[str] = field(default_factory=Counter[str])  # its workers: starting, idle, busy or stopping
+    states: Counter[str] = field(default_factory=Counter[str])  # its workers: starting, idle, limited, busy or stopping
     longest_s: float = 0.0  # how long its oldest running job has run
     most_private_bytes: int = 0  # of one worker, as last read
     reconnects: int = 0
 
     def note(self, row: WorkerView, now_ns: int) -> None:
         """Count a living worker."""
-        is_busy = row.job is not None or row.is_torn
+        is_limited = row.is_limited
+        is_busy = (row.job is not None or row.is_torn) and not is_limited
         self.ready += row.state == "ready"
         self.busy += is_busy
         match row.state:
             case "starting":
                 self.states["starting"] += 1
             case "ready":
-                self.states["busy" if is_busy else "idle"] += 1
+                self.states["limited" if is_limited else "busy" if is_busy else "idle"] += 1
             case _:
                 self.states["stopping"] += 1
-        if row.job is not None:
+        if row.job is not None and not is_limited:
             self.longest_s = max(self.longest_s, (now_ns - row.words[pages.JOB_SINCE_NS]) / 1e9)
         self.most_private_bytes = max(self.most_private_bytes, row.words[pages.PRIVATE_BYTES])
 
@@ -148,6 +149,8 @@ class Worker:
     crashed: int | None = None  # how many workers that had its slot before died at a job ...
     restarts: dict[str, int] | None = None  # ... and how they ended, by reason
     progress: tuple[int, int] | None = None  # how much its task has done, and the whole, if the task tells
+    limit: str | None = None  # the limit that its job must respect, ...
+    limited_s: float | None = None  # ... and for how long it has waited for that, if it does
 
     @property
     def failed(self) -> int | None:
@@ -261,13 +264,14 @@ def _describe(master: Process, found: Found | None, known: dict[int, Process], n
     slots: dict[str, dict[str, dict[str, Any]]] = facts.get("slots", {})
     workers_found: list[Worker] = []
     for number, page in enumerate(found.pages):
+        limits: dict[str, str] = page.facts().get("limits", {})
         for (name, labels), view in zip(page.labels().items(), page.queues, strict=True):
             for row in view.workers:
                 # The process may be a moment younger than the list of titles.
                 process = known.get(row.pid) or _look_at(row.pid, "", now)
                 if process and process.parent == master.pid:
                     past = slots.get(name, {}).get(str(row.words[pages.SLOT]), {}) if number == 0 else None
-                    workers_found.append(_worker(process, name, labels, row, page.now_ns, past))
+                    workers_found.append(_worker(process, name, labels, row, page.now_ns, past, limits.get(name)))
     shown = [queue for queue in queues_by_name.values() if queue.wanted or queue.ready or queue.tasks]
     return Supervisor(master, _sorted(workers_found), shown, found, facts)
 
@@ -304,14 +308,23 @@ def _count(tasks: dict[str, Counts], labels: Sequence[str], row: WorkerView) -> 
 
 
 def _worker(  # noqa: PLR0913  # the facts about it
-    process: Process, queue: str, labels: Sequence[str], row: WorkerView, now_ns: int, past: dict[str, Any] | None
+    process: Process,
+    queue: str,
+    labels: Sequence[str],
+    row: WorkerView,
+    now_ns: int,
+    past: dict[str, Any] | None,
+    limit: str | None,
 ) -> Worker:
     """Describe a worker. ``past`` is that of its slot; None for one that runs old code, which no longer has a slot."""
     words, job = row.words, row.job
     task = visible(labels[words[pages.LABEL_NUMBER]], MAX_NAME) if job and words[pages.LABEL_NUMBER] else None
     since_s = max(0, now_ns - words[pages.JOB_SINCE_NS]) / 1e9 if job else None
     away_ns = words[pages.AWAY_SINCE_NS]
-    if job:
+    limited_s = max(0, now_ns - words[pages.LIMITED_SINCE_NS]) / 1e9 if job and row.is_limited else None
+    if limited_s is not None:
+        activity = f"waits for limit {limit} {limited_s:.0f}s"
+    elif job:
         activity = " ".join(filter(None, [task or f"job {job}", f"{since_s:.0f}s", show_progress(row.progress)]))
     elif row.state != "ready":
         activity = row.state
@@ -333,6 +346,8 @@ def _worker(  # noqa: PLR0913  # the facts about it
         crashed=None if past is None else past.get("crashed", 0),
         restarts=None if past is None else past.get("restarts", {}),
         progress=row.progress,
+        limit=limit,
+        limited_s=limited_s,
     )
 
 

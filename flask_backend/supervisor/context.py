@@ -25,7 +25,7 @@ class ChildContext:
         # The body writes to the row directly, since it does so for every job.
         self.live, self.begin, self.run, self.end = row.live, row.begin, row.run, row.end
         self.count_wait, self.progress = row.count_wait, row.progress
-        self.show_broker = row.show_broker
+        self.show_broker, self.show_limit = row.show_broker, row.show_limit
         self.was_told_to_drain, self.heard_drain = row.was_told_to_drain, row.heard_drain
 
     def ready(self) -> None:

@@ -25,16 +25,20 @@ SHRINK_AFTER_S = (30.0, 60.0)
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A queue at one moment: how many jobs are ready, and how many workers, of all hosts, wait for one."""
+    """A queue at one moment: how many jobs are ready, and how many workers, of all hosts, wait for one.
+
+    ``is_held_up`` is whether further workers could not start a job: the queue is paused, or a worker that has a job
+    waits for the limit of its tasks.
+    """
 
     ready: int
     waiting: int
-    is_paused: bool = False
+    is_held_up: bool = False
 
     @property
     def is_unmet(self) -> bool:
         """Whether a further worker would have work at once."""
-        return self.ready > 0 and self.waiting == 0 and not self.is_paused
+        return self.ready > 0 and self.waiting == 0 and not self.is_held_up
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,12 +78,12 @@ class Observer:
         """Yield the new samples: the pool, the time and the demand."""
         for number, pool in enumerate(self._pools):
             base = 1 + _POOL_WORDS * number
-            at_ns, ready, waiting, is_paused = self._words[base : base + _POOL_WORDS]
+            at_ns, ready, waiting, is_held_up = self._words[base : base + _POOL_WORDS]
             # While the helper writes, the time is 0: a sample is whole if it has one time before and after.
             if at_ns and at_ns != self._seen_ns[pool] and at_ns == self._words[base + _AT]:
                 self._seen_ns[pool] = at_ns
                 self._answered = at_ns / 1e9
-                yield pool, at_ns / 1e9, Demand(ready, waiting, bool(is_paused))
+                yield pool, at_ns / 1e9, Demand(ready, waiting, bool(is_held_up))
 
     def note_silence(self, now: float) -> None:
         """Log once when answers stay away, and once when they are back. Call it after :meth:`answers`."""
@@ -148,5 +148,5 @@ class Observer:
                 words[base + _AT] = 0
                 words[base + _READY] = min(demand.ready, _LARGEST)
                 words[base + _WAITING] = min(demand.waiting, _LARGEST)
-                words[base + _PAUSED] = demand.is_paused
+                words[base + _PAUSED] = demand.is_held_up
                 words[base + _AT] = time.monotonic_ns()

@@ -104,7 +104,7 @@ class Scaling:
 
 
 def _is_idle(child: Child) -> bool:
-    return child.state is ChildState.READY and child.row.activity is None
+    return child.state is ChildState.READY and child.row.activity is None and not child.row.is_limited
 
 
 def _can_work(child: Child) -> bool:

@@ -41,6 +41,7 @@ from flask_backend.system.page import (
     LABEL_NUMBER,
     LABEL_WORDS,
     LEFT_NS,
+    LIMITED_SINCE_NS,
     PROGRESS_DONE,
     PROGRESS_TOTAL,
     RECONNECTS,
@@ -229,6 +230,10 @@ class Row:
         """Record that the broker is away, or back."""
         self._words[AWAY_SINCE_NS] = time.monotonic_ns() if is_away else 0
 
+    def show_limit(self, *, is_waiting: bool) -> None:
+        """Record that the child waits for a limit before it starts its job, or no longer does."""
+        self._words[LIMITED_SINCE_NS] = time.monotonic_ns() if is_waiting else 0
+
     def was_told_to_drain(self) -> bool:
         return self._words[DRAIN] != 0
 
@@ -276,9 +281,12 @@ class Row:
 
     @property
     def activity(self) -> Activity | None:
-        """The job that the child holds, if any: beanstalkd counts ids from 1, so 0 means idle."""
+        """The job that the child runs, if any: beanstalkd counts ids from 1, so 0 means idle.
+
+        A job that waits for a limit has not begun: the death of its child is not its fault.
+        """
         job_id, label = self._words[JOB], self._words[LABEL_NUMBER]
-        if not job_id:
+        if not job_id or self.is_limited:
             return None
         running_s = (time.monotonic_ns() - self._words[JOB_SINCE_NS]) / 1e9
         return Activity(job_id, self._labels.names[label], running_s)
@@ -310,6 +318,11 @@ class Row:
     def is_away(self) -> bool:
         """Whether the child waits for its broker."""
         return self._words[AWAY_SINCE_NS] != 0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the child waits for a limit before it starts its job."""
+        return self._words[LIMITED_SINCE_NS] != 0
 
     @property
     def settled(self) -> int:

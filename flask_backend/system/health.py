@@ -89,7 +89,7 @@ def _print(file: TextIO, text: str) -> None:
 
 def _describe(supervisor: Found, request: Request) -> str:
     workers = [row for view in supervisor.pages for queue in view.queues for row in queue.workers]
-    busy = sum(row.job is not None or row.is_torn for row in workers)
+    busy = sum((row.job is not None and not row.is_limited) or row.is_torn for row in workers)
     state = " and ".join(word for word, is_asked in (("alive", request.live), ("ready", request.ready)) if is_asked)
     return f"is {state}: {supervisor.page.state}, {len(workers)} worker{'s' * (len(workers) != 1)}, {busy} busy"
 
@@ -110,7 +110,7 @@ def _stuck(supervisor: Found, after_s: float) -> Iterator[str]:
             for row in queue.workers:
                 since_s = (view.now_ns - row.words[page.JOB_SINCE_NS]) / 1e9
                 overdue_s = (view.now_ns - row.words[page.KILL_AT_NS]) / 1e9 if row.words[page.KILL_AT_NS] else 0
-                if row.job and (overdue_s > OVERDUE_S or (after_s and since_s > after_s)):
+                if row.job and not row.is_limited and (overdue_s > OVERDUE_S or (after_s and since_s > after_s)):
                     name = list(view.labels().values())[number][row.words[page.LABEL_NUMBER]]
                     yield f"has been stuck on job {row.job} ({name}) for {since_s:.0f} s"
 

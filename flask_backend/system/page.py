@@ -39,11 +39,11 @@ WANTED, ROWS, ROWS_AT, ROW_WORDS, MINIMUM, MAXIMUM = range(len(QUEUE))
 ROW = tuple(
     "job label job_since_ns kill_at_ns alive_ns left_ns drain away_since_ns "
     "pid state forked_ns private_bytes done_before retried_before buried_before slot "
-    "progress_done progress_total".split()
+    "progress_done progress_total limited_since_ns".split()
 )
 JOB, LABEL_NUMBER, JOB_SINCE_NS, KILL_AT_NS, ALIVE_NS, LEFT_NS, DRAIN, AWAY_SINCE_NS = range(8)
 ROW_PID, ROW_STATE, FORKED_NS, PRIVATE_BYTES, DONE_BEFORE, RETRIED_BEFORE, BURIED_BEFORE, SLOT = range(8, 16)
-PROGRESS_DONE, PROGRESS_TOTAL = range(16, len(ROW))
+PROGRESS_DONE, PROGRESS_TOTAL, LIMITED_SINCE_NS = range(16, len(ROW))
 FIXED_WORDS = len(ROW)
 
 # A time of less than 2**n ms is in bucket n; the last bucket, from 17.5 min on, has no upper end.
@@ -111,6 +111,11 @@ class WorkerView:
         """How much of its work the task has done, and the whole, if it says so."""
         done, total = self.words[PROGRESS_DONE], self.words[PROGRESS_TOTAL]
         return (done, total) if self.job and total else None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the worker waits for a limit before it starts its job."""
+        return self.words[LIMITED_SINCE_NS] != 0
 
     def label_words(self) -> Iterator[Sequence[int]]:
         """Yield the words of each label, in the order of the queue's labels."""

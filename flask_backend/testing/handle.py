@@ -77,6 +77,7 @@ class Memory:
         error is raised unchanged; with ``raise_errors=False`` it is in the returned attempt instead. The decisions of a
         task, ``RetryLater``, ``Bury`` and ``Discard``, are never raised, but always returned, and so is
         ``TaskInterrupted``, see :meth:`interrupt`. A call that has expired is deleted, and is not among the attempts.
+        A :class:`~flask_backend.Limit` on starts counts by the broker's time: what it does not allow yet is left.
         """
         broker, thread = self._broker, threading.get_ident()
         is_outermost = thread not in broker.draining  # a task may drain too
@@ -89,7 +90,7 @@ class Memory:
 
     def _drain(self, *, raise_errors: bool) -> list[Ran]:
         ran: list[Ran] = []
-        while (reserved := self._broker.reserve(self._backend.queues)) is not None:
+        while (reserved := self._broker.reserve(self._open_queues())) is not None:
             attempt = self._execute(*reserved)
             if attempt is None:
                 continue
@@ -101,6 +102,11 @@ class Memory:
             if raise_errors or not issubclass(type(error), Exception | SystemExit):
                 raise error
         return ran
+
+    def _open_queues(self) -> list[str]:
+        """Return the queues whose limits allow the start of a task now."""
+        queues = self._backend.queues
+        return [name for name, handlers in queues.items() if self._broker.allows_start(handlers.limit)]
 
     def interrupt(self, at: int = 1) -> None:
         """Let a worker stop during the next :meth:`drain`: at the n-th checkpoint from now its task is left.
@@ -152,6 +158,7 @@ class Memory:
         worker = InProcessWorker(self._app, handlers, broker, self._producer.settings)
         if worker.discard_if_expired(job):
             return None
+        broker.note_start(handlers.limit)
         try:
             worker.begin()
         except BaseException:  # as if the worker could not start

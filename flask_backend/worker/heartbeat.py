@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
@@ -46,6 +47,13 @@ LOCK_PATIENCE_S = 10.0
 _MAY_RAISE = signal.valid_signals().difference(STOPPING)
 
 
+class KeptToken(Protocol):
+    """The part of a limit's token that the heartbeat uses."""
+
+    def touch_if_due(self, now: float, lease: WorkerLease) -> None: ...
+    def give_back(self) -> None: ...
+
+
 @dataclass(eq=False)
 class WorkerLease:
     """A job that the worker holds, the connection that reserved it, and the commands that its task may use.
@@ -71,6 +79,8 @@ class WorkerLease:
     is_lost: bool = field(init=False, default=False)
     shown_progress: str = field(init=False, default="")  # for the process title
     prefetched_stats: Replies | None = field(init=False, default=None)  # for the job's counters
+    waits_for: str = field(init=False, default="")  # for the process title, before its task starts
+    token: KeptToken | None = field(init=False, default=None)  # to be kept as well while its task runs
 
     @property
     def connection(self) -> Connection:
@@ -260,11 +270,15 @@ class Heartbeat:
             if shown:
                 self._host.show("")
             return False
-        self._host.show(f"{lease.label} {now - lease.started:.0f}s{lease.shown_progress}")
+        self._host.show(f"{lease.waits_for or lease.label} {now - lease.started:.0f}s{lease.shown_progress}")
         # Asked last: the worker lets go of a job before it closes the connection.
         if not lease.is_cut and not lease.is_lost and lease.connection.is_cut and self._lease is lease:
             self._begin_reclaim(lease)
         self._touch_if_due(lease, lease, now)
+        if lease.token is not None:
+            with self._lock:
+                if self._lease is lease:
+                    lease.token.touch_if_due(now, lease)
         return True
 
     def _begin_reclaim(self, lease: WorkerLease) -> None:

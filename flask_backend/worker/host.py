@@ -34,6 +34,9 @@ class Host(Protocol):
     def show_broker(self, *, is_away: bool) -> None:
         """Record that the broker is away, or back."""
 
+    def show_limit(self, *, is_waiting: bool) -> None:
+        """Record that the worker waits for a limit before it starts its job, or no longer does."""
+
     def was_told_to_drain(self) -> bool:
         """Return whether the worker must drain, even if the signal for it has not arrived."""
         ...
@@ -86,6 +89,9 @@ class Foreground:
         pass
 
     def show_broker(self, *, is_away: bool) -> None:
+        pass
+
+    def show_limit(self, *, is_waiting: bool) -> None:
         pass
 
     def was_told_to_drain(self) -> bool:

@@ -23,6 +23,7 @@ from .checkpoints import Sweeper, drop_cursor, has_cursor, is_left, save_newest
 from .execution import Call, Runner, read_call
 from .heartbeat import Heartbeat, WorkerLease
 from .host import Host
+from .limiting import Limiter, Token
 from .link import RESERVE_S
 from .options import WorkerOptions
 from .outcomes import Attempt, Outcome, announce, announce_expiry, announce_failure
@@ -54,6 +55,7 @@ class Processor:
         runner: Runner,
         time_limit: TimeLimit,
         leave_if_forked: Callable[[BaseException | None], None],
+        limiter: Limiter | None,
     ) -> None:
         self._app = app
         self._queue = handlers.queue
@@ -66,6 +68,7 @@ class Processor:
         self._runner = runner
         self._time_limit = time_limit
         self._leave_if_forked = leave_if_forked
+        self._limiter = limiter
         self._waits = Waits(host.count_wait)
         self._loggers: set[str] = set()  # the tasks that logged a line in their last run
         self._sweeper = Sweeper()
@@ -86,7 +89,10 @@ class Processor:
                 self._bury(lease, error)
             else:
                 if "expires" not in call.headers or not self._discard_if_expired(lease, call, count_next):
-                    self._run_and_settle(lease, call, count_next)
+                    if self._limiter is None:
+                        self._run_and_settle(lease, call, count_next)
+                    else:
+                        self._run_limited(self._limiter, lease, call, count_next)
         except BrokerError:  # the job goes back to the broker; any other exception is a death at this job
             if self.is_holding:
                 self._end(None)
@@ -120,6 +126,39 @@ class Processor:
             self._end(Ending.EXPIRED)
             announce_expiry(self._app, job)
         return True
+
+    def _run_limited(self, limiter: Limiter, lease: WorkerLease, call: Call, count_next: Callable[[], int]) -> None:
+        """Wait for a token of the limit, then run the job, unless it has expired or the worker is to stop."""
+        token: Token | None = None
+        try:
+            token = self._take_token(limiter, lease, call)
+            if token is None:
+                self._end(None)
+                if not lease.is_lost:  # the job goes back as the connection closes at the end, uncounted
+                    logger.info(wording.WAIT_ENDED, lease.job.id, lease.label, limiter.waits_for)
+                return
+            self._host.begin(lease.job.id)
+            self._host.show_limit(is_waiting=False)
+            if "expires" in call.headers and self._discard_if_expired(lease, call, count_next):
+                return
+            token.spend()
+            lease.token = token
+            self._run_and_settle(lease, call, count_next)
+        finally:
+            self._host.show_limit(is_waiting=False)
+            if token is not None:
+                token.give_back()
+
+    def _take_token(self, limiter: Limiter, lease: WorkerLease, call: Call) -> Token | None:
+        lease.label, lease.waits_for = call.label, limiter.waits_for
+        lease.started = time.monotonic()
+        self._host.run(call.label, None)
+        self._heartbeat.hold(lease)
+        try:
+            return limiter.take(lease, self._heartbeat.is_stopping)
+        finally:
+            self._heartbeat.let_go()
+            lease.waits_for = ""
 
     def _run_and_settle(self, lease: WorkerLease, call: Call, count_next: Callable[[], int]) -> None:
         retry = call.handler.retry or self._retry
@@ -181,6 +220,8 @@ class Processor:
             if error is not None:
                 save_newest(job)
             self._heartbeat.let_go()
+            if lease.token is not None:
+                lease.token.give_back()
             return error
         finally:
             del error  # its traceback refers to this frame: a cycle would keep the objects of the task

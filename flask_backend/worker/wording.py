@@ -26,6 +26,8 @@ LOOP_CANCELS = "cancelling background tasks that are still pending at the end: %
 LOOP_TASK_FAILED = "background task %s failed while it was cancelled"
 LOOP_TASKS_STUCK = "background tasks have not ended %g s after they were cancelled: %s"
 
+LIMIT_LOST = "lost the token of limit %s while job %d (%s) runs: more tasks than allowed may run: %s"
+WAIT_ENDED = "job %d (%s) goes back: the worker is to stop while it %s"
 LEFT = "job %d (%s) is left at its checkpoint, and goes on in another worker"
 
 # -- the connection ----------------------------------------------------------------------------------------------

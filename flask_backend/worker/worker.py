@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -27,6 +28,7 @@ from .event_loop import EventLoop, loop_in_use
 from .execution import Runner
 from .heartbeat import Heartbeat, WorkerLease
 from .host import UNBOUNDED_NS, Host
+from .limiting import Limiter
 from .link import RECONNECT_MAX_S, RESERVE_S, Backoff, Link
 from .options import WorkerOptions
 from .outcomes import announce
@@ -45,6 +47,8 @@ class Worker:
     """One worker of one queue, in a process of its own."""
 
     def __init__(self, app: Flask, settings: Settings, handlers: Handlers, host: Host, options: WorkerOptions) -> None:
+        if handlers.limit is not None:  # other jobs must not wait behind the one that waits for a token
+            options = dataclasses.replace(options, prefetch=1)
         self._app = app
         self._queue = handlers.queue
         self._host = host
@@ -74,6 +78,7 @@ class Worker:
             self._runner,
             time_limit,
             self._leave_if_forked,
+            Limiter(settings, handlers.limit, host, self._stop) if handlers.limit else None,
         )
         self._jobs_done = 0
         self._recycle_reported = False  # the host knows that recycling is due

@@ -12,12 +12,13 @@ from support.lying import Liar, greetings, scripts
 from flask_backend.cli import demand
 from flask_backend.cli.demand import QueueReader
 from flask_backend.config import Address, Settings
+from flask_backend.limit import Limit
 from flask_backend.supervisor import Demand
 
 
 @pytest.fixture
 def reader(broker):
-    return QueueReader(Settings(Address("127.0.0.1", broker.port)), ["q", "other"])
+    return QueueReader(Settings(Address("127.0.0.1", broker.port)), {"q": None, "other": Limit("gpu", 1)})
 
 
 def test_a_queue_that_does_not_exist_has_no_jobs(reader):
@@ -33,12 +34,24 @@ def test_ready_jobs_waiting_workers_and_pauses_are_seen(reader, broker):
         worker.reserve()
         assert reader()["q"] == Demand(ready=1, waiting=0)
         worker.pause_tube("q", 60)
-        assert reader()["q"] == Demand(ready=1, waiting=0, is_paused=True)
+        assert reader()["q"] == Demand(ready=1, waiting=0, is_held_up=True)
     with broker.client("other") as worker:
         worker._sock.sendall(b"reserve\r\n")
         until = time.monotonic() + 20
         while reader()["other"].waiting == 0:
             assert time.monotonic() < until
+
+
+def test_a_queue_whose_workers_wait_for_its_limit_needs_no_further_ones(reader, broker):
+    for queue in ("q", "other"):
+        broker.put(queue, b"1")
+    with broker.client("flask-backend.limit/gpu") as worker:
+        assert reader() == {"q": Demand(1, 0), "other": Demand(1, 0)}
+        worker._sock.sendall(b"reserve\r\n")
+        until = time.monotonic() + 20
+        while not reader()["other"].is_held_up:
+            assert time.monotonic() < until
+    assert reader()["q"] == Demand(1, 0)
 
 
 def test_it_keeps_its_connection_and_is_no_worker(reader, broker):
@@ -60,7 +73,7 @@ def test_while_the_broker_is_away_there_is_no_answer_and_then_there_is(reader, b
 
 def test_a_frozen_broker_gives_no_answer_in_time(reader, broker, monkeypatch):
     monkeypatch.setattr(demand, "MAX_TIMEOUT_S", 0.2)
-    reader = QueueReader(Settings(Address("127.0.0.1", broker.port)), ["q"])
+    reader = QueueReader(Settings(Address("127.0.0.1", broker.port)), {"q": None})
     assert reader() is not None
     broker.freeze()
     assert reader() is None
@@ -70,8 +83,8 @@ def test_a_frozen_broker_gives_no_answer_in_time(reader, broker, monkeypatch):
 
 
 def test_an_address_where_no_broker_is_gives_no_answer():
-    assert QueueReader(Settings(Address("127.0.0.1", free_port())), ["q"])() is None
-    assert QueueReader(Settings(Address("no-such-host.invalid", 11300)), ["q"])() is None
+    assert QueueReader(Settings(Address("127.0.0.1", free_port())), {"q": None})() is None
+    assert QueueReader(Settings(Address("no-such-host.invalid", 11300)), {"q": None})() is None
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +99,7 @@ def liar():
 def test_a_broker_that_lies_gives_no_answer_or_a_possible_one(liar, monkeypatch, lies, greeting):
     monkeypatch.setattr(demand, "MAX_TIMEOUT_S", 0.05)
     liar.tell(lies, greeting)
-    reader = QueueReader(Settings(liar.address), ["q", "other"])
+    reader = QueueReader(Settings(liar.address), {"q": None, "other": Limit("gpu", 1)})
     for _ in range(3):
         answer = reader()
         if answer is not None:

@@ -87,10 +87,14 @@ def test_workers_are_counted_by_state_and_the_longest_job_and_the_largest_worker
     busy = supervisor.start(4100)
     busy.begin(7)
     busy.show_memory(9 << 20)
+    limited = supervisor.start(4101)
+    limited.begin(8)
+    limited.show_limit(is_waiting=True)
     workers = supervisor.values("flask_backend_workers")
     assert {key[1]: value for key, value in workers.items() if key[0] == "q"} == {
         "starting": 1,
         "idle": 1,
+        "limited": 1,
         "busy": 1,
         "stopping": 4,
     }

@@ -104,6 +104,7 @@ def queue_rows(look: Look | None, queues: QueueLook) -> Iterator[QueueRow]:
 def worker_rows(look: Look) -> Iterator[WorkerRow]:
     for worker in look.supervisor.workers:
         does = worker.task or (f"job {worker.job}" if worker.job else worker.activity)
+        does = f"{does}, waits for limit {worker.limit}" if worker.limited_s is not None else does
         does = f"{does} {show_progress(worker.progress)}" if worker.progress else does
         state = f", {worker.state}" if worker.job and worker.state != "ready" else ""
         yield WorkerRow(worker, worker.queue, f"{does}{state}{', old code' if worker.is_old else ''}")

@@ -15,7 +15,7 @@ from flask_backend.supervisor.demand import (
     Step,
 )
 
-UNMET, SPARE, QUIET, PAUSED = Demand(5, 0), Demand(0, 3), Demand(0, 0), Demand(5, 0, is_paused=True)
+UNMET, SPARE, QUIET, PAUSED = Demand(5, 0), Demand(0, 3), Demand(0, 0), Demand(5, 0, is_held_up=True)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_otherwise_a_pool_stays_as_it_is(policy, demand, idle, is_complete):
 
 
 def test_a_pause_with_no_job_waiting_does_not_keep_idle_workers(policy):
-    assert first_step(policy, Demand(0, 3, is_paused=True), idle=3)
+    assert first_step(policy, Demand(0, 3, is_held_up=True), idle=3)
 
 
 @pytest.mark.parametrize(("reason", "idle", "other"), [(UNMET, 0, QUIET), (SPARE, 1, UNMET)])

@@ -10,7 +10,7 @@ from flask_backend.supervisor import observer as module
 from flask_backend.supervisor.demand import Demand
 from flask_backend.supervisor.observer import HUNG_S, RESTART_MAX_S, SILENT_S, STABLE_S, Observer
 
-LOOKS = {"q": Demand(3, 0), "other": Demand(0, 7, is_paused=True)}
+LOOKS = {"q": Demand(3, 0), "other": Demand(0, 7, is_held_up=True)}
 
 
 @pytest.fixture
