@@ -6,6 +6,7 @@ TYPE_CHECKING = False  # to import typing takes longer than a health check
 if TYPE_CHECKING:
     from typing import Any
 
+    from .batch import Batch
     from .current import CurrentJob, current_job
     from .decisions import Bury, Discard, RetryLater, TaskDecision
     from .errors import (
@@ -41,6 +42,7 @@ __all__ = [
     "Backend",
     "BackendCommand",
     "BackendError",
+    "Batch",
     "BrokerConnectionError",
     "BrokerError",
     "BulkError",
@@ -76,6 +78,7 @@ __all__ = [
 _HOMES = {
     "Backend": "extension",
     "BackendCommand": "flask_script",
+    "Batch": "batch",
     "BulkError": "job",
     "Bury": "decisions",
     "CurrentJob": "current",

@@ -13,6 +13,7 @@ from flask.globals import app_ctx
 from werkzeug.local import LocalProxy
 
 from .broker import cursors
+from .broker.batches import batch_of
 from .broker.cursors import Cursor, CursorConnection, Owner
 from .broker.stats import JobCounters
 from .errors import BrokerError, CheckpointError, JobNotFoundError, OptionError, TaskInterrupted
@@ -144,6 +145,11 @@ class CurrentJob:
         :exc:`JobNotFoundError` if the worker no longer holds the job.
         """
         return self._known().attempts.number
+
+    @property
+    def batch(self) -> str | None:
+        """The id of the batch that the job belongs to, or whose callback it is; None for other jobs."""
+        return batch_of(self.headers)
 
     @property
     def will_retry(self) -> bool:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from flask import Flask
 
@@ -55,13 +54,16 @@ class Target:
 class PendingCall:
     """A call, or a message, that waits for a commit; then it is a job, or was dropped."""
 
-    def __init__(self, target: Target, body: bytes, uid: str | None, session: Session) -> None:
+    waits_for = "a commit"
+
+    def __init__(self, target: Target, body: bytes, uid: str | None, session: Session | None) -> None:
         self.target = target
         self.body = body
         self.uid = uid
         self.job: Job | None = None
         self.state = JobState.UNSENT
-        self._session: Session | None = session
+        self.is_waiting = True
+        self._session = session
 
     @property
     def queue(self) -> str:
@@ -70,10 +72,6 @@ class PendingCall:
     @property
     def broker(self) -> str:
         return self.target.producer.uri
-
-    @property
-    def is_waiting(self) -> bool:
-        return self._session is not None
 
     def withdraw(self) -> bool:
         """Stop waiting; return whether it was still waiting."""
@@ -94,8 +92,8 @@ class PendingCall:
         self._end(self.state)
         return self.job
 
-    def finish(self) -> None:
-        self._end(JobState.DONE)
+    def finish(self, state: JobState = JobState.DONE) -> None:
+        self._end(state)
 
     def fail(self, error: BaseException) -> None:
         """Log the command that sends it, and send the signal; the transaction is committed."""
@@ -131,6 +129,7 @@ class PendingCall:
 
     def _end(self, state: JobState) -> None:
         self.state = state
+        self.is_waiting = False
         self._session = None
 
     def _facts(self) -> Mapping[str, Any]:
@@ -141,7 +140,7 @@ class PendingCall:
         return f"{what} on {self.queue}" + (f" ({self.uid})" if self.uid else "")
 
     def __del__(self) -> None:
-        if getattr(self, "_session", None) is not None:
+        if getattr(self, "is_waiting", False):
             logger.warning(LEFT_OPEN, self, extra=self._facts())
 
 
@@ -201,20 +200,35 @@ def defer_many(
     return Jobs(call)
 
 
-def send_all(waiting: Sequence[PendingCall]) -> None:
+class PendingBatch(Protocol):
+    """A batch that waits for a commit."""
+
+    @property
+    def target(self) -> Target: ...
+    @property
+    def is_waiting(self) -> bool: ...
+    def send(self) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+    def finish(self) -> None: ...
+
+
+def send_all(waiting: Sequence[PendingCall | PendingBatch]) -> None:
     """Send calls whose transaction is committed. An error of the broker is logged, and not raised: the commit is done.
 
     Another exception, for example of a task in ``sync://`` or a time limit, is raised after the last call.
     """
     raised: BaseException | None = None
     away: dict[Producer, BrokerConnectionError] = {}  # one timeout is enough
-    for target, group in groupby(waiting, key=attrgetter("target")):
+    for (target, _), group in groupby(waiting, key=lambda each: (each.target, isinstance(each, PendingCall))):
         calls = list(group)
         try:
             if (known := away.get(target.producer)) is not None:
                 _fail(calls, known)
             else:
-                _send_group(target, calls)
+                _send_group(target, [each for each in calls if isinstance(each, PendingCall)])
+                for batch in calls:
+                    if not isinstance(batch, PendingCall):
+                        batch.send()
         except BaseException as error:
             if target.producer.settings.broker is StandIn.SYNC:
                 _finish(calls)
@@ -228,14 +242,14 @@ def send_all(waiting: Sequence[PendingCall]) -> None:
         raise raised
 
 
-def _finish(calls: Iterable[PendingCall]) -> None:
+def _finish(calls: Iterable[PendingCall | PendingBatch]) -> None:
     """In ``sync://`` the exception is that of a task, which has run."""
     for pending in calls:
         if pending.is_waiting:
             pending.finish()
 
 
-def _fail(calls: Iterable[PendingCall], error: BaseException) -> None:
+def _fail(calls: Iterable[PendingCall | PendingBatch], error: BaseException) -> None:
     for pending in calls:
         if pending.is_waiting:
             pending.fail(error)
@@ -244,6 +258,8 @@ def _fail(calls: Iterable[PendingCall], error: BaseException) -> None:
 def _send_group(target: Target, calls: Sequence[PendingCall]) -> None:
     producer = target.producer
     jobs: list[Job] = []
+    if not calls:
+        return
     try:
         if len(calls) == 1:
             jobs.append(calls[0].sent(producer.put(target.queue, calls[0].body, target.options)))

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 from flask import Flask, has_app_context
 from flask.globals import app_ctx
@@ -39,6 +39,7 @@ from .tracing import Sending, watched
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from .batch import Batch
     from .deferral import Target
 
 launched()  # Flask-Script imports the app, which may change the working directory, before it runs our commands
@@ -369,6 +370,31 @@ class Backend:
             args, kwargs = tuple(definition.args), definition.kwargs
             return self.around(ScheduledCall(queue, endpoint, args, kwargs, uid, options, headers), put)
 
+    def batch(self, *, when: Literal["done", "ended"] = "done", after_commit: AfterCommit | None = None) -> Batch:
+        """Return a batch: calls, and a callback that is scheduled when all of them are finished.
+
+        Use it as a context manager::
+
+            with backend.batch() as batch:
+                batch.on_complete(report, order.id)
+                batch.add(resize, "a.png")
+                batch.map(send_mail, addresses)
+
+        The calls are sent when the block ends, and none if it raises; a batch without calls schedules its callback at
+        once. With ``when="done"`` the callback waits until each call is done: it returned, was discarded, has expired,
+        or was deleted by a person; a buried one holds it up until it was retried or deleted. With ``when="ended"`` a
+        buried call is finished too. ``after_commit`` is that of :meth:`Task.options`, for the whole batch.
+
+        The callback is scheduled at least once; twice only if a worker, or the broker, dies at the moment between.
+
+        Raises :exc:`OptionError` for invalid options. The end of the block raises :exc:`OptionError` if there is no
+        callback, the errors of a call if nothing was sent, :exc:`JobTooBigError` for example, and :exc:`BulkError`,
+        with the outcome of each call, if the batch was sent only in part.
+        """
+        from .batch import Batch
+
+        return Batch(self, when, after_commit)
+
     @property
     def queues(self) -> dict[str, Handlers]:
         """The queues with a task or a receiver, by name."""
@@ -420,7 +446,7 @@ class Backend:
                 return defer(*waits, body, uid)
         job = Job(queue, producer.put(queue, body, options), uid, producer.uri, producer)
         if endpoint is not None:
-            self._announce(endpoint, [job])
+            self.announce(self.app_in_use(), endpoint, [job])
         return job
 
     def put_many(
@@ -439,9 +465,9 @@ class Backend:
                     sending, items, lambda index, item: encode(item, bulk_uid(prefix, index), headers), options, prefix
                 )
             except BulkError as error:
-                self._announce(endpoint, error.jobs.values())
+                self.announce(self.app_in_use(), endpoint, error.jobs.values())
                 raise
-            self._announce(endpoint, jobs)
+            self.announce(self.app_in_use(), endpoint, jobs)
         return jobs
 
     def _find_session(
@@ -456,10 +482,10 @@ class Backend:
             return None
         return Target(app, producer, queue, options, endpoint, self._handlers.get(queue)), session
 
-    def _announce(self, endpoint: str, jobs: Collection[Job]) -> None:
+    def announce(self, app: Flask, endpoint: str, jobs: Collection[Job]) -> None:
         # Those that wait for a commit are announced when they are sent.
         if jobs and task_scheduled.receivers and not isinstance(next(iter(jobs)), DeferredJob):
-            send(task_scheduled, self.app_in_use(), endpoint=endpoint, jobs=jobs)
+            send(task_scheduled, app, endpoint=endpoint, jobs=jobs)
 
     def _put_batch(  # the parts of a batch
         self,

@@ -18,8 +18,8 @@ from .message import show_value
 class JobState(StrEnum):
     """The state of a job. ``DONE`` means that the server does not have it: it was finished, cancelled or deleted.
 
-    Two are of calls with ``after_commit``: ``UNSENT`` before they are sent, or if the broker did not take them, and
-    ``DROPPED`` after a rollback.
+    Two are of calls with ``after_commit``, and of those in a batch: ``UNSENT`` before they are sent, or if the broker
+    did not take them, and ``DROPPED`` after a rollback, or if the batch was not sent.
     """
 
     READY = "ready"
@@ -141,7 +141,7 @@ for _name in (
 
 
 class PendingCall(Protocol):
-    """The part of a call that waits for a commit which its job uses."""
+    """The part of a call that is not sent yet which its job uses."""
 
     @property
     def queue(self) -> str: ...
@@ -153,11 +153,13 @@ class PendingCall(Protocol):
     def job(self) -> Job | None: ...
     @property
     def state(self) -> JobState: ...
+    @property
+    def waits_for(self) -> str: ...
     def withdraw(self) -> bool: ...
 
 
 class DeferredJob(Job):
-    """The job of a call that waits for a commit; see the option ``after_commit``. ``id`` is known once it is sent."""
+    """The job of a call that waits for a commit, or for the end of its batch. ``id`` is known once it is sent."""
 
     __slots__ = ("_call",)
     _call: PendingCall
@@ -182,7 +184,7 @@ class DeferredJob(Job):
             return self._call.job.wait(timeout)
         if self._call.state is JobState.DROPPED:
             return JobState.DROPPED
-        raise TimeoutError(f"{self!r}: commit its transaction before wait()")
+        raise TimeoutError(f"{self!r}: call wait() after that")
 
     def _sent(self) -> Job:
         if self._call.job is None:
@@ -201,7 +203,8 @@ class DeferredJob(Job):
     def __repr__(self) -> str:
         if self._call.job is not None:
             return repr(self._call.job)
-        return f"<job {self.uid or 'without uid'} of {self.queue} is {self._call.state}: it waits for a commit>"
+        waits = f"it waits for {self._call.waits_for}"
+        return f"<job {self.uid or 'without uid'} of {self.queue} is {self._call.state}: {waits}>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from .errors import MessageDecodeError, MessageEncodeError
 # How deep arrays and objects may be nested, including the envelope. Python 3.11 fails from about 970 levels on, and
 # sooner in code that recurses more than once per level, like copy.deepcopy and pprint: the limit leaves room for these.
 MAX_DEPTH = 256
-OUR_HEADERS = ("id", "at", "expires")  # the last one only of a call that expires
+OUR_HEADERS = ("id", "at", "expires", "batch")  # the last two only of a call that expires, or belongs to a batch
 END_OF_DATES = 2**33  # seconds since the epoch, in the year 2242: some platforms have no later dates
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -109,6 +109,11 @@ def encode_call(
     if kwargs or headers or '":' in values or len(values) > MAX_DEPTH:  # shorter text without keys is always valid
         _check(body, args, kwargs, headers)
     return body
+
+
+def add_header(body: bytes, name: str, value: Any) -> bytes:
+    """Return the body of a call's job, from :func:`encode_call`, with one more header."""
+    return b"%b,%b}}" % (body[:-2], encode_json({name: value})[1:-1])
 
 
 def head_of(endpoint: str) -> str:

@@ -88,6 +88,10 @@ def is_batch_tube(tube: str) -> bool:
     return tube.startswith(_BATCH)
 
 
+def batch_of_tube(tube: str) -> str:
+    return tube.removeprefix(_BATCH)
+
+
 def lock_tube(name: str) -> str:
     """Return the tube of a lock. ``name`` may be the name of any tube."""
     is_short = len(name) <= _MAX_BYTES - len(_LOCK)

@@ -76,6 +76,11 @@ class Options:
                 "otherwise the call could not run"
             )
 
+    @property
+    def has_due_time(self) -> bool:
+        """Whether ``delay`` is a point in time."""
+        return isinstance(self.delay, datetime)
+
     def over(self, defaults: Options) -> Options:
         """Return these options, with the values of ``defaults`` for the ones that are not set."""
         if defaults is DEFAULTS:

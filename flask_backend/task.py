@@ -89,6 +89,12 @@ class BoundTask(Generic[P]):
         """Schedule one call for each item with these options, see :meth:`flask_backend.Task.map`."""
         return self._task.schedule_many(iterables, self._options)
 
+    def schedule_in(self, scheduler: Scheduler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
+        return self._task.schedule(args, kwargs, self._options, scheduler)
+
+    def schedule_many_in(self, scheduler: Scheduler, iterables: tuple[Iterable[Any], ...]) -> Jobs:
+        return self._task.schedule_many(iterables, self._options, scheduler)
+
     def __repr__(self) -> str:
         return f"<{self._task!r} with {self._options}>"
 
@@ -173,18 +179,27 @@ class Task(Generic[P, R_co]):
         """
         return self.schedule_many(iterables, self._defaults)
 
-    def schedule(self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options) -> Job:
+    def schedule_in(self, scheduler: Scheduler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
+        return self.schedule(args, kwargs, self._defaults, scheduler)
+
+    def schedule_many_in(self, scheduler: Scheduler, iterables: tuple[Iterable[Any], ...]) -> Jobs:
+        return self.schedule_many(iterables, self._defaults, scheduler)
+
+    def schedule(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options, scheduler: Scheduler | None = None
+    ) -> Job:
+        scheduler = scheduler or self._scheduler
         uid = new_uid()
-        around = self._scheduler.around
+        around = scheduler.around
         if around is None and not tracers:
             headers = None if options.expires is None else options.headers()
-            return self._scheduler.put(self.queue, self.encode(args, kwargs, uid, headers), options, uid, self.endpoint)
-        with self._scheduler.sending(self.queue, self.endpoint, uid) as sending:
+            return scheduler.put(self.queue, self.encode(args, kwargs, uid, headers), options, uid, self.endpoint)
+        with scheduler.sending(self.queue, self.endpoint, uid) as sending:
 
             def put(headers: dict[str, Any]) -> Job:
                 body = self.encode(args, kwargs, uid, headers | options.headers())
                 sending.size = len(body)
-                job = self._scheduler.put(self.queue, body, options, uid, self.endpoint)
+                job = scheduler.put(self.queue, body, options, uid, self.endpoint)
                 sending.sent = 1
                 return job
 
@@ -192,8 +207,11 @@ class Task(Generic[P, R_co]):
                 return put(sending.headers)
             return around(ScheduledCall(self.queue, self.endpoint, args, kwargs, uid, options, sending.headers), put)
 
-    def schedule_many(self, iterables: tuple[Iterable[Any], ...], options: Options) -> Jobs:
-        around = self._scheduler.around
+    def schedule_many(
+        self, iterables: tuple[Iterable[Any], ...], options: Options, scheduler: Scheduler | None = None
+    ) -> Jobs:
+        scheduler = scheduler or self._scheduler
+        around = scheduler.around
 
         def encode_item(args: tuple[Any, ...], uid: str, headers: dict[str, Any]) -> bytes:
             if around is None:
@@ -202,7 +220,7 @@ class Task(Generic[P, R_co]):
             return around(call, lambda headers: self.encode(args, {}, uid, headers | options.headers()))
 
         items = zip(*iterables, strict=False)
-        return self._scheduler.put_many(self.queue, items, encode_item, options, self.endpoint)
+        return scheduler.put_many(self.queue, items, encode_item, options, self.endpoint)
 
     def belongs_to(self, scheduler: object) -> bool:
         """Whether it is a task of this ``Backend``."""

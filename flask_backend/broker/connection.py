@@ -487,7 +487,7 @@ class Connection:
 
     def first_ready(self, tube: str) -> tuple[int, bytes] | None:
         """Return the id and the body of the next ready job of a tube, if there is one."""
-        job = self._peek_first(b"peek-ready\r\n", [tube], _job).get(tube)
+        job = self.first_ready_of([tube]).get(tube)
         return None if job is None else (job.id, job.body)
 
     def firsts(self, tube: str) -> list[ReservedJob]:
@@ -510,11 +510,9 @@ class Connection:
             if reply.status != "WATCHING":
                 raise BrokerError(f"Beanstalkd at {self.address} refuses to watch {name}: it answers {reply}")
 
-    def max_job_size(self) -> int:
-        """Return the bytes that the server takes in one job."""
-        if self._max_job_size is None:
-            self._max_job_size = self._server_stat("max-job-size")
-        return self._max_job_size
+    def first_ready_of(self, tubes: Iterable[str]) -> dict[str, ReservedJob]:
+        """Return the next ready job of each of these tubes that has one."""
+        return self._peek_first(b"peek-ready\r\n", tubes, _job)
 
     def put_aside(self, tube: str, body: bytes, priority: int) -> int:
         """Put a job that nobody reserves; return its id. Afterwards this connection no longer uses the tube."""
@@ -525,6 +523,45 @@ class Connection:
         if put.status in ("INSERTED", "BURIED"):  # in another tube, or short of memory
             self.delete_each([self.guard(put.read, _job_id)])
         raise BrokerError(f"Beanstalkd at {self.address} refuses to keep {len(body)} bytes: it answered {put}")
+
+    def first_delayed(self, tube: str) -> tuple[int, bytes] | None:
+        """Return the id and the body of the delayed job of a tube that will be ready first, if there is one."""
+        job = self.first_delayed_of([tube]).get(tube)
+        return None if job is None else (job.id, job.body)
+
+    def first_delayed_of(self, tubes: Iterable[str]) -> dict[str, ReservedJob]:
+        """Return the delayed job that will be ready first, of each of these tubes that has one."""
+        return self._peek_first(b"peek-delayed\r\n", tubes, _job)
+
+    def try_to_reserve(self, job_id: int) -> bool:
+        """Reserve a job in any state but reserved; return whether that was possible."""
+        [reply] = self.ask([b"reserve-job %d\r\n" % job_id])
+        return reply.status == "RESERVED"
+
+    def put_all_aside(self, tube: str, bodies: Sequence[bytes], options: PutOptions) -> list[int]:
+        """Put jobs that no worker reserves, as :meth:`put_aside` does; return their ids.
+
+        Raises :exc:`BrokerError` if the server does not take all of them: then it keeps none.
+        """
+        head = b"put %d %d %d" % (options.priority, options.delay_s, options.ttr_s)
+        puts = [b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies]
+        used, *answers, _ = self._ask_in_tubes([b"use %b\r\n" % tube.encode(), *puts])
+        if used.status == "USING" and all(answer.status == "INSERTED" for answer in answers):
+            return [self.guard(answer.read, _job_id) for answer in answers]
+        kept = [answer for answer in answers if answer.status in ("INSERTED", "BURIED")]
+        self.delete_each([self.guard(answer.read, _job_id) for answer in kept])
+        for body, answer in zip(bodies, answers, strict=True):
+            if answer.status == "JOB_TOO_BIG":
+                raise self._too_big(body)
+            if refusal := _REFUSALS.get(greenstalk.ERROR_RESPONSES.get(answer.status.encode(), greenstalk.Error)):
+                raise BrokerError(f"Beanstalkd at {self.address} refuses: {refusal}")
+        raise BrokerError(f"Beanstalkd at {self.address} refuses to keep {len(bodies)} jobs: it is short of memory")
+
+    def max_job_size(self) -> int:
+        """Return the bytes of the largest job that the server takes."""
+        if self._max_job_size is None:
+            self._max_job_size = self._server_stat("max-job-size")
+        return self._max_job_size
 
     def probe_last_id(self, tube: str) -> int:
         """Return the id of the newest job, found by putting a job into ``tube`` and deleting it.
@@ -652,9 +689,8 @@ class Connection:
         self.wire.receive_all()
 
     def _too_big(self, body: bytes) -> JobTooBigError:
-        limit = self.max_job_size()
         return JobTooBigError(
-            f"the job has {len(body)} bytes, but Beanstalkd at {self.address} takes at most {limit} "
+            f"the job has {len(body)} bytes, but Beanstalkd at {self.address} takes at most {self.max_job_size()} "
             "(its option -z); pass a reference to the data, for example a row's id or a file's name"
         )
 

@@ -39,6 +39,10 @@ class Pipeline:
         self._deletions.pending.clear()
         return jobs
 
+    def delete_later(self, job: ReservedJob) -> None:
+        """Let a job whose deletion could not be sent count as a pending delete: the connection is broken."""
+        self._deletions.pending.append(job)
+
     def reserve(self, wait_s: int, count: int = 1) -> None:
         """Ask for ``count`` jobs: the first within ``wait_s`` seconds, the others only if they are ready by then.
 

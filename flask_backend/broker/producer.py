@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -17,9 +17,10 @@ from flask_backend.errors import (
     JobTooBigError,
 )
 from flask_backend.message import has_uid
-from flask_backend.options import DEFAULTS, Options, PutOptions
+from flask_backend.options import DEFAULTS, Options
 
-from . import cursors
+from . import batches, cursors
+from .batches import Outgoing, SendingConnection, Sent, SentPuts, When
 from .connection import PIPELINE_JOBS, Connection
 from .cursors import CursorConnection, Owner
 from .stats import JobRecord
@@ -33,20 +34,9 @@ Chunk = dict[int, bytes | BackendError]
 _PIPELINE_BYTES = 1 << 20
 
 
-class SentPuts(Protocol):
-    """Jobs that were sent, and may still await their replies."""
-
-    def collect(self, results: list[int | BrokerError], /) -> None:
-        """Wait for the replies; append to ``results`` the id of each job, or the error if it was refused."""
-        ...
-
-
-class PutConnection(CursorConnection, Protocol):
+class PutConnection(CursorConnection, SendingConnection, Protocol):
     """The part of its connection that a producer uses."""
 
-    def put(self, queue: str, body: bytes, options: PutOptions) -> int: ...
-    def send_puts(self, queue: str, bodies: list[bytes], options: PutOptions) -> SentPuts: ...
-    def find(self, job_id: int) -> tuple[JobRecord, bytes] | None: ...
     def delete(self, job_id: int) -> None: ...
 
 
@@ -152,26 +142,36 @@ class Producer:
                     if isinstance(refusal, BrokerError) and not isinstance(refusal, JobTooBigError):
                         outcome.failure, outcome.unsent_from = refusal, end
 
+    def send_batch(self, batch: str, when: When, members: Sequence[Outgoing], callback: Outgoing) -> Sent:
+        """Send a batch, see :func:`batches.send`."""
+        return batches.send(self.connection(), batch, when, members, callback)
+
     def state(self, queue: str, job_id: int, uid: str | None) -> str | None:
         """Return the server's name for the state of a job, if the job exists.
 
         Ids may restart at 1 with the server, so a job in another queue, or with another ``uid``, is a different job.
         """
+        found = self._find(queue, job_id, uid)
+        return found and found[0].state
+
+    def _find(self, queue: str, job_id: int, uid: str | None) -> tuple[JobRecord, bytes] | None:
         match self.connection().find(job_id):
             case record, body if record.queue == queue and (uid is None or has_uid(body, uid)):
-                return record.state
+                return record, body
             case _:
                 return None
 
     def cancel(self, queue: str, job_id: int, uid: str | None) -> bool:
         """Delete a job unless a worker holds it; return whether it was deleted."""
-        if self.state(queue, job_id, uid) in (None, "reserved"):
+        found = self._find(queue, job_id, uid)
+        if found is None or found[0].state == "reserved":
             return False
         try:
             self.connection().delete(job_id)
         except JobNotFoundError:  # a worker was faster
             return False
         cursors.drop(self.connection(), Owner(job_id, queue, uid).tube)
+        batches.finish_each(self.connection(), [found[1]])
         return True
 
     def runs_elsewhere(self) -> bool:

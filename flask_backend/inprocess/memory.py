@@ -211,10 +211,27 @@ class MemoryBroker:
             first = min(jobs, key=lambda job: (job.priority, job.id), default=None)
             return None if first is None else (first.id, first.body)
 
+    def first_delayed(self, tube: str) -> tuple[int, bytes] | None:
+        with self._lock:
+            jobs = [job for job in self._store.jobs.values() if job.tube.name == tube and job.state is State.DELAYED]
+            first = min(jobs, key=lambda job: (job.at, job.id), default=None)
+            return None if first is None else (first.id, first.body)
+
     def put_aside(self, tube: str, body: bytes, priority: int) -> int:
+        return self.put_all_aside(tube, [body], PutOptions(priority, 0, 1))[0]
+
+    def put_all_aside(self, tube: str, bodies: Iterable[bytes], options: PutOptions) -> list[int]:
         with self._lock:
             self._store.use(self._client, tube)
-            return self._store.put(self._client, priority, 0, 1, body, self.now).id
+            numbers = options.priority, options.delay_s, options.ttr_s
+            return [self._store.put(self._client, *numbers, body, self.now).id for body in bodies]
+
+    def try_to_reserve(self, job_id: int) -> bool:
+        with self._lock:
+            return self._store.reserve_job(self._client, job_id, self.now) is not None
+
+    def max_job_size(self) -> int:
+        return MAX_JOB_SIZE
 
     def delete_each(self, ids: Iterable[int]) -> list[int]:
         with self._lock:

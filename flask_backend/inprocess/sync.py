@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import TypeVar
 from flask import Flask
 
 from flask_backend import signals
+from flask_backend.broker.batches import HEADER, Outgoing, Sent, When
 from flask_backend.broker.stats import JobCounters
 from flask_backend.broker.wire import ReservedJob
 from flask_backend.bulk import BulkOutcome
@@ -20,11 +21,12 @@ from flask_backend.config import Settings
 from flask_backend.current import CurrentJob, job_being_run
 from flask_backend.errors import MessageDecodeError
 from flask_backend.functions import may_be_async
-from flask_backend.message import expires_at, is_expired, scheduled_at
+from flask_backend.message import add_header, expires_at, is_expired, scheduled_at
 from flask_backend.options import Options
 from flask_backend.registry import Handlers
 from flask_backend.retry import DiscardJob, Retry
 from flask_backend.tracing import Processing, watched
+from flask_backend.worker.batches import finish
 from flask_backend.worker.checkpoints import drop_cursor, has_cursor, is_left, save_newest
 from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use, using_loop
 from flask_backend.worker.execution import Call, Runner, read_call
@@ -103,6 +105,7 @@ class InProcessWorker:
             return False
         log_expiry(current, time.time())
         current.learn(self.broker.counters(job.id))
+        finish(self.broker, current)
         self.broker.delete(job.id)
         with using_loop(self.broker.event_loop):
             announce_expiry(self.app, current)
@@ -141,6 +144,7 @@ class InProcessWorker:
             announce_failure(self.app, current, outcome, error, attempt.ran_s)
             return error
         current.learn(connection.counters(current.id))
+        finish(connection, current)
         connection.delete(current.id)
         drop_cursor(current, connection)
         announce(self.app, signals.task_succeeded, job=current, ran_s=attempt.ran_s)
@@ -234,6 +238,23 @@ class SyncProducer(MemoryProducer):
         accepted = outcome.accepted
         self._run(queue, [job_id for index in accepted if (job_id := accepted.find(index)) is not None])
         return outcome
+
+    def send_batch(
+        self,
+        batch: str,
+        when: When,  # noqa: ARG002  # nothing is buried here
+        members: Sequence[Outgoing],
+        callback: Outgoing,
+    ) -> Sent:
+        """Run the calls, and then the callback, unless one of them raises."""
+        sent = Sent()
+        header = {"id": batch}
+        for index, call in enumerate([*members, callback]):
+            job_id = self.broker.put(call.queue, add_header(call.body, HEADER, header), call.options)
+            if index < len(members):
+                sent.ids[index] = job_id
+            self._run(call.queue, [job_id])
+        return sent
 
     def _run(self, queue: str, job_ids: list[int]) -> None:
         app, handlers, broker = self._app(), self._find_handlers(queue), self.broker

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from flask_backend.broker import cursors
+from flask_backend.broker import batches, cursors
 from flask_backend.broker.connection import PIPELINE_JOBS, Connection
 from flask_backend.broker.cursors import Cursor, Owner
 from flask_backend.broker.stats import JobRecord, Queue, Server
@@ -18,12 +18,14 @@ from flask_backend.errors import QueueNameError
 from flask_backend.names import (
     check_worked_queue_name,
     failures_tube,
+    is_batch_tube,
     is_failures_tube,
     is_internal_tube,
     is_queue_name,
 )
 from flask_backend.stories import Story
 
+from .batches import Batches, look
 from .notes import AT_ONCE, StoredStory, decode_note, parts, queue_of, reading, reserve, stored
 
 # The tube of the probe job, which is put and deleted at once to find the newest job id.
@@ -193,10 +195,25 @@ class Console:
 
     def delete_each(self, ids: Iterable[int]) -> list[int]:
         """Delete jobs that no connection holds, with their cursors; return the ids of the deleted jobs."""
-        deleted = self._connection.delete_each(ids)
+        wanted = list(ids)
+        if any(map(is_batch_tube, self._connection.list_tubes())):
+            deleted = [job_id for part in parts(wanted, AT_ONCE) for job_id in self._delete_members(part)]
+        else:
+            deleted = self._connection.delete_each(wanted)
         if deleted:
             cursors.sweep(self._connection)
         return deleted
+
+    def _delete_members(self, ids: Sequence[int]) -> list[int]:
+        """Delete jobs that may belong to batches, and count them as finished there."""
+        bodies = self.bodies(ids)
+        deleted = self._connection.delete_each(ids)
+        batches.finish_each(self._connection, (bodies[job_id] for job_id in deleted if job_id in bodies))
+        return deleted
+
+    def batches(self, limit: int | None = None) -> Batches:
+        """Return the unfinished batches, the oldest first, at most ``limit``. Puts, reserves and deletes nothing."""
+        return look(self._connection, limit)
 
     def next_buried(self, queue: str) -> int | None:
         """Return the id of the job that has been buried longest."""

@@ -6,6 +6,7 @@ import random
 import select
 import time
 
+from flask_backend.broker import batches
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.wire import ReservedJob
@@ -158,6 +159,7 @@ class Link:
             try:
                 if problem is None and connection.peek([job.id]).get(job.id) == job.body:
                     problem = "another worker holds it"
+                    batches.finish_each(connection, [job.body])
                     connection.delete(job.id)
                     problem = None
             except JobNotFoundError:

@@ -37,6 +37,7 @@ from flask_backend.tracebacks import log_failure, told
 from flask_backend.tracing import Processing, flush, watched
 
 from . import wording
+from .batches import finish_buried, release_store
 from .execution import Call, read_call
 from .outcomes import Outcome, announce_failure
 from .settlement import bury, task_logger
@@ -151,6 +152,8 @@ def _settle(  # noqa: PLR0913
             connection.release(job.id, priority, delay_s)
             log_failure(task_logger, logging.WARNING, wording.CRASHED, job.id, death, delay_s, extra=facts)
         case BuryJob(reason):
+            release_store(connection, job)
+            finish_buried(connection, job)
             note = Story(
                 job=job.id,
                 queue=job.queue,

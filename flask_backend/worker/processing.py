@@ -8,6 +8,7 @@ from collections.abc import Callable
 from flask import Flask
 
 from flask_backend import signals
+from flask_backend.broker.batches import HEADER
 from flask_backend.config import Settings
 from flask_backend.current import CurrentJob, job_being_run
 from flask_backend.errors import BrokerError, MessageDecodeError
@@ -19,6 +20,7 @@ from flask_backend.system.loggers import get_logger
 from flask_backend.tracing import Processing, tracers, watched
 
 from . import wording
+from .batches import finish
 from .checkpoints import Sweeper, drop_cursor, has_cursor, is_left, save_newest
 from .execution import Call, Runner, read_call
 from .heartbeat import Heartbeat, WorkerLease
@@ -121,6 +123,8 @@ class Processor:
         if signals.task_discarded.receivers:
             job.learn(lease.connection.counters(job.id))  # it cannot be asked for when the job is deleted
         try:
+            if HEADER in job.headers:
+                self._finish_in_batch(lease, job)
             self._delete(lease, count_next)
         finally:  # after a BrokerError its deletion is retried on the next connection
             self._end(Ending.EXPIRED)
@@ -236,6 +240,8 @@ class Processor:
     def _settle_success(self, lease: WorkerLease, job: CurrentJob, count_next: Callable[[], int]) -> None:
         ran_s = time.monotonic() - lease.started if signals.task_succeeded.receivers else 0.0
         try:
+            if HEADER in job.headers:
+                self._finish_in_batch(lease, job)
             if job.checkpoints and job.checkpoints.is_kept:
                 lease.pipeline.delete_and_reserve(lease.job)
                 lease.connection.receive_all()
@@ -249,6 +255,13 @@ class Processor:
             raise
         self._end(Ending.DONE)
         announce(self._app, signals.task_succeeded, job=job, ran_s=ran_s)
+
+    def _finish_in_batch(self, lease: WorkerLease, job: CurrentJob) -> None:
+        try:
+            finish(lease.connection, job)
+        except BrokerError:
+            lease.pipeline.delete_later(lease.job)
+            raise
 
     def _leave(self, job: CurrentJob, ran_s: float) -> None:
         """Leave the job to the next worker: it goes back, uncounted, as the connection closes at the end."""

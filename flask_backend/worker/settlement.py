@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 from typing import Protocol
 
+from flask_backend.broker.batches import FinishingConnection
 from flask_backend.broker.stats import JobCounters, Queue
 from flask_backend.current import CurrentJob
 from flask_backend.decisions import TaskDecision
@@ -26,19 +27,18 @@ from flask_backend.system.loggers import get_logger
 from flask_backend.tracebacks import log_failure, told
 
 from . import wording
+from .batches import finish, finish_buried
 from .outcomes import Attempt, Outcome
 
 # A separate logger, so that error trackers can distinguish the failures of tasks from ours.
 task_logger = get_logger("flask_backend.task")
 
 
-class SettlingConnection(Protocol):
+class SettlingConnection(FinishingConnection, Protocol):
     """The commands that settling needs on the connection that holds the job."""
 
     def counters(self, job_id: int) -> JobCounters: ...
     def stats_tube(self, names: Iterable[str]) -> list[Queue]: ...
-    def put(self, queue: str, body: bytes, options: PutOptions) -> int: ...
-    def release(self, job_id: int, priority: int, delay_s: int) -> None: ...
     def bury(self, job_id: int, priority: int) -> None: ...
     def delete(self, job_id: int) -> None: ...
 
@@ -63,8 +63,10 @@ def _settle(connection: SettlingConnection, attempt: Attempt, error: BaseExcepti
         case ReleaseJob(delay_s):
             connection.release(job.id, counters.priority, delay_s)
         case BuryJob(reason):
+            finish_buried(connection, job)
             bury(connection, _tell(attempt, counters.attempts, reason, error), counters.priority)
         case DiscardJob():
+            finish(connection, job)
             connection.delete(job.id)
     return Outcome(action)
 

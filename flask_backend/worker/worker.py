@@ -24,6 +24,7 @@ from flask_backend.system.streams import flush
 from flask_backend.tracebacks import log_failure
 
 from . import wording
+from .batches import BatchSweeper
 from .event_loop import EventLoop, loop_in_use
 from .execution import Runner
 from .heartbeat import Heartbeat, WorkerLease
@@ -80,6 +81,7 @@ class Worker:
             self._leave_if_forked,
             Limiter(settings, handlers.limit, host, self._stop) if handlers.limit else None,
         )
+        self._batch_sweeper = BatchSweeper()
         self._jobs_done = 0
         self._recycle_reported = False  # the host knows that recycling is due
 
@@ -167,6 +169,10 @@ class Worker:
                 self._ask_to_be_recycled(pipeline.connection)
                 continue
             if not pipeline.is_reserving:
+                if self._batch_sweeper.is_due:
+                    self._host.live(UNBOUNDED_NS)  # each of its commands has a timeout
+                    self._batch_sweeper.sweep(pipeline.connection)
+                    self._host.live(self._link.silent_ns)
                 pipeline.reserve(RESERVE_S, self._wanted())
             held = self._receive(pipeline)
             if self._jobs_done > done_before:
@@ -209,7 +215,7 @@ class Worker:
 
     def _count_next(self) -> int:
         """Return how many jobs to reserve together with the deletion of the last one."""
-        return 0 if self._stop.requested else self._wanted()
+        return 0 if self._stop.requested or self._batch_sweeper.is_due else self._wanted()
 
     # -- the ways out ----------------------------------------------------------------------------------------
 

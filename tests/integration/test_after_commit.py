@@ -353,7 +353,7 @@ class TestJobs:
         assert job.state() is JobState.UNSENT
         with pytest.raises(RuntimeError, match=f"job {job.uid} of {QUEUE} is unsent: it waits for a commit.*has no id"):
             _ = job.id
-        with pytest.raises(TimeoutError, match="commit its transaction before wait"):
+        with pytest.raises(TimeoutError, match=r"it waits for a commit>: call wait\(\) after that"):
             job.wait(10)
         with pytest.raises(RuntimeError):
             pickle.dumps(job)

@@ -30,11 +30,12 @@ ARROWS = {
     "job": set(),
     "transactions": set(),
     "deferral": {"broker", "job", "registry", "signals", "system", "transactions"},
+    "batch": {"broker", "deferral", "job", "scheduling", "task", "tracing", "transactions"},
     "scheduling": {"job"},
     "task": {"current", "job", "scheduling", "tracing", "worker"},
     "periodic": {"broker", "system"},
     "extension": {"task", "job", "scheduling", "current", "inprocess", "broker", "registry", "signals", "system"}
-    | {"deferral", "periodic", "tracing", "transactions"},
+    | {"batch", "deferral", "periodic", "tracing", "transactions"},
     "operations": {"broker", "periodic", "registry", "system"},
     "metrics": {"operations", "system"},
     "dashboard": {"broker", "extension", "operations", "signals", "system"},
