@@ -6,7 +6,6 @@ it there. Children report through one pipe, in messages small enough to be writt
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import select
 import signal
@@ -17,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from types import FrameType
+
+from flask_backend.system.stacks import dump_stacks
 
 from .terminal import Terminal
 
@@ -133,7 +134,7 @@ class Inbox:
             if poll.poll(left_s * 1000 + 1):
                 came = os.read(self._wakeup_r, _READ_BYTES)
                 if signal.SIGUSR1 in came:
-                    faulthandler.dump_traceback()
+                    dump_stacks()
                 if any(number in came for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)):
                     return
 

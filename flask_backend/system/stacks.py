@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from setproctitle import getproctitle
+
 from .streams import streams
 
 # Makes faulthandler write the stacks of a stuck process before it is killed, even if its interpreter is stuck.
@@ -35,11 +37,17 @@ def dump_on_signal() -> None:
 
 
 def dump_stacks() -> None:
-    """Write the Python stacks of this process to stderr, if it has room for them."""
-    if streams.stderr.has_room():
+    """Write the Python stacks of this process to stderr, in one piece, if it has room for them."""
+    if not streams.stderr.has_room():
+        streams.stderr.lost += 1
+        return
+    try:
+        text = _read_stacks()
+    except (OSError, AttributeError):  # no descriptor is left, or this is not Linux
         faulthandler.dump_traceback(streams.stderr.fileno())
     else:
-        streams.stderr.lost += 1
+        heading = f"stacks of process {os.getpid()} ({getproctitle()}):\n"
+        streams.stderr.write_at_once(heading.encode(errors="backslashreplace") + text + b"\n")
 
 
 def _dump(_number: int, _frame: FrameType | None) -> None:
@@ -61,15 +69,30 @@ def answer_readers(fd: int) -> None:
     def answer(_number: int, _frame: FrameType | None) -> None:
         if not os.path.samestat(os.fstat(fd), file):  # code of the app has closed it, and another file has its number
             return
-        for line in _coroutines():
-            os.write(fd, line.encode(errors="backslashreplace"))
-        faulthandler.dump_traceback(fd)
+        _write_stacks(fd)
         os.write(fd, END)
 
     file = os.fstat(fd)
     signal.signal(ASK, answer)
     signal.siginterrupt(ASK, False)  # a call into the system goes on: to be looked at must not change what a task does
     faulthandler.register(INSIST, fd, all_threads=False)
+
+
+def _read_stacks() -> bytes:
+    # faulthandler writes each word for itself, and other processes write to the same pipe or file. A temporary file
+    # takes a lock of `tempfile`, which the code that the signal has interrupted may hold.
+    fd = os.memfd_create("stacks")
+    try:
+        _write_stacks(fd)
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
+
+
+def _write_stacks(fd: int) -> None:
+    for line in _coroutines():
+        os.write(fd, line.encode(errors="backslashreplace"))
+    faulthandler.dump_traceback(fd)
 
 
 def _coroutines() -> Iterator[str]:

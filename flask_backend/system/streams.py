@@ -54,6 +54,7 @@ class Outlet:
         self._fd = number  # or another description of the same file, see fileno()
         self._file: tuple[int, int] | None = None
         self._most = PIPE_BUF  # bytes in one write
+        self._never_blocks = False
         self._has_failed = False  # at the last write
         self._is_cut = False  # the output ends in the middle of a line
 
@@ -62,15 +63,21 @@ class Outlet:
         if not self.try_to_write(data):
             self.lost += max(1, data.count(b"\n"))
 
-    def try_to_write(self, data: bytes) -> bool:
+    def write_at_once(self, data: bytes) -> None:
+        """Write the data in one piece if there is room for all of it, or in several; count a loss as one line."""
+        if not self.try_to_write(data, at_once=True):
+            self.lost += 1
+
+    def try_to_write(self, data: bytes, *, at_once: bool = False) -> bool:
         """Write the data; return whether all of it was written."""
         fd = self.fileno()
+        most = len(data) + 1 if at_once and self._never_blocks else self._most
         view = memoryview(b"\n" + data if self._is_cut else data)
         done = 0
         self.is_broken = False
         try:
             while done < len(view) and _wait_for_room(fd, 0 if self._has_failed else self.patience_s):
-                done += os.write(fd, view[done : done + self._most])
+                done += os.write(fd, view[done : done + most])
                 self._has_failed = False
         except OSError as error:  # the disk is full, the reader or the terminal is gone
             self.is_broken = error.errno in (errno.EPIPE, errno.EIO)
@@ -95,12 +102,14 @@ class Outlet:
             if self._fd != self._number:
                 os.close(self._fd)
             self._fd = self._number
-            self._most = sys.maxsize if stat.S_ISREG(found.st_mode) else PIPE_BUF
+            self._never_blocks = stat.S_ISREG(found.st_mode)
+            self._most = sys.maxsize if self._never_blocks else PIPE_BUF
             if stat.S_ISFIFO(found.st_mode) or os.isatty(self._number):
                 # O_NONBLOCK on the inherited description would affect all processes that share it. On our own
                 # description a write cannot block, even if another process takes the room that poll() has found.
                 with suppress(OSError):  # no /proc; a pipe of another user
                     self._fd = os.open(f"/proc/self/fd/{self._number}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+                    self._never_blocks = True
         return self._fd
 
 

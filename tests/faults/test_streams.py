@@ -148,6 +148,23 @@ def test_requested_stacks_do_not_stop_a_process_that_cannot_write_them(supervise
     works(supervised, tasks)
 
 
+def test_the_stacks_of_all_processes_come_whole_through_one_pipe(supervise):
+    reader, writer = os.pipe()
+    supervised = supervise(workers=6, output=writer)
+    os.close(writer)
+    supervised.wait_reserving(6)
+    supervised.send(signal.SIGUSR1)
+    found = b""
+    while found.count(b"stacks of process ") < 7 or not found.endswith(b"\n\n"):
+        found += os.read(reader, 65536)
+    os.close(reader)
+    for stacks in found.split(b"stacks of process ")[1:]:
+        assert stacks.count(b"Current thread ") == 1
+        assert stacks.count(b"Thread 0x") == (b"flask-backend: worker " in stacks)  # its heartbeat
+    supervised.send(signal.SIGTERM)
+    supervised.assert_clean_exit(0)
+
+
 def test_a_full_disk_stops_nothing(supervise, tasks, buffering):
     supervised = supervise(workers=2, redirection=">/dev/full 2>&1", **buffering)
     supervised.wait_reserving(2)

@@ -413,12 +413,29 @@ def test_signals_until_the_very_end_do_not_change_the_exit(supervise, number):
     supervised.assert_clean_exit(0)
 
 
-def test_usr1_makes_every_process_write_its_stacks(supervise):
-    supervised = supervise(workers=2)
+def test_usr1_makes_every_process_write_its_stacks_in_one_piece(supervise, tasks, tmp_path):
+    supervised = supervise(workers=4)
     supervised.wait_ready()
-    supervised.send(signal.SIGUSR1)
-    wait_until(lambda: supervised.log.count("most recent call first") >= 3, "stacks of three processes")
-    supervised.wait_for_log("_serve")
+    tasks.wait_in_coroutines(str(tmp_path / "go"))
+    wait_until(lambda: supervised.broker.count(QUEUE, "reserved") == 1, "a task runs")
+    pids = {supervised.pid, *supervised.workers()}
+    for round_ in range(1, 4):
+        supervised.send(signal.SIGUSR1)
+        wait_until(
+            lambda r=round_: len(re.findall("^stacks of process ", supervised.log, re.MULTILINE)) == 5 * r,
+            "stacks of all",
+        )
+    pieces = re.split(r"^stacks of process (\d+) \((flask-backend: .*)\):\n", supervised.log, flags=re.MULTILINE)[1:]
+    for pid, shown, text in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        pids.discard(int(pid))
+        stacks, _, after = text.partition("\n\n20")  # log lines may follow
+        assert len(re.findall("^Current thread ", stacks, re.MULTILINE)) == 1, text
+        assert "most recent call first" not in after
+        assert ("heartbeat.py" in stacks) is ("_serve" in stacks) is shown.startswith("flask-backend: worker ")
+        if "wait_in_coroutines" in shown:
+            assert stacks.startswith("Coroutine ")
+    assert pids == set()
+    (tmp_path / "go").touch()
     supervised.send(signal.SIGTERM)
     supervised.assert_clean_exit(0)
 
