@@ -53,7 +53,7 @@ from .apps import AppLoadError, LoadedApp, load_app_of_workers, refuse_patch, us
 from .demand import QueueReader
 from .metrics import check_metrics, open_metrics
 from .periodic import make_scheduler
-from .pools import check_descriptors, plan_pools, share_of_memory
+from .pools import check_descriptors, memory_to_share, plan_pools
 from .stopping import StopSignalsWhileLoading
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def run_supervisor(ctx: click.Context, request: Request) -> NoReturn:
     check_metrics(request.metrics)
     service = open_metrics(loaded, request.metrics, handover)
     scheduler = make_scheduler(loaded, [pool.name for pool in pools])
-    options = _make_options(request, pools, _count_descriptors(pools, handover), terminal, service, scheduler)
+    options = _make_options(request, _count_descriptors(pools, handover), terminal, service, scheduler)
     worker_options = WorkerOptions(
         request.drain_timeout, request.time_limit, request.kill_grace, request.max_tasks, request.prefetch
     )
@@ -150,9 +150,8 @@ def _count_descriptors(pools: list[Pool], handover: Handover | None) -> Descript
     return descriptors
 
 
-def _make_options(  # noqa: PLR0913  # what the supervisor is made of
+def _make_options(
     request: Request,
-    pools: list[Pool],
     descriptors: Descriptors,
     terminal: Terminal,
     service: Service | None,
@@ -161,7 +160,8 @@ def _make_options(  # noqa: PLR0913  # what the supervisor is made of
     return SupervisorOptions(
         drain_timeout_s=request.drain_timeout,
         boot_timeout_s=request.boot_timeout,
-        max_memory_bytes=share_of_memory(pools) if request.max_memory == "auto" else request.max_memory,
+        max_memory_bytes=None if request.max_memory == "auto" else request.max_memory,
+        shared_memory_bytes=memory_to_share() if request.max_memory == "auto" else None,
         max_memory_hard_bytes=request.max_memory_hard,
         give_up_after=request.give_up_after,
         give_up_within_s=request.give_up_within,

@@ -43,9 +43,9 @@ def check_descriptors(descriptors: Descriptors, pools: list[Pool]) -> str:
     return descriptors.tell(workers)
 
 
-def share_of_memory(pools: list[Pool]) -> int:
-    """Return the private memory each worker may have, so that all of them fit beside their shared memory."""
+def memory_to_share() -> int:
+    """Return the private memory that all workers together may have, so that they fit beside their shared memory."""
     import psutil  # used by this alone, and slow to import
 
     shared = psutil.Process().memory_info().rss
-    return max(1, int(available_memory() * 0.9) - shared) // count_workers(pools)
+    return max(1, int(available_memory() * 0.9) - shared)

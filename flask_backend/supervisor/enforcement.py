@@ -36,6 +36,10 @@ class Enforcement:
         self._last_look = now
         self._last_sample = float("-inf")
 
+    def share_memory(self, children: int) -> None:
+        """Let ``children`` share the memory, if their limit is a part of it."""
+        self._memory = self._memory.for_children(children)
+
     def next_at(self, now: float) -> float:
         """Return when something must be enforced even if no event arrives."""
         due = [self._last_look + LOOK_S]

@@ -91,7 +91,7 @@ class Supervisor:
         self._scheduler = ServiceHelper(options.scheduler, self._helpers, self._links, self._processes, clock)
         self._shown_scheduler: int | None = None
         self._settling = Settling(work.settle, loans, self._helpers, self._scoreboard.count_burial, clock)
-        memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes)
+        memory = MemoryPolicy(options.max_memory_bytes, options.max_memory_hard_bytes, options.shared_memory_bytes)
         deadlines = Deadlines(options.boot_timeout_s, max(options.drain_timeout_s, LEAST_DRAIN_S))
         self._enforcement = Enforcement(self._workers, deadlines, memory, self._processes, clock())
         self._reload = Reload(self._links, self._helpers, self._history, options, self._end_check)
@@ -109,6 +109,7 @@ class Supervisor:
         )
         if handover:
             self._inheritance.adopt(handover, clock())
+        self._enforcement.share_memory(self._pools.plan.maximum)
         self._publish()
         self._scoreboard.publish()
         self._scoreboard.let_go_of_earlier()
@@ -221,6 +222,7 @@ class Supervisor:
     def _resize(self, by: int) -> None:
         if not self._scaling.move(by):
             logger.warning(wording.NO_ROOM_FOR_MORE, self._pools.plan.most)
+        self._enforcement.share_memory(self._pools.plan.maximum)
         logger.info(wording.RESIZED, self._pools.plan)
 
     def _begin_draining(self, reason: str) -> None:

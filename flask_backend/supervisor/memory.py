@@ -7,7 +7,7 @@ it: a page becomes private with a fault, when it is mapped or, if it was shared,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flask_backend.system.procfs import PAGE_BYTES
 
@@ -40,6 +40,11 @@ class MemoryPolicy:
 
     soft_bytes: int | None  # a child with more is recycled
     hard_bytes: int | None  # a child with more than this is killed
+    shared_bytes: int | None = None  # the soft limit of all children together, see for_children()
+
+    def for_children(self, count: int) -> MemoryPolicy:
+        """Return the policy for ``count`` children: each has an equal part of the memory that they share, if any."""
+        return self if self.shared_bytes is None else replace(self, soft_bytes=max(1, self.shared_bytes // count))
 
     @property
     def ceiling_bytes(self) -> int | None:

@@ -43,7 +43,8 @@ class SupervisorOptions:
     drain_timeout_s: float  # the time that running jobs get at a shutdown
     boot_timeout_s: float = 60.0  # the time that a child has to become ready
     max_memory_bytes: int | None = None  # a child with more private memory is recycled
-    max_memory_hard_bytes: int | None = None  # and one with more than this is killed
+    shared_memory_bytes: int | None = None  # in place of that, the limit of all children together
+    max_memory_hard_bytes: int | None = None  # a child with more than this is killed
     give_up_after: int | None = None  # deaths of children of one pool, see Breaker
     give_up_within_s: float = 60.0
     descriptors: Descriptors = field(default_factory=Descriptors.count)  # those open, and the limit of children

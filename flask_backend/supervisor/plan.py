@@ -103,6 +103,11 @@ class Plan:
     def total(self) -> int:
         return sum(len(share.indexes) for share in self._shares.values())
 
+    @property
+    def maximum(self) -> int:
+        """How many children there may be in all pools."""
+        return self._maximum(0)
+
     def size_of(self, pool: str) -> int:
         """Return the wanted size of a pool; 0 if the pool no longer exists."""
         return len(share.indexes) if (share := self._shares.get(pool)) else 0
@@ -158,7 +163,7 @@ class Plan:
                 continue
             if earlier.configured == share.configured:
                 share.moved_by = earlier.moved_by
-                if self._maximum(0) > self.most:
+                if self.maximum > self.most:
                     share.moved_by = 0
             bounds = share.bounds
             share.indexes = dict.fromkeys(range(min(max(earlier.size, bounds.minimum), bounds.maximum)))

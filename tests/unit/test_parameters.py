@@ -6,7 +6,7 @@ import pytest
 from flask_backend.cli import pools
 from flask_backend.cli.commands.dev import parse_workers_or_none
 from flask_backend.cli.parameters import parse_queue, parse_workers
-from flask_backend.cli.pools import count_workers, share_of_memory
+from flask_backend.cli.pools import count_workers, memory_to_share
 from flask_backend.supervisor import Bounds, Pool
 
 
@@ -53,8 +53,8 @@ def test_dev_takes_the_same_numbers_and_none():
         parse_workers_or_none("0..3")
 
 
-def test_memory_and_descriptors_are_those_for_the_maximum(monkeypatch):
+def test_memory_is_nine_tenths_and_descriptors_are_those_for_the_maximum(monkeypatch):
     monkeypatch.setattr(pools, "available_memory", lambda: 100 << 30)
     ranges = [Pool("a", Bounds(1, 6)), Pool("b", Bounds.fixed(2))]
     assert count_workers(ranges) == 8
-    assert 10 << 30 < share_of_memory(ranges) < 0.9 * 100 / 8 * (1 << 30)
+    assert 80 << 30 < memory_to_share() < 90 << 30

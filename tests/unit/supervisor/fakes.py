@@ -30,6 +30,7 @@ class NoProcesses(Processes):
         self.killed: list[int] = []
         self.dumped: list[int] = []
         self.exits: list[Exit] = []
+        self.private = 0  # bytes of each child
         self._pids = itertools.count(1)
 
     def spawn(self, name, _main, _links, *, keep_loan_of=None):
@@ -56,10 +57,10 @@ class NoProcesses(Processes):
             yield exit_
 
     def usage(self, _pid):
-        return Usage(0, 0)
+        return Usage(self.private, 0)
 
     def private_bytes(self, _pid):
-        return 0
+        return self.private
 
     def show_plan(self, _pools, _children):
         pass

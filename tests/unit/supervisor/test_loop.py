@@ -30,7 +30,7 @@ def manager():
 @pytest.fixture
 def supervisor(processes, clock, manager):
     work = Work(body=lambda _context: 0, labels={"q": ["task"]}, settle=lambda _fd, _death, _crashes: 0)
-    options = SupervisorOptions(drain_timeout_s=1.0, processes=processes, clock=clock)
+    options = SupervisorOptions(drain_timeout_s=1.0, processes=processes, clock=clock, shared_memory_bytes=600 << 20)
     notifier = Notifier(ServiceManager(manager.variable, PATIENCE))
     supervisor = Supervisor([Pool("q", Bounds.fixed(3))], work, options, notifier)
     turn(supervisor)
@@ -102,6 +102,19 @@ def test_surplus_children_that_die_as_they_drain_leave_nothing_to_do_and_do_not_
         turn(supervisor, signal.SIGTTIN)
         assert len(supervisor.children) == 3
     assert not supervisor.is_draining
+
+
+def test_children_share_the_memory_with_those_that_a_signal_adds(supervisor, processes, clock):
+    child, *_ = supervisor.children
+    processes.private = 170 << 20
+    clock.now += 2
+    turn(supervisor)
+    assert child.state is ChildState.READY  # it may have 200
+    turn(supervisor, signal.SIGTTIN)
+    clock.now += 10
+    turn(supervisor)
+    assert child.state is ChildState.DRAINING
+    assert child.recycle_reason == "its private memory is 170 MiB, over 150 MiB"
 
 
 def test_children_that_only_die_trip_the_breaker(supervisor, clock, end):

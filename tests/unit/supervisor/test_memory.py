@@ -91,6 +91,12 @@ def test_the_lower_of_two_ceilings_decides_when_to_read():
     assert policy.reason_to_kill(process.last) == "its private memory is 250 MiB, over the hard ceiling of 200 MiB"
 
 
+def test_children_share_the_memory():
+    policy = MemoryPolicy(None, None, shared_bytes=600 * MB)
+    assert [policy.for_children(count).soft_bytes for count in (2, 3)] == [300 * MB, 200 * MB]
+    assert POLICY.for_children(2) is POLICY
+
+
 def test_without_a_ceiling_no_memory_is_too_much():
     policy = MemoryPolicy(None, None)
     reading = Reading(0.0, 500 * MB, Usage(500 * MB, 0))
