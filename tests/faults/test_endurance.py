@@ -253,6 +253,9 @@ class Ordeal:
         self.supervised = self._start()
 
     def kill_broker(self) -> None:
+        if self.broker.may_lose_a_job:
+            self.counts["kill broker"] -= 1
+            return
         self._say("broker is killed")
         self.broker.kill()
         time.sleep(self._chance.uniform(0, 0.3))  # the length of the outage

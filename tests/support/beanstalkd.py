@@ -63,6 +63,14 @@ class Beanstalkd:
         self.process = subprocess.Popen(self._command, stderr=self._errors)
         wait_until(self._answers, "beanstalkd answers")
 
+    @property
+    def may_lose_a_job(self) -> bool:
+        """Whether the release 1.12 may lose a job if it is killed now: it moves jobs between three files or more.
+
+        It deletes the oldest file with the last job in it before it writes that job to the newest one.
+        """
+        return not self.is_embedded and self.binlog is not None and len(list(self.binlog.glob("binlog.*"))) > 2
+
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
