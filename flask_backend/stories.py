@@ -23,8 +23,10 @@ from .visible import MAX_NAME, visible
 
 # The TTR of a note: notes are reserved only for a moment, to read them; a reader that hangs loses them after this long.
 NOTE_TTR_S = 60
-# The number of complete notes per queue; further ones lack traceback and call, since the broker keeps all in memory.
+# The number of complete notes per queue. The broker keeps all in memory: further ones lack traceback and call, except
+# the first of each endpoint and kind that a worker writes in WHOLE_AGAIN_S seconds, so that a new one can be read.
 MAX_WHOLE = 1000
+WHOLE_AGAIN_S = 60.0
 
 _SIGNALS: Mapping[object, str] = {each.value: each.name for each in signal.Signals}
 

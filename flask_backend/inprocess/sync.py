@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flask import Flask
@@ -31,7 +31,7 @@ from flask_backend.worker.checkpoints import drop_cursor, has_cursor, is_left, s
 from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use, using_loop
 from flask_backend.worker.execution import Call, Runner, read_call
 from flask_backend.worker.outcomes import Attempt, Outcome, announce, announce_expiry, announce_failure
-from flask_backend.worker.settlement import bury_undecodable, log_expiry, settle_failure
+from flask_backend.worker.settlement import StoryWriter, bury_undecodable, log_expiry, settle_failure
 
 from .memory import MemoryBroker, MemoryProducer
 
@@ -80,6 +80,7 @@ class InProcessWorker:
     broker: MemoryBroker
     settings: Settings
     keeps_cursors: bool = True
+    stories: StoryWriter = field(default_factory=StoryWriter)
 
     def begin(self) -> None:
         """Run the queue's hooks, once."""
@@ -122,7 +123,7 @@ class InProcessWorker:
         except MessageDecodeError as undecodable:
             current = self._current(job, None)
             with watched(self._processing(job, current, None)):
-                outcome = bury_undecodable(self.broker, current, undecodable)
+                outcome = bury_undecodable(self.broker, current, undecodable, self.stories)
                 announce_failure(self.app, current, outcome, undecodable, None)
             return undecodable
         current = self._current(job, call)
@@ -138,7 +139,7 @@ class InProcessWorker:
             return error
         if error is not None:
             save_newest(current)
-            outcome = settle_failure(connection, attempt, error)
+            outcome = settle_failure(connection, attempt, error, self.stories)
             if isinstance(outcome.action, DiscardJob):
                 drop_cursor(current, connection)
             announce_failure(self.app, current, outcome, error, attempt.ran_s)

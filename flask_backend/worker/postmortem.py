@@ -40,7 +40,7 @@ from . import wording
 from .batches import finish_buried, release_store
 from .execution import Call, read_call
 from .outcomes import Outcome, announce_failure
-from .settlement import bury, task_logger
+from .settlement import StoryWriter, bury, task_logger
 
 logger = get_logger("flask_backend.worker")
 
@@ -169,7 +169,7 @@ def _settle(  # noqa: PLR0913
                 death=death.as_dict(),
                 **here_and_now(),
             )
-            bury(connection, note, priority)
+            bury(connection, note, priority, StoryWriter())
             log_failure(task_logger, logging.ERROR, wording.CRASHED_OFTEN, job.id, reason, death, extra=facts)
     return Settled(job, Outcome(action))
 

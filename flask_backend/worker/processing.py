@@ -29,7 +29,7 @@ from .limiting import Limiter, Token
 from .link import RESERVE_S
 from .options import WorkerOptions
 from .outcomes import Attempt, Outcome, announce, announce_expiry, announce_failure
-from .settlement import bury_undecodable, log_expiry, settle_failure
+from .settlement import StoryWriter, bury_undecodable, log_expiry, settle_failure
 from .time_limit import TimeLimit
 from .waits import Waits
 
@@ -74,6 +74,7 @@ class Processor:
         self._waits = Waits(host.count_wait)
         self._loggers: set[str] = set()  # the tasks that logged a line in their last run
         self._sweeper = Sweeper()
+        self._stories = StoryWriter()
         self.is_holding = False
 
     def install(self) -> None:
@@ -107,7 +108,7 @@ class Processor:
     def _bury(self, lease: WorkerLease, error: MessageDecodeError) -> None:
         job = CurrentJob(lease.job.id, self._queue, "", {}, self._retry, lease)
         with watched(Processing(job, self._broker, len(lease.job.body))):
-            outcome = bury_undecodable(lease.connection, job, error)
+            outcome = bury_undecodable(lease.connection, job, error, self._stories)
             self._end(outcome.ending)
             announce_failure(self._app, job, outcome, error, None)
 
@@ -277,7 +278,7 @@ class Processor:
     def _settle_failure(self, lease: WorkerLease, attempt: Attempt, error: BaseException) -> None:
         outcome = Outcome()
         try:
-            outcome = settle_failure(lease.connection, attempt, error)
+            outcome = settle_failure(lease.connection, attempt, error, self._stories)
             self._end(outcome.ending)
             if isinstance(outcome.action, DiscardJob):
                 drop_cursor(attempt.job, lease.connection)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from flask_backend.broker.batches import FinishingConnection
@@ -22,7 +23,7 @@ from flask_backend.message import expires_at, scheduled_at
 from flask_backend.names import failures_tube
 from flask_backend.options import PutOptions
 from flask_backend.retry import Attempts, BuryJob, DiscardJob, ReleaseJob, after_failure
-from flask_backend.stories import MAX_WHOLE, NOTE_TTR_S, Story, here_and_now, tell_exception
+from flask_backend.stories import MAX_WHOLE, NOTE_TTR_S, WHOLE_AGAIN_S, Story, here_and_now, tell_exception
 from flask_backend.system.loggers import get_logger
 from flask_backend.tracebacks import log_failure, told
 
@@ -30,6 +31,8 @@ from . import wording
 from .batches import finish, finish_buried
 from .outcomes import Attempt, Outcome
 
+# The endpoints and kinds of failures that a worker remembers at most.
+_MOST_KINDS = 200
 # A separate logger, so that error trackers can distinguish the failures of tasks from ours.
 task_logger = get_logger("flask_backend.task")
 
@@ -43,11 +46,46 @@ class SettlingConnection(FinishingConnection, Protocol):
     def delete(self, job_id: int) -> None: ...
 
 
-def settle_failure(connection: SettlingConnection, attempt: Attempt, error: BaseException) -> Outcome:
+class StoryWriter:
+    """Writes the stories of one worker, and remembers which of them were whole."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # When the last whole story of an endpoint and a kind was written, the oldest first.
+        self._whole_at: dict[tuple[str | None, str], float] = {}
+
+    def write(self, connection: SettlingConnection, note: Story) -> None:
+        """Put the note beside the job that it is about. Raises :exc:`BrokerError`."""
+        tube = failures_tube(note.queue)
+        # A reader of the stories holds them reserved.
+        kept = sum(each.ready + each.reserved for each in connection.stats_tube([tube]))
+        if not self._is_first(note) and kept >= MAX_WHOLE:
+            note = note.shortened()
+        options = PutOptions(note.priority, 0, NOTE_TTR_S)
+        try:
+            connection.put(tube, note.encode(), options)
+        except JobTooBigError:
+            connection.put(tube, note.shortened().encode(), options)
+
+    def _is_first(self, note: Story) -> bool:
+        """Whether a story is the first of its endpoint and kind for some time."""
+        now = self._clock()
+        while self._whole_at and next(iter(self._whole_at.values())) + WHOLE_AGAIN_S <= now:
+            del self._whole_at[next(iter(self._whole_at))]
+        key = note.endpoint, note.kind
+        if key in self._whole_at or len(self._whole_at) >= _MOST_KINDS:
+            return False
+        self._whole_at[key] = now
+        return True
+
+
+def settle_failure(
+    connection: SettlingConnection, attempt: Attempt, error: BaseException, stories: StoryWriter
+) -> Outcome:
     """Release, bury or delete a job as its retry policy or the task itself decides, and always log the failure."""
     outcome = Outcome()
     try:
-        outcome = _settle(connection, attempt, error)
+        outcome = _settle(connection, attempt, error, stories)
     except JobNotFoundError:
         outcome = Outcome(is_lost=True)
     finally:  # log the failure even without a broker
@@ -55,7 +93,7 @@ def settle_failure(connection: SettlingConnection, attempt: Attempt, error: Base
     return outcome
 
 
-def _settle(connection: SettlingConnection, attempt: Attempt, error: BaseException) -> Outcome:
+def _settle(connection: SettlingConnection, attempt: Attempt, error: BaseException, stories: StoryWriter) -> Outcome:
     job = attempt.job
     counters = connection.counters(job.id)
     job.learn(counters)
@@ -64,7 +102,7 @@ def _settle(connection: SettlingConnection, attempt: Attempt, error: BaseExcepti
             connection.release(job.id, counters.priority, delay_s)
         case BuryJob(reason):
             finish_buried(connection, job)
-            bury(connection, _tell(attempt, counters.attempts, reason, error), counters.priority)
+            bury(connection, _tell(attempt, counters.attempts, reason, error), counters.priority, stories)
         case DiscardJob():
             finish(connection, job)
             connection.delete(job.id)
@@ -96,7 +134,9 @@ def log_expiry(job: CurrentJob, now: float) -> None:
     task_logger.info(wording.EXPIRED, job.endpoint, job.queue, late_s, job.id, extra=facts)
 
 
-def bury_undecodable(connection: SettlingConnection, job: CurrentJob, error: MessageDecodeError) -> Outcome:
+def bury_undecodable(
+    connection: SettlingConnection, job: CurrentJob, error: MessageDecodeError, stories: StoryWriter
+) -> Outcome:
     """Bury a job that no version of the app can run."""
     extra = {"job_id": job.id, "queue": job.queue}
     log_failure(task_logger, logging.ERROR, wording.UNDECODABLE, job.id, job.queue, error, extra=extra)
@@ -104,35 +144,23 @@ def bury_undecodable(connection: SettlingConnection, job: CurrentJob, error: Mes
     job.learn(counters)
     reason = f"it can never run: {error}"
     note = Story(job=job.id, queue=job.queue, reason=reason, attempts=counters.attempts.number, **here_and_now())
-    bury(connection, note, counters.priority)
+    bury(connection, note, counters.priority, stories)
     return Outcome(BuryJob(reason))
 
 
-def bury(connection: SettlingConnection, note: Story, priority: int) -> None:
+def bury(connection: SettlingConnection, note: Story, priority: int, stories: StoryWriter) -> None:
     """Bury the note's job, which ``connection`` holds.
 
     The note is written first: a crash in between leaves a stale note instead of a job without one. The job is buried
     even if the broker refuses the note, for example because it is short of memory.
     """
     try:
-        _keep(connection, note)
+        stories.write(connection, note)
     except BrokerConnectionError:
         raise
     except BrokerError as error:
         log_failure(task_logger, logging.WARNING, wording.NO_STORY, note.job, note.queue, error)
     connection.bury(note.job, priority)
-
-
-def _keep(connection: SettlingConnection, note: Story) -> None:
-    tube = failures_tube(note.queue)
-    # A reader of the stories holds them reserved.
-    if sum(kept.ready + kept.reserved for kept in connection.stats_tube([tube])) >= MAX_WHOLE:
-        note = note.shortened()
-    options = PutOptions(note.priority, 0, NOTE_TTR_S)
-    try:
-        connection.put(tube, note.encode(), options)
-    except JobTooBigError:
-        connection.put(tube, note.shortened().encode(), options)
 
 
 def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Story:

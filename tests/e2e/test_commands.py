@@ -26,7 +26,7 @@ from flask_backend.cli import main
 from flask_backend.config import Address, Settings
 from flask_backend.operations.console import Console
 from flask_backend.stories import Story, here_and_now
-from flask_backend.worker.settlement import bury
+from flask_backend.worker.settlement import StoryWriter, bury
 
 PROGRAM = Path(sys.executable).parent / "flask-backend"
 OTHER = "com.example/images"
@@ -137,7 +137,7 @@ def buried(broker):
         worker.ask([b"reserve-with-timeout 0\r\n"] * count)
         for job_id in ids:
             if told:
-                bury(worker, Story(**{"job": job_id, "queue": queue, **here_and_now(), **told}), 65536)
+                bury(worker, Story(**{"job": job_id, "queue": queue, **here_and_now(), **told}), 65536, StoryWriter())
             else:
                 worker.bury(job_id, 65536)
         worker.close()

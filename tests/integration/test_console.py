@@ -28,7 +28,7 @@ from flask_backend.operations.actions import Action, Target, act_on_failures, ac
 from flask_backend.operations.console import Console, Rates, measure_rates
 from flask_backend.operations.failures import Pattern, group
 from flask_backend.stories import Story
-from flask_backend.worker.settlement import bury
+from flask_backend.worker.settlement import StoryWriter, bury
 
 TUBE = failures_tube("q")
 
@@ -65,7 +65,7 @@ def buried(broker, settings):
     def make(count: int = 1, queue: str = "q", **told) -> list[int]:
         with holding(broker, settings, queue, count) as (worker, ids):
             for job_id in ids:
-                bury(worker, a_note(job_id, queue, **told), 65536)
+                bury(worker, a_note(job_id, queue, **told), 65536, StoryWriter())
         return ids
 
     return make
@@ -402,7 +402,7 @@ class TestFailures:
         console.kick(job_id)
         worker = connect("q")
         reserve(worker)
-        bury(worker, a_note(job_id, message="after", buried_at=1_000_000_000), 0)
+        bury(worker, a_note(job_id, message="after", buried_at=1_000_000_000), 0, StoryWriter())
         assert [story.message for story in console.read_stories(console.failures("q").stories)] == ["after"]
         assert broker.count(TUBE, "ready") == 1
 
