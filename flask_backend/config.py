@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
 from .durations import MAX_SECONDS
 from .errors import ConfigError
+from .masking import DEFAULT_MASK, Mask, has_letters
 from .retry import DEFAULT_RETRY, Retry
 from .zones import check_zone
 
@@ -20,7 +21,11 @@ URI_KEY = "BACKEND_CONNECTION_URI"
 BASE_URL_KEY = "BACKEND_BASE_URL"
 AFTER_COMMIT_KEY = "BACKEND_AFTER_COMMIT"
 TIMEZONE_KEY = "BACKEND_TIMEZONE"
-KEYS = (URI_KEY, "BACKEND_TTR", "BACKEND_TIMEOUT", "BACKEND_RETRY", BASE_URL_KEY, AFTER_COMMIT_KEY, TIMEZONE_KEY)
+MASK_KEY = "BACKEND_MASK"
+KEYS = (
+    *(URI_KEY, "BACKEND_TTR", "BACKEND_TIMEOUT", "BACKEND_RETRY", BASE_URL_KEY, AFTER_COMMIT_KEY, TIMEZONE_KEY),
+    MASK_KEY,
+)
 DEFAULT_PORT = 11300  # beanstalkd's default
 _URI = re.compile(
     r"btq://(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s\x00-\x1f\x7f/:@\[\]]+))(?::(?P<port>\d{1,5}))?/?",
@@ -104,6 +109,12 @@ class Settings:
     ``BACKEND_TIMEZONE`` (``"UTC"``)
         The time zone of cron expressions without a ``timezone`` of their own, by its IANA name, such as
         ``"Europe/Prague"``.
+    ``BACKEND_MASK`` (``("password", "passwd", "passphrase", "secret", "token", "api_key", "private_key", …)``)
+        The words that make a name secret: values whose name contains one of them, in any case, are shown as ``***`` in
+        stories, by the commands and in the dashboard. Names are those of arguments and of keys in messages, headers and
+        checkpoints, at any depth, and of the parameters of the task for positional arguments, where the app is loaded.
+        The setting replaces the default, which also has ``authorization``, ``cookie`` and ``credential``; ``()`` hides
+        nothing. The jobs themselves are not changed, nor are the messages of exceptions.
     """
 
     broker: Address | StandIn = Address()
@@ -113,6 +124,7 @@ class Settings:
     base_url: SplitResult | None = None
     waits_for_commit: bool = False
     timezone: str = "UTC"
+    mask: Mask = DEFAULT_MASK
 
     @property
     def address(self) -> Address:
@@ -135,6 +147,7 @@ class Settings:
             base_url=_base_url(config.get(BASE_URL_KEY)),
             waits_for_commit=_after_commit(config.get(AFTER_COMMIT_KEY)),
             timezone=_timezone(config.get(TIMEZONE_KEY)),
+            mask=_mask(config.get(MASK_KEY, _DEFAULTS.mask.words)),
         )
 
 
@@ -175,6 +188,13 @@ def _timezone(value: object) -> str:
         return _DEFAULTS.timezone if value is None else check_zone(value)
     except ValueError as error:
         raise ConfigError(f"{TIMEZONE_KEY} is {error}") from None
+
+
+def _mask(value: object) -> Mask:
+    words = tuple(cast("Iterable[object]", value)) if isinstance(value, list | tuple | set | frozenset) else None
+    if words is None or not all(map(has_letters, words)):
+        raise ConfigError(f'{MASK_KEY} is {value!r}; expected words, for example ("password", "token"), or () for none')
+    return Mask(tuple(cast("Iterable[str]", words)))
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:

@@ -44,6 +44,12 @@ def bind(
         raise TaskArgumentsError(f"{endpoint}{signature} cannot be called with these arguments: {error}") from None
 
 
+def parameters_of(function: Callable[..., Any]) -> list[str]:
+    """Return the names of the parameters of a callable that positional arguments fill, in their order."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in signature_of(function).parameters.values() if each.kind in kinds]
+
+
 def name_of(function: object) -> str | None:
     """Return the name of a callable, if any: a partial and an object with ``__call__`` lack one."""
     name = getattr(function, "__name__", None)

@@ -1,6 +1,8 @@
-"""Durations, sizes and counts in words, for people. Pure."""
+"""Durations, times, sizes and counts in words, for people. Pure."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 
 def show_seconds(seconds: float) -> str:
@@ -30,3 +32,8 @@ def show_duration(seconds: float | None) -> str:
 
 def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def show_time(at: float) -> str:
+    """Return a time, in seconds since the epoch, in this machine's zone."""
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")

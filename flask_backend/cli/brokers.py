@@ -28,10 +28,15 @@ broker_option = env_option(
 
 
 def open_console(ctx: click.Context, broker_uri: str | None) -> Console:
-    """Connect to the broker."""
+    """Connect to the broker. What is shown of jobs is masked by the settings of the app, if it is loaded."""
     from flask_backend.operations.console import Console
+    from flask_backend.operations.masking import Masking
 
-    return Console(find_settings(ctx, broker_uri))
+    if broker_uri is not None or not names_an_app(ctx):
+        return Console(find_settings(ctx, broker_uri))
+    loaded = load_app(ctx)
+    settings = loaded.backend.settings_of(loaded.app)
+    return Console(settings, Masking(settings.mask, loaded.backend.queues))
 
 
 def find_settings(ctx: click.Context, broker_uri: str | None) -> Settings:

@@ -10,10 +10,10 @@ import click
 
 from flask_backend.message import cut
 from flask_backend.names import is_internal_tube
+from flask_backend.operations.bodies import show_body
 from flask_backend.system.exits import ExitCode
 from flask_backend.tracebacks import MAX_MESSAGE
 
-from .bodies import show_body
 from .brokers import broker_option, open_console
 from .lookup import find_failures, nothing_buried
 from .output import (
@@ -123,7 +123,8 @@ def _list_jobs(console: Console, jobs: Sequence[JobRecord]) -> dict[int, Target]
     shown = jobs[:_LISTED_JOBS]
     bodies = console.bodies(job.id for job in shown)
     for job in shown:
-        line = f"  {job.id}  {job.queue}  {job.state}  {cut(show_body(bodies.get(job.id, b'')), MAX_MESSAGE)}"
+        body = console.masking.body(job.queue, bodies.get(job.id, b""))
+        line = f"  {job.id}  {job.queue}  {job.state}  {cut(show_body(body), MAX_MESSAGE)}"
         echo(cut_to_width(line, terminal_width()), err=True)
     if len(jobs) > len(shown):
         echo(f"  and {len(jobs) - len(shown):,} more", err=True)

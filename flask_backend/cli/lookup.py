@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flask_backend.operations.bodies import GONE
+
 if TYPE_CHECKING:
     from flask_backend.broker.stats import JobRecord, Queue
     from flask_backend.operations.console import Console, Failures
     from flask_backend.stories import Story
-
-GONE = "is gone: it has finished, was deleted, or never existed"
-UNTOLD = "was buried without a story: by a program other than our workers, or while the broker had no room for one"
 
 
 class JobGoneError(click.ClickException):

@@ -7,10 +7,10 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, cast
 
 import click
@@ -19,6 +19,7 @@ from flask_backend.quantities import count_of as count_of  # noqa: PLC0414  # fo
 from flask_backend.quantities import show_duration as show_duration  # noqa: PLC0414  # for the commands
 from flask_backend.quantities import show_seconds as show_seconds  # noqa: PLC0414  # for the commands
 from flask_backend.quantities import show_size as show_size  # noqa: PLC0414  # for the commands
+from flask_backend.quantities import show_time as show_time  # noqa: PLC0414  # for the commands
 from flask_backend.visible import json_visible, visible, visible_lines
 
 LISTED_QUEUES = 20  # the rest is only counted
@@ -215,14 +216,14 @@ def _width_of_char(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
+def wrapped(text: str, columns: int, indent: str = "") -> str:
+    """Wrap a text to so many columns, at spaces only: commands to copy from it stay whole."""
+    return textwrap.fill(text, columns, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+
+
 def terminal_width() -> int:
     """Return the maximum width of lines: that of the terminal, or very many columns without one."""
     return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 10_000
-
-
-def show_time(at: float) -> str:
-    """Return a time, in seconds since the epoch, in this machine's zone."""
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 
 def echo_more(queues: int) -> None:

@@ -7,25 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from flask_backend.message import cut
+from flask_backend.operations.bodies import show_expiry
 from flask_backend.tracebacks import MAX_MESSAGE, MAX_TRACEBACK
 from flask_backend.visible import MAX_NAME, visible, visible_lines
 
-from .bodies import show_expiry
 from .output import LABEL, Column, echo, labelled, lay_out_table, show_seconds, show_time, terminal_width
 
 if TYPE_CHECKING:
     from flask_backend.operations.console import Console, Failures
     from flask_backend.operations.failures import FailureGroup
     from flask_backend.stories import Story
-
-# Characters of a story in one line, for texts that name the command that shows all of it.
-_MAX_LINE = 200
-
-
-def show_story(story: Story) -> str:
-    """Return why a job is buried, cut to the length of a line or less."""
-    return cut(visible(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_LINE)
 
 
 def echo_story(note: Story) -> None:

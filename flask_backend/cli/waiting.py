@@ -14,8 +14,7 @@ from flask_backend.operations.console import Console
 from flask_backend.visible import visible
 
 from .apps import LoadedApp
-from .bodies import wrapped
-from .output import count_of, echo, terminal_width
+from .output import count_of, echo, terminal_width, wrapped
 from .scanning import Search
 
 _MAX_NEEDS = 200  # characters of a call without its values

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from flask import Flask
@@ -80,7 +80,6 @@ class InProcessWorker:
     broker: MemoryBroker
     settings: Settings
     keeps_cursors: bool = True
-    stories: StoryWriter = field(default_factory=StoryWriter)
 
     def begin(self) -> None:
         """Run the queue's hooks, once."""
@@ -123,7 +122,7 @@ class InProcessWorker:
         except MessageDecodeError as undecodable:
             current = self._current(job, None)
             with watched(self._processing(job, current, None)):
-                outcome = bury_undecodable(self.broker, current, undecodable, self.stories)
+                outcome = bury_undecodable(self.broker, current, undecodable, StoryWriter(self.settings.mask))
                 announce_failure(self.app, current, outcome, undecodable, None)
             return undecodable
         current = self._current(job, call)
@@ -139,7 +138,7 @@ class InProcessWorker:
             return error
         if error is not None:
             save_newest(current)
-            outcome = settle_failure(connection, attempt, error, self.stories)
+            outcome = settle_failure(connection, attempt, error, StoryWriter(self.settings.mask))
             if isinstance(outcome.action, DiscardJob):
                 drop_cursor(current, connection)
             announce_failure(self.app, current, outcome, error, attempt.ran_s)

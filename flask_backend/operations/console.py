@@ -26,6 +26,7 @@ from flask_backend.names import (
 from flask_backend.stories import Story
 
 from .batches import Batches, look
+from .masking import Masking
 from .notes import AT_ONCE, StoredStory, decode_note, parts, queue_of, reading, reserve, stored
 
 # The tube of the probe job, which is put and deleted at once to find the newest job id.
@@ -86,8 +87,10 @@ class Failures:
 class Console:
     """A connection for inspection and actions. All its methods raise :exc:`BrokerConnectionError`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, masking: Masking | None = None) -> None:
+        """Connect. ``masking`` hides the secret values of what is shown; by default it does not know an app."""
         self._settings = settings
+        self.masking = masking or Masking(settings.mask)
         self._connection = Connection(settings.address, settings.timeout_s)
 
     def __enter__(self) -> Self:
@@ -293,7 +296,7 @@ class Console:
             for each in part:
                 note = decode_note(bodies.get(each.id, b""))
                 if note is not None and note.job == each.job:
-                    yield note
+                    yield self.masking.story(note)
 
     def delete_notes(self, ids: Iterable[int]) -> list[int]:
         """Delete notes that no reader holds, and whose jobs are not buried any longer; return the deleted ones."""

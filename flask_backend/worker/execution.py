@@ -12,7 +12,8 @@ from flask import Flask
 from flask_backend.config import BASE_URL_KEY
 from flask_backend.current import job_being_run
 from flask_backend.errors import UnknownEndpointError
-from flask_backend.functions import may_be_async
+from flask_backend.functions import may_be_async, parameters_of
+from flask_backend.masking import Mask
 from flask_backend.message import decode, decode_json, show_call
 from flask_backend.middleware import compose
 from flask_backend.registry import Handler, Handlers
@@ -41,8 +42,10 @@ class Call:
     def retry(self) -> Retry | None:
         return self.handler.retry
 
-    def __str__(self) -> str:
-        return show_call(self.label, self.args, self.kwargs)
+    def show(self, mask: Mask) -> str:
+        """Return the call as a person would write it, without secret values."""
+        args = mask.positional(self.args, parameters_of(self.handler.function))
+        return show_call(self.label, args, mask.named(self.kwargs))
 
 
 def read_call(handlers: Handlers, body: bytes) -> Call:

@@ -159,7 +159,7 @@ def _settle(  # noqa: PLR0913
                 queue=job.queue,
                 reason=reason,
                 endpoint=job.endpoint or None,
-                call=told(lambda: str(call), f"{job.endpoint}(…)") if call else None,
+                call=told(lambda: call.show(settings.mask), f"{job.endpoint}(…)") if call else None,
                 message=str(death),
                 attempts=attempts.number,
                 allowed=retry.allowed(attempts),
@@ -169,7 +169,7 @@ def _settle(  # noqa: PLR0913
                 death=death.as_dict(),
                 **here_and_now(),
             )
-            bury(connection, note, priority, StoryWriter())
+            bury(connection, note, priority, StoryWriter(settings.mask))
             log_failure(task_logger, logging.ERROR, wording.CRASHED_OFTEN, job.id, reason, death, extra=facts)
     return Settled(job, Outcome(action))
 

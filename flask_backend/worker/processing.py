@@ -74,7 +74,7 @@ class Processor:
         self._waits = Waits(host.count_wait)
         self._loggers: set[str] = set()  # the tasks that logged a line in their last run
         self._sweeper = Sweeper()
-        self._stories = StoryWriter()
+        self._stories = StoryWriter(settings.mask)
         self.is_holding = False
 
     def install(self) -> None:

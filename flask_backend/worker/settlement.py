@@ -19,6 +19,7 @@ from flask_backend.errors import (
     JobTooBigError,
     MessageDecodeError,
 )
+from flask_backend.masking import Mask
 from flask_backend.message import expires_at, scheduled_at
 from flask_backend.names import failures_tube
 from flask_backend.options import PutOptions
@@ -47,9 +48,10 @@ class SettlingConnection(FinishingConnection, Protocol):
 
 
 class StoryWriter:
-    """Writes the stories of one worker, and remembers which of them were whole."""
+    """Writes the stories of one worker, without secret values, and remembers which of them were whole."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, mask: Mask, clock: Callable[[], float] = time.monotonic) -> None:
+        self.mask = mask
         self._clock = clock
         # When the last whole story of an endpoint and a kind was written, the oldest first.
         self._whole_at: dict[tuple[str | None, str], float] = {}
@@ -102,7 +104,7 @@ def _settle(connection: SettlingConnection, attempt: Attempt, error: BaseExcepti
             connection.release(job.id, counters.priority, delay_s)
         case BuryJob(reason):
             finish_buried(connection, job)
-            bury(connection, _tell(attempt, counters.attempts, reason, error), counters.priority, stories)
+            bury(connection, _tell(attempt, counters.attempts, reason, error, stories.mask), counters.priority, stories)
         case DiscardJob():
             finish(connection, job)
             connection.delete(job.id)
@@ -163,14 +165,14 @@ def bury(connection: SettlingConnection, note: Story, priority: int, stories: St
     connection.bury(note.job, priority)
 
 
-def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException) -> Story:
+def _tell(attempt: Attempt, attempts: Attempts, reason: str, error: BaseException, mask: Mask) -> Story:
     job = attempt.job
     return Story(
         job=job.id,
         queue=job.queue,
         reason=reason,
         endpoint=job.endpoint,
-        call=told(lambda: str(attempt.call), f"{job.endpoint}(…)"),  # the task may have changed its arguments
+        call=told(lambda: attempt.call.show(mask), f"{job.endpoint}(…)"),  # the task may have changed its arguments
         attempts=attempts.number,
         allowed=attempt.retry.allowed(attempts),
         scheduled_at=scheduled_at(job.headers),

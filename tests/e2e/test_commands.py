@@ -24,6 +24,7 @@ from support.workload import QUEUE
 from flask_backend.broker.connection import Connection
 from flask_backend.cli import main
 from flask_backend.config import Address, Settings
+from flask_backend.masking import Mask
 from flask_backend.operations.console import Console
 from flask_backend.stories import Story, here_and_now
 from flask_backend.worker.settlement import StoryWriter, bury
@@ -137,7 +138,8 @@ def buried(broker):
         worker.ask([b"reserve-with-timeout 0\r\n"] * count)
         for job_id in ids:
             if told:
-                bury(worker, Story(**{"job": job_id, "queue": queue, **here_and_now(), **told}), 65536, StoryWriter())
+                note = Story(**{"job": job_id, "queue": queue, **here_and_now(), **told})
+                bury(worker, note, 65536, StoryWriter(Mask()))
             else:
                 worker.bury(job_id, 65536)
         worker.close()

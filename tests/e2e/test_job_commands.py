@@ -235,6 +235,43 @@ class TestPeek:
         assert (result.returncode, message in result.stderr) == (2, True)
 
 
+MASKED_APP = """
+from flask import Flask
+from flask_backend import Backend, Retry
+
+app = Flask(__name__)
+app.config["BACKEND_MASK"] = ("pin", "token")
+backend = Backend(app)
+
+@backend.task("q", retry=Retry(max_retries=0))
+def login(user, pin, data=None):
+    raise ValueError("refused")
+"""
+
+
+def test_secret_values_are_hidden_in_all_that_the_commands_show(broker, folder, run):
+    (folder / "app.py").write_text(MASKED_APP)
+    body = call("login", "ada", "4711", data={"a": [{"access_token": "4711"}]})
+    waits, fails = broker.put("q", body, delay=1000), broker.put("q", body)
+    worker = Command(broker, folder, "worker", "q", app=str(folder / "app.py"))
+    try:
+        wait_until(lambda: broker.count("q", "buried"), f"it is buried:\n{worker.log}")
+        worker.send(signal.SIGTERM)
+        worker.wait()
+    finally:
+        worker.end()
+    address = f"app.config['BACKEND_CONNECTION_URI'] = {broker.uri!r}\nbackend ="
+    (folder / "app.py").write_text(MASKED_APP.replace("backend =", address))
+    named = {"BACKEND_CONNECTION_URI": ""}  # so that the app is asked for it
+    for words in (("peek", waits), ("peek", waits, "--json"), ("jobs", "q"), ("failures", "--job", fails)):
+        shown = run(*words, **named)
+        assert shown.returncode == 0, shown.stderr
+        assert "4711" not in shown.stdout + shown.stderr, words
+        assert "***" in shown.stdout, words
+    by_address = run("peek", waits)  # the app is not loaded: only the usual words are known
+    assert by_address.stdout.count("4711") == 1
+
+
 class TestJobs:
     def test_they_are_listed_newest_first_with_their_main_facts(self, broker, run_without_app):
         ready = broker.put(QUEUE, call("hello", "world"))

@@ -21,6 +21,7 @@ from flask_backend.broker.pipeline import Pipeline
 from flask_backend.broker.stats import UNTIL_RESUMED_S
 from flask_backend.config import Address, Settings
 from flask_backend.errors import BrokerConnectionError, QueueNameError
+from flask_backend.masking import Mask
 from flask_backend.names import failures_tube
 from flask_backend.operations import console as console_module
 from flask_backend.operations import notes
@@ -65,7 +66,7 @@ def buried(broker, settings):
     def make(count: int = 1, queue: str = "q", **told) -> list[int]:
         with holding(broker, settings, queue, count) as (worker, ids):
             for job_id in ids:
-                bury(worker, a_note(job_id, queue, **told), 65536, StoryWriter())
+                bury(worker, a_note(job_id, queue, **told), 65536, StoryWriter(Mask()))
         return ids
 
     return make
@@ -402,7 +403,7 @@ class TestFailures:
         console.kick(job_id)
         worker = connect("q")
         reserve(worker)
-        bury(worker, a_note(job_id, message="after", buried_at=1_000_000_000), 0, StoryWriter())
+        bury(worker, a_note(job_id, message="after", buried_at=1_000_000_000), 0, StoryWriter(Mask()))
         assert [story.message for story in console.read_stories(console.failures("q").stories)] == ["after"]
         assert broker.count(TUBE, "ready") == 1
 

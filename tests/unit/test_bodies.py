@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from flask_backend.cli.bodies import call_in, show_at_length, show_body, wrapped
+from flask_backend.cli.output import wrapped
 from flask_backend.message import scheduled_at
+from flask_backend.operations.bodies import call_in, show_at_length, show_body
 
 
 @pytest.mark.parametrize(

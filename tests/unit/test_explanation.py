@@ -9,8 +9,8 @@ import pytest
 from flask_backend import Retry
 from flask_backend.broker.cursors import Cursor
 from flask_backend.broker.stats import JobRecord, Queue
-from flask_backend.cli.explanation import Facts, explain, gone
 from flask_backend.operations.compatibility import Fault, Incompatibility
+from flask_backend.operations.explanation import Facts, explain, gone
 from flask_backend.stories import Story
 
 NOW = 1_767_225_600.0

@@ -13,7 +13,18 @@ NAME = PACKAGE.name
 
 # The values, which all rooms may use; they import only each other.
 VALUES = {"bulk", "config", "deaths", "decisions", "durations", "errors", "functions", "message", "names", "options"}
-VALUES |= {"limit", "middleware", "outcome", "quantities", "retry", "stories", "tracebacks", "visible", "zones"}
+VALUES |= {
+    "limit",
+    "masking",
+    "middleware",
+    "outcome",
+    "quantities",
+    "retry",
+    "stories",
+    "tracebacks",
+    "visible",
+    "zones",
+}
 # The rooms that each of the others imports, beside the values: docs/architecture.md draws these arrows.
 ARROWS = {
     "values": set(),

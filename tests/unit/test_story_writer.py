@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from flask_backend.errors import JobTooBigError
+from flask_backend.masking import Mask
 from flask_backend.stories import MAX_WHOLE, WHOLE_AGAIN_S, Story
 from flask_backend.worker.settlement import StoryWriter
 
@@ -45,7 +46,7 @@ def clock():
 
 @pytest.fixture
 def writer(clock):
-    return StoryWriter(lambda: clock.now)
+    return StoryWriter(Mask(), lambda: clock.now)
 
 
 def test_all_are_whole_until_a_queue_has_a_thousand(writer):

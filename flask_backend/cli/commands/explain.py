@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from typing import TYPE_CHECKING
 
 import click
 
 from flask_backend.cli.apps import AppLoadError, LoadedApp, load_app
-from flask_backend.cli.bodies import expiry_in, wrapped
 from flask_backend.cli.brokers import broker_option, find_settings, names_an_app
 from flask_backend.cli.lookup import find_story
-from flask_backend.cli.output import echo, echo_json, json_option, terminal_width
+from flask_backend.cli.output import echo, echo_json, json_option, terminal_width, wrapped
 from flask_backend.cli.parameters import parse_job_id
-from flask_backend.errors import MessageDecodeError
 
 if TYPE_CHECKING:
-    from flask_backend.cli.explanation import Facts
     from flask_backend.config import Settings
-    from flask_backend.operations.console import Console
-    from flask_backend.registry import Handlers
-    from flask_backend.retry import Retry
 
 
 @click.command()
@@ -35,12 +27,18 @@ def explain(ctx: click.Context, job_id: int, broker_uri: str | None, *, as_json:
     If an app is named, or found in app.py or wsgi.py, it is loaded to find out whether it has the job's task, and how
     often that task is tried.
     """
-    from flask_backend.cli import explanation
+    from flask_backend.operations import explanation
     from flask_backend.operations.console import Console
+    from flask_backend.operations.masking import Masking
 
     loaded = _load_app_if_any(ctx, broker_uri)
-    with Console(_settings(ctx, loaded, broker_uri)) as console:
-        facts = _gather(console, loaded, job_id)
+    known = explanation.KnownApp(loaded.backend.queues, loaded.backend.settings_of(loaded.app)) if loaded else None
+    masking = Masking(known.settings.mask, known.queues) if known else None
+    with Console(_settings(ctx, loaded, broker_uri), masking) as console:
+        record, body = console.job(job_id), console.body(job_id)
+        facts = None
+        if record is not None and body is not None:
+            facts = explanation.gather(console, record, body, find_story(console, record), known)
         address = console.address
     reason = explanation.explain(facts) if facts else explanation.gone(job_id)
     if as_json:
@@ -75,31 +73,3 @@ def _settings(ctx: click.Context, loaded: LoadedApp | None, broker_uri: str | No
     if loaded is None or broker_uri is not None:
         return find_settings(ctx, broker_uri)
     return loaded.backend.settings_of(loaded.app)
-
-
-def _gather(console: Console, loaded: LoadedApp | None, job_id: int) -> Facts | None:
-    """Return the facts that explain a job, unless it is gone."""
-    from flask_backend.cli.explanation import Facts
-
-    record, body = console.job(job_id), console.body(job_id)
-    queue = console.queue(record.queue) if record else None
-    if record is None or queue is None or body is None:
-        return None
-    facts = Facts(record, queue, time.time(), story=find_story(console, record), expires_at=expiry_in(body))
-    facts = dataclasses.replace(facts, cursor=console.cursor_of(record, body))
-    handlers = loaded.backend.queues.get(record.queue) if loaded else None
-    if loaded is None or handlers is None:
-        return facts
-    return _judge(facts, handlers, body, loaded.backend.settings_of(loaded.app).retry)
-
-
-def _judge(facts: Facts, handlers: Handlers, body: bytes, default: Retry) -> Facts:
-    """Add the facts that the app knows."""
-    from flask_backend.operations.compatibility import check_compatibility
-    from flask_backend.worker.execution import read_call
-
-    try:
-        retry = read_call(handlers, body).retry or default
-    except MessageDecodeError:  # the job is never tried
-        retry = None
-    return dataclasses.replace(facts, misfit=check_compatibility(handlers, body), retry=retry)

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from flask_backend.cli.brokers import broker_option, open_console
-from flask_backend.cli.lookup import UNTOLD, JobGoneError, find_failures, find_story, nothing_buried
+from flask_backend.cli.lookup import JobGoneError, find_failures, find_story, nothing_buried
 from flask_backend.cli.output import (
     LISTED_QUEUES,
     echo,
@@ -21,6 +21,7 @@ from flask_backend.cli.output import (
 )
 from flask_backend.cli.parameters import parse_job_id
 from flask_backend.cli.stories import echo_story, table_of_groups
+from flask_backend.operations.bodies import UNTOLD
 
 if TYPE_CHECKING:
     from flask_backend.operations.console import Console, Failures

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flask_backend.cli.bodies import expiry_in, show_body
 from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import no_such_queue
 from flask_backend.cli.output import Column, echo, echo_json, echo_table, json_option, show_seconds
 from flask_backend.cli.scanning import Search, scan_option
 from flask_backend.message import cut
+from flask_backend.operations.bodies import expiry_in, show_body
 from flask_backend.operations.records import attempts_made, job_as_dict
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def jobs(  # noqa: PLR0913  # one parameter for each option
     with open_console(ctx, broker_uri) as console:
         search = Search(console, [queue], states or STATES, bound)
         found = [
-            _Found(record, cut(show_body(body), _MAX_CALL), expiry_in(body))
+            _Found(record, cut(show_body(console.masking.body(queue, body)), _MAX_CALL), expiry_in(body))
             for record, body in islice(search.with_bodies(), limit)
         ]
         address = console.address

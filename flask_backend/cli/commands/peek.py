@@ -11,15 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flask_backend.cli.bodies import (
-    call_in,
-    expiry_in,
-    show_arguments,
-    show_at_length,
-    show_body,
-    show_cursor,
-    show_expiry,
-)
 from flask_backend.cli.brokers import broker_option, open_console
 from flask_backend.cli.lookup import JobGoneError, find_story
 from flask_backend.cli.output import (
@@ -36,9 +27,18 @@ from flask_backend.cli.output import (
     width_of,
 )
 from flask_backend.cli.parameters import parse_job_id
-from flask_backend.cli.stories import show_story
 from flask_backend.errors import MessageDecodeError
 from flask_backend.message import decode_json, expires_at, scheduled_at
+from flask_backend.operations.bodies import (
+    call_in,
+    expiry_in,
+    show_arguments,
+    show_at_length,
+    show_body,
+    show_cursor,
+    show_expiry,
+    show_story,
+)
 from flask_backend.operations.records import attempts_made, job_as_dict
 from flask_backend.visible import visible
 
@@ -70,17 +70,19 @@ def peek(ctx: click.Context, job_id: int, broker_uri: str | None, *, raw: bool, 
             click.echo(body, nl=False)
             return
         story, cursor = find_story(console, record), console.cursor_of(record, body)
-        address = console.address
+        address, size = console.address, len(body)
+        body = console.masking.body(record.queue, body)
+        kept = console.masking.value(cursor.value) if cursor is not None else None
     if as_json:
         told = dataclasses.asdict(story) if story else None
-        content = {"bytes": len(body), **_content(body)}
-        more = {"expires_at": expiry_in(body), **content, "cursor": cursor.value if cursor else None, "story": told}
+        content = {"bytes": size, **_content(body)}
+        more = {"expires_at": expiry_in(body), **content, "cursor": kept, "story": told}
         echo_json({**job_as_dict(address, record), **more})
         return
-    for line in (*_described(record, story), *_described_body(body)):
+    for line in (*_described(record, story), *_described_body(body, size)):
         echo(line)
     if cursor is not None:
-        echo(labelled("cursor", show_cursor(cursor)))
+        echo(labelled("cursor", show_cursor(kept)))
 
 
 def _content(body: bytes) -> dict[str, Any]:
@@ -113,10 +115,10 @@ def _described(record: JobRecord, story: Story | None) -> Iterator[str]:
         yield labelled("", f"flask-backend failures --job {record.id}")
 
 
-def _described_body(body: bytes) -> Iterator[str]:
+def _described_body(body: bytes, size: int) -> Iterator[str]:
     call = call_in(body)
     if call is None:
-        yield labelled("body", count_of(len(body), "byte"))
+        yield labelled("body", count_of(size, "byte"))
         yield from (f"  {line}" for line in show_at_length(body))
         return
     if (at := scheduled_at(call.headers)) is not None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from flask_backend.cli.bodies import wrapped
 from flask_backend.cli.output import (
     Column,
     echo,
@@ -19,6 +18,7 @@ from flask_backend.cli.output import (
     show_seconds,
     show_size,
     terminal_width,
+    wrapped,
 )
 from flask_backend.cli.summary import headline, why_frozen
 from flask_backend.operations.records import supervisor_as_dict

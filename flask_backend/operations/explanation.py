@@ -1,25 +1,26 @@
-"""Explain why a job has not run, from the facts about it. Pure."""
+"""Explain why a job has not run, from the facts about it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from flask_backend.broker.cursors import Cursor
 from flask_backend.broker.stats import JobRecord, Queue
+from flask_backend.config import Settings
+from flask_backend.errors import MessageDecodeError
+from flask_backend.message import decode, decode_json
+from flask_backend.quantities import count_of, show_seconds, show_time
+from flask_backend.registry import Handler, Handlers
 from flask_backend.retry import Retry
 from flask_backend.stories import Story
 from flask_backend.visible import visible
 
-from .bodies import show_cursor
-from .lookup import GONE, UNTOLD
-from .output import count_of, show_seconds, show_time
-from .stories import show_story
-
-if TYPE_CHECKING:
-    from flask_backend.operations.compatibility import Incompatibility
+from .bodies import GONE, UNTOLD, expiry_in, show_cursor, show_story
+from .compatibility import Incompatibility, check_compatibility
+from .console import Console
 
 Numbers = Mapping[str, int | float | None]
 
@@ -69,6 +70,43 @@ class Facts:
         return f"attempt {self.attempt}" + (f" of {self.allowed}" if self.allowed else "")
 
 
+@dataclass(frozen=True, slots=True)
+class KnownApp:
+    """An app that is loaded: its queues, and its settings."""
+
+    queues: Mapping[str, Handlers]
+    settings: Settings
+
+
+def gather(console: Console, record: JobRecord, body: bytes, story: Story | None, app: KnownApp | None) -> Facts | None:
+    """Return the facts that explain a job, with its ``story`` if it is buried; None if its queue is gone."""
+    queue = console.queue(record.queue)
+    if queue is None:
+        return None
+    cursor = console.cursor_of(record, body)
+    if cursor is not None:
+        cursor = replace(cursor, value=console.masking.value(cursor.value))
+    facts = Facts(record, queue, time.time(), story=story, expires_at=expiry_in(body), cursor=cursor)
+    handlers = app.queues.get(record.queue) if app else None
+    if app is None or handlers is None:
+        return facts
+    retry = _retry_of(handlers, body, app.settings.retry)
+    return replace(facts, misfit=check_compatibility(handlers, body), retry=retry)
+
+
+def _retry_of(handlers: Handlers, body: bytes, default: Retry) -> Retry | None:
+    """Return the retry policy of a job; None if it is never tried."""
+    try:
+        if handlers.receiver is not None:
+            decode_json(body)
+            handler: Handler | None = handlers.receiver
+        else:
+            handler = handlers.tasks.get(decode(body).endpoint)
+    except MessageDecodeError:
+        return None
+    return (handler and handler.retry) or default
+
+
 def gone(job_id: int) -> Reason:
     return Reason("gone", f"Job {job_id} {GONE}.")
 
@@ -84,7 +122,7 @@ def explain(facts: Facts) -> Reason:
     sentences = [each.text for each in (first, *others)]
     if facts.cursor is not None:
         numbers |= {"cursor_saves": facts.cursor.number}
-        sentences.append(f"It goes on at its last saved checkpoint, cursor {show_cursor(facts.cursor)}.")
+        sentences.append(f"It goes on at its last saved checkpoint, cursor {show_cursor(facts.cursor.value)}.")
     return Reason(first.code, " ".join(sentences), numbers)
 
 

@@ -1,18 +1,16 @@
-"""Show the bodies of jobs as text that is safe to print: any program may have written them."""
+"""Show the bodies of jobs as text that is safe to show: any program may have written them."""
 
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flask_backend.broker.cursors import Cursor
 from flask_backend.errors import MessageDecodeError
 from flask_backend.message import Message, cut, decode, decode_json, expires_at, show_call
+from flask_backend.quantities import show_seconds, show_time
+from flask_backend.stories import Story
 from flask_backend.visible import visible
-
-from .output import show_seconds, show_time
 
 _CALL = {"endpoint", "args", "kwargs", "headers"}
 # How much is shown of a body that is not JSON: enough to recognize it.
@@ -20,11 +18,11 @@ _MAX_TEXT = 1000
 _MAX_HEX_BYTES = 256
 _MAX_CURSOR = 200  # characters
 _HEX_BYTES_A_LINE = 16
+# Characters of a story in one line, for texts that name the command that shows all of it.
+_MAX_LINE = 200
 
-
-def wrapped(text: str, columns: int, indent: str = "") -> str:
-    """Wrap a text to so many columns, at spaces only: commands to copy from it stay whole."""
-    return textwrap.fill(text, columns, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+GONE = "is gone: it has finished, was deleted, or never existed"
+UNTOLD = "was buried without a story: by a program other than our workers, or while the broker had no room for one"
 
 
 def call_in(body: bytes) -> Message | None:
@@ -47,9 +45,9 @@ def show_expiry(at: float, now: float) -> str:
     return f"{show_time(at)}, " + (f"in {show_seconds(at - now)}" if at > now else f"{show_seconds(now - at)} ago")
 
 
-def show_cursor(cursor: Cursor) -> str:
-    """Return a cursor in one line."""
-    return visible(cut(json.dumps(cursor.value, ensure_ascii=False), _MAX_CURSOR))
+def show_cursor(value: Any) -> str:
+    """Return the value of a cursor in one line."""
+    return visible(cut(json.dumps(value, ensure_ascii=False), _MAX_CURSOR))
 
 
 def show_body(body: bytes) -> str:
@@ -99,3 +97,8 @@ def _dump(body: bytes) -> list[str]:
 
 def _rest(count: int, noun: str) -> list[str]:
     return [f"… {count:,} more {noun}: --raw writes them all"] if count > 0 else []
+
+
+def show_story(story: Story) -> str:
+    """Return why a job is buried, cut to the length of a line or less."""
+    return cut(visible(": ".join(filter(None, [story.reason, story.exception, story.message]))), _MAX_LINE)
