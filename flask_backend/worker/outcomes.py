@@ -40,11 +40,13 @@ class Outcome:
     """The action that followed an attempt at a job.
 
     An ``action`` of None means that the job was not settled here: with ``is_lost`` its reservation had ended before,
-    else the connection broke, and the broker gives it to another worker.
+    with ``is_refused`` the broker did not do it, for example because its disk is full; else the connection broke, and
+    the broker gives it to another worker.
     """
 
     action: ReleaseJob | BuryJob | DiscardJob | None = None
     is_lost: bool = False
+    is_refused: bool = False
 
     @property
     def ending(self) -> Ending | None:

@@ -90,6 +90,11 @@ def settle_failure(
         outcome = _settle(connection, attempt, error, stories)
     except JobNotFoundError:
         outcome = Outcome(is_lost=True)
+    except BrokerConnectionError:
+        raise
+    except BrokerError:
+        outcome = Outcome(is_refused=True)
+        raise
     finally:  # log the failure even without a broker
         _log(attempt, outcome, error)
     return outcome
@@ -113,7 +118,9 @@ def _settle(connection: SettlingConnection, attempt: Attempt, error: BaseExcepti
 
 def _log(attempt: Attempt, outcome: Outcome, error: BaseException) -> None:
     job = attempt.job
-    level, arguments = wording.describe_failure(job, attempt.retry, error, outcome.action, is_lost=outcome.is_lost)
+    level, arguments = wording.describe_failure(
+        job, attempt.retry, error, outcome.action, is_lost=outcome.is_lost, is_refused=outcome.is_refused
+    )
     log_failure(
         task_logger,
         level,
@@ -141,12 +148,16 @@ def bury_undecodable(
 ) -> Outcome:
     """Bury a job that no version of the app can run."""
     extra = {"job_id": job.id, "queue": job.queue}
-    log_failure(task_logger, logging.ERROR, wording.UNDECODABLE, job.id, job.queue, error, extra=extra)
-    counters = connection.counters(job.id)
-    job.learn(counters)
     reason = f"it can never run: {error}"
-    note = Story(job=job.id, queue=job.queue, reason=reason, attempts=counters.attempts.number, **here_and_now())
-    bury(connection, note, counters.priority, stories)
+    try:
+        counters = connection.counters(job.id)
+        job.learn(counters)
+        note = Story(job=job.id, queue=job.queue, reason=reason, attempts=counters.attempts.number, **here_and_now())
+        bury(connection, note, counters.priority, stories)
+    except BrokerError as failure:
+        log_failure(task_logger, logging.ERROR, wording.NOT_BURIED, job.id, job.queue, error, failure, extra=extra)
+        raise
+    log_failure(task_logger, logging.ERROR, wording.UNDECODABLE, job.id, job.queue, error, extra=extra)
     return Outcome(BuryJob(reason))
 
 

@@ -47,6 +47,7 @@ NOT_DELETED = "job %d has finished but cannot be deleted, and will run twice: %s
 STUCK = "job %d (%s) did not end at its time limit: leaving"
 EXPIRED = "task %s of %s expired %.1f s before it could start (job %d), deleted"
 UNDECODABLE = "job %d of %s can never run; buried unchanged: %s"
+NOT_BURIED = "job %d of %s can never run, and is not buried: %s (%s)"
 NO_STORY = "cannot store the story of the buried job %d of %s: %s"
 CRASHED = "job %d has crashed its worker (%s), next try in %d s"
 CRASHED_OFTEN = "job %d is buried: %s (%s)"
@@ -60,13 +61,14 @@ RECEIVERS_HANG = "receivers of the signals about job %d, which crashed its worke
 FAILED = "task %s of %s %s (job %d, %s), %s"
 
 
-def describe_failure(
+def describe_failure(  # noqa: PLR0913  # what is known of an attempt
     job: CurrentJob,
     retry: Retry,
     error: BaseException,
     action: ReleaseJob | BuryJob | DiscardJob | None,
     *,
     is_lost: bool,
+    is_refused: bool,
 ) -> tuple[int, tuple[object, ...]]:
     """Return the level of the line about an attempt that did not succeed, and the arguments of ``FAILED``."""
     kind = type(error)  # not isinstance, which also consults the exception
@@ -84,6 +86,9 @@ def describe_failure(
             level, then = logging.WARNING, "deleted"
         case None if is_lost:
             then = "its reservation was lost"
+        case None if is_refused:
+            # Beanstalkd 1.12 has taken it out of the reserved ones by then.
+            then = "the broker refuses to retry or bury it, and may not hand it out until it is restarted"
         case None:
             pass
     return level, (job.endpoint, job.queue, what, job.id, number, then)

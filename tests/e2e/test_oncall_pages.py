@@ -303,6 +303,8 @@ def test_a_full_disk_loses_no_job_once_it_has_room_and_beanstalkd_is_restarted(t
         host = Host(broker, supervised, tmp_path)
         jobs = fill(broker, json.dumps({"endpoint": "order", "args": ["x" * 60_000]}).encode())
         supervised.wait_for_log("the server reports an internal error")
+        assert "the broker refuses to retry or bury it, and may not hand it out until it is restarted" in supervised.log
+        assert "gives it to another worker" not in supervised.log
 
         call = f"flask-backend --app shop call order '[\"{'x' * 60_000}\"]'"
         assert "out of room for its binlog" in host.type(call)
