@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from flask_backend.broker.stats import JobRecord
+from flask_backend.errors import MessageDecodeError
 from flask_backend.extension import Backend
-from flask_backend.message import cut
+from flask_backend.message import cut, decode, is_expired
 from flask_backend.operations.compatibility import Fault, Incompatibility, check_compatibility
 from flask_backend.operations.console import Console
 from flask_backend.visible import visible
@@ -32,19 +34,28 @@ class IncompatibleJobs:
 
 
 class Waiting:
-    """Counts of the waiting jobs of all queues of an app. Buried jobs wait for a person: they count separately."""
+    """Counts of the waiting jobs of all queues of an app.
+
+    Buried jobs wait for a person, and expired ones will be deleted: they count separately.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self._queues = backend.queues
         self._groups: dict[tuple[str, Fault, str | None], IncompatibleJobs] = {}
         self.jobs = 0
         self.buried = 0
+        self.expired = 0
 
     def add(self, record: JobRecord, body: bytes) -> None:
         is_buried = record.state == "buried"
+        handlers = self._queues[record.queue]
+        # One that was started may have a cursor, and then it never expires.
+        if not is_buried and not record.reserves and handlers.receiver is None and _is_expired(body):
+            self.expired += 1
+            return
         self.buried += is_buried
         self.jobs += not is_buried
-        misfit = check_compatibility(self._queues[record.queue], body)
+        misfit = check_compatibility(handlers, body)
         if misfit is not None:
             kind = (record.queue, misfit.fault, misfit.signature and cut(misfit.signature, _MAX_NEEDS))
             group = self._groups.setdefault(kind, IncompatibleJobs(record.queue, misfit, record.id))
@@ -55,6 +66,13 @@ class Waiting:
     def groups(self) -> list[IncompatibleJobs]:
         """The jobs that do not fit, the largest groups first."""
         return sorted(self._groups.values(), key=lambda group: group.jobs + group.buried, reverse=True)
+
+
+def _is_expired(body: bytes) -> bool:
+    try:
+        return is_expired(decode(body).headers, time.time())
+    except MessageDecodeError:
+        return False
 
 
 def look(loaded: LoadedApp, bound: int) -> tuple[Waiting, Search]:
@@ -83,6 +101,7 @@ def as_dict(waiting: Waiting, search: Search) -> dict[str, Any]:
     return {
         "jobs": waiting.jobs,
         "buried": waiting.buried,
+        "expired": waiting.expired,
         "misfits": misfits,
         "counted": search.counted,
         "looked_at": search.looked_at,
@@ -117,6 +136,11 @@ def _count(jobs: int, buried: int) -> str:
 
 
 def _summary(waiting: Waiting, search: Search) -> str:
+    expired = f"; {count_of(waiting.expired, 'job')} expired and will be deleted" if waiting.expired else ""
+    return _told_fit(waiting, search) + expired
+
+
+def _told_fit(waiting: Waiting, search: Search) -> str:
     found = "" if search.is_complete else f" that {'was' if waiting.jobs == 1 else 'were'} found"
     buried = f"{waiting.buried:,} buried {'one' if waiting.buried == 1 else 'ones'}"
     if waiting.groups:

@@ -614,6 +614,16 @@ class TestCheckWaiting:
         )
         assert summary == "16 of 18 waiting jobs do not fit; 1 of 2 buried ones"
 
+    def test_jobs_that_have_expired_need_no_task(self, broker, run):
+        for endpoint, expires in (("gone", 1), ("both", 2), ("both", 2**33)):
+            message = json.loads(call(endpoint)) | {"headers": {"expires": expires}}
+            broker.put(QUEUE, json.dumps(message).encode(), delay=600)
+        broker.put(INBOX, b'{"headers": {"expires": 1}}')
+        result = run("check", "--waiting")
+        assert result.returncode == 0
+        assert result.stdout.endswith("\nall 2 waiting jobs fit; 2 jobs expired and will be deleted\n")
+        assert json.loads(run("check", "--waiting", "--json").stdout)["waiting"]["expired"] == 2
+
     def test_json_extends_that_of_check(self, broker, run):
         job = broker.put(QUEUE, call("gone"))
         result = run("check", "--waiting", "--json")
@@ -622,6 +632,7 @@ class TestCheckWaiting:
         assert told.pop("waiting") == {
             "jobs": 1,
             "buried": 0,
+            "expired": 0,
             "misfits": [
                 {
                     "queue": QUEUE,
