@@ -28,6 +28,7 @@ COMMANDS = {
     "broker": "Run the embedded broker: for development, tests and small installs on one machine.",
     "call": "Schedule a call of the task ENDPOINT, and print the job's id.",
     "check": "Load the app and show its queues and tasks, without running any.",
+    "dashboard": "Serve the dashboard of a broker on this machine, and print the link to it.",
     "delete": "Delete jobs, after confirmation.",
     "dev": "Run everything an app needs during development, in one terminal.",
     "explain": "Explain why a job has not run.",

@@ -47,7 +47,7 @@ class Action:
         facts += [f"queue {self.queue}"] if self.queue and self.queue not in self.what else []
         facts += [f"matching {self.pattern}"] if self.pattern else []
         facts += [f"jobs {', '.join(map(str, self.ids))}"] if self.ids else []
-        facts += [f"{self.count:,} affected"] if self.count > len(self.ids) else []
+        facts += [f"{self.count:,} affected"] if self.count > max(1, len(self.ids)) else []
         return visible(f"{self.user or 'somebody'}: {'; '.join(facts)}: {self.outcome}")
 
 

@@ -22,7 +22,7 @@ from .programs import CommandLine, Program
 from .transcript import Transcript
 from .watching import Watch
 
-NAMES = {"web": 36, "workers": 32, "broker": 35, "app": 31, "dev": 33}  # and their colours: SGR, ECMA-48
+NAMES = {"web": 36, "workers": 32, "broker": 35, "board": 34, "app": 31, "dev": 33}  # and their colours: SGR, ECMA-48
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
 _GRACE_S = 5.0  # the web server and the broker exit at once, unless code of the app delays them
@@ -44,7 +44,8 @@ class Development:
         self._web = self._program("web", _GRACE_S)
         self._workers = self._program("workers", plan.drain_timeout_s + _DRAIN_GRACE_S)
         self._broker = self._program("broker", _GRACE_S)
-        self._programs = (self._web, self._workers, self._broker, self._inquiry.program)
+        self._dashboard = self._program("board", _GRACE_S)
+        self._programs = (self._web, self._workers, self._broker, self._dashboard, self._inquiry.program)
         self._commands: dict[Program, CommandLine] = {}  # of the programs in this session
         if plan.workers:
             self._commands[self._workers] = plan.supervisor()
@@ -164,6 +165,8 @@ class Development:
     def _serve(self, app: App) -> None:
         """Make all programs run this version of the app. The supervisor reloads by itself, without a gap."""
         self._decide_on_broker(app)
+        if self._plan.has_dashboard:
+            self._wanted.add(self._dashboard)
         self._serve_web()
         self._serve_queues(app.queues)
         self._has_served = True
@@ -174,6 +177,8 @@ class Development:
             self._address = app.broker
             address = Address.parse(app.broker)
             self._broker.stop()  # it listens on the old address
+            self._dashboard.stop()  # likewise, it shows that one
+            self._commands[self._dashboard] = self._plan.dashboard(address)
             self._runs_broker = not app.broker_answers and is_here(address)
             self._commands[self._broker] = self._plan.broker(address)
             if not self._runs_broker:
@@ -216,7 +221,7 @@ class Development:
             self._want_nothing()
         elif self._inquiry.is_due and not self._inquiry.program.is_running:
             self._inquiry.start()
-        for program in (self._broker, self._web, self._workers):
+        for program in (self._broker, self._web, self._workers, self._dashboard):
             if program not in self._wanted:
                 program.stop()
             elif not program.is_running and self._may_start(program):

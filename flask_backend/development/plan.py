@@ -26,6 +26,7 @@ class DevelopmentPlan:
     folder: str
     extra: Sequence[str]
     listener: socket.socket | None  # where the web server listens, if one is wanted
+    has_dashboard: bool = True
 
     def inquiry(self) -> Sequence[str]:
         return self._ours("dev")
@@ -45,6 +46,10 @@ class DevelopmentPlan:
     def broker(self, address: Address) -> CommandLine:
         file = ("--file", str(self.broker_file)) if self.broker_file else ()
         return CommandLine(self._ours("broker", "--listen", address.host, "--port", str(address.port), *file))
+
+    def dashboard(self, address: Address) -> CommandLine:
+        """Return the command for the dashboard. It needs no app, which may be broken."""
+        return CommandLine(("-P", "-m", "flask_backend", "dashboard", "--broker", str(address)))
 
     def _ours(self, *arguments: str) -> Sequence[str]:
         return self._run("flask_backend", *arguments)

@@ -166,7 +166,9 @@ def test_changes_reach_the_web_server_and_the_workers_but_for_broken_ones(dev):
     dev.send(signal.SIGINT)
     dev.assert_clean_exit(0)
     lines = dev.output.splitlines()
-    assert all(re.match(r"(dev    |web    |workers|broker |app    ) \|( \S|$|  )", line) for line in lines), lines
+    assert all(re.match(r"(dev    |web    |workers|broker |board  |app    ) \|( \S|$|  )", line) for line in lines), (
+        lines
+    )
     assert "\x1b" not in dev.output
 
 
@@ -189,6 +191,32 @@ def test_a_broken_app_an_app_without_queues_and_a_dead_broker_are_waited_for(dev
     dev.wait_for(r"broker  \| broker at", 2)
     dev.write("app.py", APP.replace("@backend", "#"))
     dev.wait_for("SIGTERM: stopping")
+
+
+def test_the_dashboard_is_served_beside_the_web_server_until_the_end(dev):
+    dev.start().wait_ready()
+    link = dev.program.wait_for(r"board   \| (http://127\.0\.0\.1:\d+)/(\?token=\S+)")
+    browser = Browser(link[1])
+    assert "<h1>Queues</h1>" in browser.get(f"/{link[2]}")  # after the redirect
+    dev.wait_for(r"board   \| http://", 2)  # a link for another browser
+
+    dev.write("words.py", "GREETING = 'welcome'\n")
+    dev.wait_ready(2)
+    # The app reloads, the dashboard stays. The queue is there as soon as the new worker watches it.
+    wait_until(lambda: "com.example/default" in browser.get("/"), "the queue is shown")
+    dev.find(" dashboard ").kill()
+    dev.wait_for(r"dev     \| board: was killed by signal 9 .*; starts again at the next change")
+    dev.write("words.py", "GREETING = 'salut'\n")
+    dev.wait_for(r"board   \| dashboard of", 2)
+    dev.send(signal.SIGINT)
+    dev.assert_clean_exit(0)
+
+
+def test_dev_can_run_without_the_dashboard(dev):
+    dev.start("--no-dashboard").wait_ready()
+    dev.send(signal.SIGINT)
+    dev.assert_clean_exit(0)
+    assert "board" not in dev.output
 
 
 def test_killed_dev_leaves_no_process(dev):

@@ -54,7 +54,7 @@ ARROWS = {
     "development": {"system"},
     "testing": {"extension", "task", "job", "inprocess", "broker", "registry"},
     "cli": {"extension", "task", "operations", "signals", "worker", "supervisor", "broker", "registry", "system"}
-    | {"development", "embedded", "logs", "metrics", "periodic", "tracing", "transactions"},
+    | {"dashboard", "development", "embedded", "logs", "metrics", "periodic", "tracing", "transactions"},
     "contrib": {"current", "signals", "system", "tracing"},
     "flask_script": {"cli"},
     "__main__": {"cli", "system"},

@@ -58,6 +58,13 @@ def parse_workers_or_none(value: str) -> str | None:
     help="The database in which the embedded broker, if needed, keeps the jobs. Default: in memory only.",
 )
 @env_option(
+    "BACKEND_DEV_DASHBOARD",
+    "--dashboard/--no-dashboard",
+    default=True,
+    show_default=False,
+    help="Serve the dashboard on 127.0.0.1, and print a link to it.  [default: dashboard]",
+)
+@env_option(
     "BACKEND_DEV_WATCH",
     "--watch",
     type=click.Path(exists=True),
@@ -76,13 +83,14 @@ def dev(  # noqa: PLR0913  # one parameter for each option
     drain_timeout: float,
     *,
     web: bool,
+    dashboard: bool,
 ) -> None:
     """Run everything an app needs during development, in one terminal.
 
-    This starts Flask's development server, a supervisor for all queues of the app, and a broker, if the app expects one
-    on this machine and it does not answer. All reload when a Python file changes that is below this folder or that the
-    app imports. If the new code does not load, its error is shown and the old code goes on. Ctrl-C stops everything and
-    lets running tasks finish; a second one kills them.
+    This starts Flask's development server, a supervisor for all queues of the app, the dashboard, and a broker, if the
+    app expects one on this machine and it does not answer. When a Python file changes that is below this folder or that
+    the app imports, the web server and the supervisor reload. If the new code does not load, its error is shown and the
+    old code goes on. Ctrl-C stops everything and lets running tasks finish; a second one kills them.
 
     Set other options of `supervise` through their environment variables.
     """
@@ -103,6 +111,7 @@ def dev(  # noqa: PLR0913  # one parameter for each option
             folder=str(Path.cwd()),
             extra=[str(Path(path).absolute()) for path in watch],
             listener=listener,
+            has_dashboard=dashboard,
         )
         status = Development(plan, Transcript(streams.stdout, NAMES, is_coloured=is_coloured)).run()
     streams.report_losses()
