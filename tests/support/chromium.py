@@ -72,6 +72,7 @@ class Chromium:
         self._hastening: str | None = None
         self.driver.set_page_load_timeout(30)
         self.driver.set_script_timeout(30)
+        self.resize()
 
     def quit(self) -> None:
         self.driver.quit()
