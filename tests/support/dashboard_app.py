@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from flask import Flask, request
@@ -47,8 +48,14 @@ def resize(path: str) -> None:
             time.sleep(0.1)  # the work
 
 
+@backend.periodic("30 3 * * 1-5", name="weekly numbers", timezone="Europe/Prague", args=[2026])
 @backend.task(REPORTS)
 def report(year: int) -> None: ...
+
+
+@backend.periodic(every=timedelta(hours=1), overlap=False)
+@backend.task(REPORTS)
+def tidy() -> None: ...
 
 
 def may(action: str, _what: object) -> bool:

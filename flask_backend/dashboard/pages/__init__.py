@@ -1,5 +1,5 @@
 """The pages and their acts. ``ALL`` is in the order of the navigation."""
 
-from . import actions, queue, queues, workers
+from . import actions, queue, queues, schedules, workers
 
-ALL = (queues.pages, queue.pages, workers.pages, actions.pages)
+ALL = (queues.pages, queue.pages, workers.pages, schedules.pages, actions.pages)

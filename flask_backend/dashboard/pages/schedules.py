@@ -1,0 +1,70 @@
+"""The periodic tasks, and what can be done with each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from flask import url_for
+
+from flask_backend.dashboard.routing import Done, Page, Pages
+from flask_backend.dashboard.visit import RefusalError, Visit
+from flask_backend.operations.schedules import Schedule, ScheduleError, Schedules
+from flask_backend.quantities import show_seconds
+from flask_backend.visible import MAX_NAME, visible
+
+pages = Pages()
+
+
+@pages.page("/schedules", "/schedules.json", nav="Schedules")
+def schedules(visit: Visit) -> Page:
+    with Schedules(visit.settings) as reader:
+        found = reader.queues()
+    data = {"broker": visit.address, "at": visit.now, "queues": [asdict(queue) for queue in found]}
+    return Page("schedules.html", {"queues": found, "policy_of": policy_of}, data)
+
+
+def policy_of(schedule: Schedule) -> str:
+    """Return in words what the scheduler does when it comes late."""
+    grace = None if schedule.grace_s is None else show_seconds(schedule.grace_s)
+    if schedule.catch_up == "skip":
+        late = f"no call when over {grace} late"
+    else:
+        late = f"catches up once, within {grace}" if grace else "catches up once"
+    return late if schedule.overlap else f"{late}; no overlap"
+
+
+@pages.act("/schedules/run", "schedule")
+def run_schedule(visit: Visit) -> Done:
+    queue, name = visit.queue_name(), visit.value("name")
+    with Schedules(visit.settings) as schedules:
+        try:
+            started = schedules.run(queue, name)
+        except ScheduleError as error:
+            raise _not_done(error) from error
+    what = f"scheduled {visible(name, MAX_NAME)} of {queue} now, as job {started.job}"
+    return Done(what, url_for(".schedules"), ids=[started.job])
+
+
+@pages.act("/schedules/pause", "schedule")
+def pause_schedule(visit: Visit) -> Done:
+    return _change(visit, "paused", Schedules.pause)
+
+
+@pages.act("/schedules/resume", "schedule")
+def resume_schedule(visit: Visit) -> Done:
+    return _change(visit, "resumed", Schedules.resume)
+
+
+def _change(visit: Visit, past: str, change: Callable[[Schedules, str, str], Schedule]) -> Done:
+    queue, name = visit.queue_name(), visit.value("name")
+    with Schedules(visit.settings) as schedules:
+        try:
+            change(schedules, queue, name)
+        except ScheduleError as error:
+            raise _not_done(error) from error
+    return Done(f"{past} {visible(name, MAX_NAME)} of {queue}", url_for(".schedules"))
+
+
+def _not_done(error: ScheduleError) -> RefusalError:
+    return RefusalError(409, "Not done", f"{error}.")

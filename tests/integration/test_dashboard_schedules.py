@@ -1,0 +1,79 @@
+"""The dashboard's page of the periodic tasks, with a real scheduler."""
+
+from __future__ import annotations
+
+import pytest
+from support import dashboard_app
+from support.dashboard_app import REPORTS
+from support.dashboards import OWN, answer_form
+from support.waiting import wait_until
+
+from flask_backend.signals import dashboard_action
+
+
+@pytest.fixture
+def client(broker):
+    return dashboard_app.create_app(broker.uri).test_client()
+
+
+@pytest.fixture
+def scheduled(client, supervise):
+    """A client, and a supervisor whose scheduler has registered the periodic tasks."""
+    supervise("--queue", f"{REPORTS}=1", app=f"{dashboard_app.__file__}:create_app").wait_for_log("ready: ")
+    wait_until(lambda: schedules_of(client), "the periodic tasks are registered")
+    return client
+
+
+def schedules_of(client) -> dict[str, dict]:
+    queues = client.get("/backend/schedules.json").json["queues"]
+    return {schedule["name"]: schedule for queue in queues for schedule in queue["schedules"]}
+
+
+def test_page_teaches_where_nothing_is_periodic(client):
+    page = client.get("/backend/schedules")
+    assert "@backend.periodic(" in page.text
+    assert client.get("/backend/schedules.json").json["queues"] == []
+
+
+def test_periodic_tasks_are_shown_in_words_with_their_zone_and_policy(scheduled):
+    page = scheduled.get("/backend/schedules").text
+    for text in ("weekly numbers", "30 3 * * 1-5", "Europe/Prague", "catches up once; no overlap"):
+        assert text in page
+    assert "No scheduler watches" not in page
+    numbers = schedules_of(scheduled)["weekly numbers"]
+    assert (numbers["endpoint"], numbers["timezone"], numbers["skipped"]) == ("report", "Europe/Prague", 0)
+    assert numbers["next"] > 0
+
+
+def test_periodic_task_is_run_paused_and_resumed(scheduled, broker):
+    heard = []
+    app = scheduled.application
+    with dashboard_action.connected_to(lambda _app, **facts: heard.append((facts["what"], facts["outcome"])), app):
+        page = scheduled.get("/backend/schedules").text
+        answer = answer_form(scheduled, page, "/schedules/run")
+        assert answer.status_code == 303
+        wait_until(lambda: broker.tube(REPORTS)["cmd-delete"] == 1, "the call has run")
+        answer_form(scheduled, page, "/schedules/pause")
+        page = scheduled.get("/backend/schedules").text
+        assert "<strong" in page
+        [paused] = [each for each in schedules_of(scheduled).values() if each["is_paused"]]
+        assert paused["next"] is None
+        answer_form(scheduled, page, "/schedules/resume")
+        assert not any(each["is_paused"] for each in schedules_of(scheduled).values())
+    assert [outcome for _, outcome in heard] == ["done"] * 3
+    assert [what.split()[0] for what, _ in heard] == ["scheduled", "paused", "resumed"]
+
+
+def test_act_on_an_unknown_periodic_task_is_refused_and_recorded(scheduled):
+    answer = scheduled.post("/backend/schedules/run", data={"queue": REPORTS, "name": "<b>"}, headers=OWN)
+    assert answer.status_code == 409
+    assert "&lt;b&gt;" in answer.text
+    assert "failed" in scheduled.get("/backend/actions").text
+
+
+def test_acts_need_the_right(scheduled):
+    scheduled.set_cookie("role", "reader")
+    assert "Run now" not in scheduled.get("/backend/schedules").text
+    for act in ("run", "pause", "resume"):
+        fields = {"queue": REPORTS, "name": "tidy"}
+        assert scheduled.post(f"/backend/schedules/{act}", data=fields, headers=OWN).status_code == 403
