@@ -50,8 +50,8 @@ class Dashboard(Blueprint):
     ``ids`` and ``pid`` that it is about, as far as there are any. It may also return a response, such as a redirect to
     the login. Without it, every page answers 403. ``user()`` returns the name of the person, for the record of actions.
 
-    In an app with ``host_matching``, pass ``host=`` to ``register_blueprint``, which raises :exc:`~flask_backend.RegistrationError`
-    otherwise.
+    In an app with ``host_matching``, pass ``host=`` to ``register_blueprint``, which otherwise raises
+    :exc:`~flask_backend.RegistrationError`.
     """
 
     def __init__(
