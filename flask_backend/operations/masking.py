@@ -31,7 +31,7 @@ class Masking:
         except MessageDecodeError:
             return self._text(body)
         masked = self.mask.value(value)
-        if isinstance(value, dict) and isinstance(masked, dict):
+        if isinstance(value, dict):
             fields = cast("dict[str, Any]", value)
             masked |= {"args": self._args(queue, fields)} if isinstance(fields.get("args"), list) else {}
         return body if masked == value else json.dumps(masked, ensure_ascii=False).encode(errors="surrogatepass")

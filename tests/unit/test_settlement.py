@@ -7,9 +7,10 @@ import pytest
 from flask_backend.broker.stats import JobCounters
 from flask_backend.current import CurrentJob
 from flask_backend.errors import BrokerConnectionError, BrokerError, JobNotFoundError, MessageDecodeError
+from flask_backend.masking import DEFAULT_MASK
 from flask_backend.retry import Attempts, Retry
 from flask_backend.worker.outcomes import Attempt
-from flask_backend.worker.settlement import bury_undecodable, settle_failure
+from flask_backend.worker.settlement import StoryWriter, bury_undecodable, settle_failure
 
 
 class Connection:
@@ -48,18 +49,28 @@ AWAY = BrokerConnectionError("lost the connection")
 @pytest.mark.parametrize("retries", [0, 1], ids=["bury", "release"])
 def test_a_failure_that_cannot_be_settled_tells_what_becomes_of_the_job(caplog, error, then, retries):
     with pytest.raises(type(error)):
-        settle_failure(Connection(error), Attempt(JOB, "task()", Retry(max_retries=retries), 1.0), ValueError("x"))
+        settle_failure(
+            Connection(error),
+            Attempt(JOB, "task()", Retry(max_retries=retries), 1.0),
+            ValueError("x"),
+            StoryWriter(DEFAULT_MASK),
+        )
     assert caplog.messages[0].startswith("task task of q failed (job 7, attempt 1 of ")
     assert caplog.messages[0].partition("\n")[0].endswith(f"), {then}")
 
 
 def test_a_lost_job_is_not_an_error_of_the_broker(caplog):
-    settle_failure(Connection(JobNotFoundError("gone")), Attempt(JOB, "task()", Retry(), 1.0), ValueError("x"))
+    settle_failure(
+        Connection(JobNotFoundError("gone")),
+        Attempt(JOB, "task()", Retry(), 1.0),
+        ValueError("x"),
+        StoryWriter(DEFAULT_MASK),
+    )
     assert "its reservation was lost" in caplog.text
 
 
 @pytest.mark.parametrize("error", [REFUSED, AWAY])
 def test_a_job_that_can_never_run_is_called_buried_only_once_it_is(caplog, error):
     with pytest.raises(type(error)):
-        bury_undecodable(Connection(error), JOB, MessageDecodeError("not JSON"))
+        bury_undecodable(Connection(error), JOB, MessageDecodeError("not JSON"), StoryWriter(DEFAULT_MASK))
     assert caplog.messages == [f"job 7 of q can never run, and is not buried: not JSON ({error})"]
