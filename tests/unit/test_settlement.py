@@ -35,6 +35,7 @@ class Connection:
 
 
 JOB = CurrentJob(7, "q", "task", {}, Retry(), None)
+STORIES = StoryWriter(DEFAULT_MASK)
 REFUSED = BrokerError("the server reports an internal error")
 AWAY = BrokerConnectionError("lost the connection")
 
@@ -53,7 +54,7 @@ def test_a_failure_that_cannot_be_settled_tells_what_becomes_of_the_job(caplog, 
             Connection(error),
             Attempt(JOB, "task()", Retry(max_retries=retries), 1.0),
             ValueError("x"),
-            StoryWriter(DEFAULT_MASK),
+            STORIES,
         )
     assert caplog.messages[0].startswith("task task of q failed (job 7, attempt 1 of ")
     assert caplog.messages[0].partition("\n")[0].endswith(f"), {then}")
@@ -64,7 +65,7 @@ def test_a_lost_job_is_not_an_error_of_the_broker(caplog):
         Connection(JobNotFoundError("gone")),
         Attempt(JOB, "task()", Retry(), 1.0),
         ValueError("x"),
-        StoryWriter(DEFAULT_MASK),
+        STORIES,
     )
     assert "its reservation was lost" in caplog.text
 
@@ -72,5 +73,5 @@ def test_a_lost_job_is_not_an_error_of_the_broker(caplog):
 @pytest.mark.parametrize("error", [REFUSED, AWAY])
 def test_a_job_that_can_never_run_is_called_buried_only_once_it_is(caplog, error):
     with pytest.raises(type(error)):
-        bury_undecodable(Connection(error), JOB, MessageDecodeError("not JSON"), StoryWriter(DEFAULT_MASK))
+        bury_undecodable(Connection(error), JOB, MessageDecodeError("not JSON"), STORIES)
     assert caplog.messages == [f"job 7 of q can never run, and is not buried: not JSON ({error})"]
