@@ -41,6 +41,7 @@ COMMANDS = {
     "reload": "Let a supervisor take new code, and wait until that serves or is refused.",
     "resume": "End the pause of QUEUE.",
     "retry": "Run buried or delayed jobs again, now, after confirmation.",
+    "schedules": "Show all periodic tasks: when they are due, what was scheduled, and who watches.",
     "status": "Show the supervisors on this machine, their workers, tasks and memory.",
     "supervise": "Import the app once, fork workers for each queue, and keep them running.",
     "top": "Show a supervisor and its queues, live, in a terminal; ? shows the keys.",

@@ -52,7 +52,7 @@ from flask_backend.worker.worker import Worker
 from .apps import AppLoadError, LoadedApp, load_app_of_workers, refuse_patch, users_traceback, warn_of_threads
 from .demand import QueueReader
 from .metrics import check_metrics, open_metrics
-from .periodic import make_scheduler
+from .periodic import make_scheduler, scheduled_queues
 from .pools import check_descriptors, memory_to_share, plan_pools
 from .stopping import StopSignalsWhileLoading
 
@@ -202,7 +202,12 @@ def _make_work(loaded: LoadedApp, pools: list[Pool], options: WorkerOptions) -> 
     labels = {pool.name: loaded.backend.queues[pool.name].names for pool in pools}
     events = EventSink(lambda name: bool(_SIGNALS[name].receivers), send, tracing.flush)
     limits = {pool.name: limit.name for pool in pools if (limit := loaded.backend.queues[pool.name].limit)}
-    facts = {"app": loaded.app.name, "broker": str(settings.address), "limits": limits}
+    facts = {
+        "app": loaded.app.name,
+        "broker": str(settings.address),
+        "limits": limits,
+        "scheduled_queues": scheduled_queues(loaded, labels),
+    }
     return Work(work, labels, settle, events, facts, look)
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from flask_backend.supervisor.process import AcceptSignals
 
 
+def scheduled_queues(loaded: LoadedApp, queues: Collection[str]) -> list[str]:
+    """Return which of these queues have periodic tasks."""
+    return [queue for queue in loaded.backend.periodic_of(loaded.app) if queue in queues]
+
+
 def make_scheduler(loaded: LoadedApp, queues: Collection[str]) -> Service | None:
     """Return the service that schedules the periodic tasks of the served queues, if there are some."""
     backend, app = loaded.backend, loaded.app

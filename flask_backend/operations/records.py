@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,12 @@ def queue_as_dict(
     }
 
 
+def scheduler_as_dict(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the process that schedules periodic tasks, from the facts about a supervisor that serves some."""
+    queues = facts.get("scheduled_queues")
+    return {"pid": facts.get("scheduler_pid"), "queues": queues} if queues else None
+
+
 def supervisor_as_dict(supervisor: Supervisor) -> dict[str, Any]:
     found, facts = supervisor.found, supervisor.facts
     return {
@@ -52,6 +59,7 @@ def supervisor_as_dict(supervisor: Supervisor) -> dict[str, Any]:
         "reloads": facts.get("reloads"),
         "queues": [_served_as_dict(queue) for queue in supervisor.queues],
         "workers": [_worker_as_dict(worker) for worker in supervisor.workers],
+        "scheduler": scheduler_as_dict(facts),
         "deaths": facts.get("deaths", []),
         "total_private_bytes": supervisor.private_bytes,
         "total_pss_bytes": supervisor.pss_bytes,

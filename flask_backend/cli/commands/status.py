@@ -21,10 +21,10 @@ from flask_backend.cli.output import (
     wrapped,
 )
 from flask_backend.cli.summary import headline, why_frozen
-from flask_backend.operations.records import supervisor_as_dict
+from flask_backend.operations.records import scheduler_as_dict, supervisor_as_dict
 from flask_backend.operations.supervisors import Process, Queue, Supervisor, age_s, find
 from flask_backend.system.procfs import PROC_IS_THERE
-from flask_backend.visible import visible
+from flask_backend.visible import listed, visible
 
 NO_SUPERVISOR = "no supervisor runs here: start one with `flask-backend supervise`"
 # The text shows only the last deaths, JSON all that the page has.
@@ -91,6 +91,7 @@ def _echo(supervisor: Supervisor) -> None:
         style: dict[str, Any] = {"fg": "red"} if reload["has_failed"] else {}
         _echo_sentence(f"last reload, {show_seconds(age_s(reload['at']))} ago: {reload['outcome']}", **style)
     _echo_queues(supervisor)
+    _echo_scheduler(supervisor)
     _echo_workers(supervisor)
     _echo_tasks(supervisor)
     for death in supervisor.facts.get("deaths", [])[-SHOWN_DEATHS:]:
@@ -113,6 +114,13 @@ def _echo_queues(supervisor: Supervisor) -> None:
         for queue in supervisor.queues
     ]
     echo_table(columns, rows, [{"fg": "red"} if queue.serving == 0 else {} for queue in supervisor.queues])
+
+
+def _echo_scheduler(supervisor: Supervisor) -> None:
+    if scheduler := scheduler_as_dict(supervisor.facts):
+        pid = scheduler["pid"]
+        what = f"process {pid} schedules the periodic tasks" if pid else "no process schedules the periodic tasks"
+        _echo_sentence(f"{what} of {listed(scheduler['queues'])}", **({} if pid else {"fg": "red"}))
 
 
 def _show_wanted(queue: Queue) -> str:

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from flask_backend.cli.apps import check_queue, load_app_of_workers
+from flask_backend.cli.output import count_of
 from flask_backend.cli.parameters import drain_timeout_option, kill_grace_option, log_format_option, time_limit_option
 from flask_backend.cli.stopping import StopSignalsWhileLoading
 from flask_backend.system.exits import leave
-from flask_backend.system.loggers import delivery
+from flask_backend.system.loggers import delivery, get_logger
 from flask_backend.system.streams import WORKER_PATIENCE_S, streams
 
 if TYPE_CHECKING:
     from flask_backend.logs import LogFormat
+
+logger = get_logger("flask_backend.worker")
 
 
 @click.command()
@@ -41,7 +44,8 @@ def worker(  # noqa: PLR0913  # one parameter for each option
     """Run one worker of QUEUE in the foreground, without a supervisor.
 
     TERM or INT finishes the running task and exits; a second signal, or QUIT, gives it back and exits at once. USR1
-    prints the Python stacks. breakpoint() in a task stops in pdb, while its job stays reserved.
+    prints the Python stacks. breakpoint() in a task stops in pdb, while its job stays reserved. Periodic tasks are
+    scheduled by supervisors only, not by this command.
     """
     delivery.protect()
     streams.expect_no_results()
@@ -54,6 +58,12 @@ def worker(  # noqa: PLR0913  # one parameter for each option
     signals.exit_if_one_came()
     signals.warn_of_others()
     check_queue(loaded, queue)
+    if periodic := loaded.backend.periodic_of(loaded.app).get(queue):
+        logger.warning(
+            "a single worker does not schedule the %s of %s: `flask-backend supervise` does",
+            count_of(len(periodic), "periodic task"),
+            queue,
+        )
 
     from flask_backend.system.stacks import dump_on_signal
     from flask_backend.worker.host import Foreground

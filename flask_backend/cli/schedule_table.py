@@ -1,0 +1,60 @@
+"""The table of the periodic tasks of a queue."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from .output import Column, show_seconds
+
+if TYPE_CHECKING:
+    from flask_backend.operations.schedules import Schedule, ScheduledQueue
+
+
+def table_of(queue: ScheduledQueue) -> tuple[list[Column], list[list[str]]]:
+    """Return the columns and the rows."""
+    columns = [Column("name", least=12), Column("when", least=24), Column("policy", least=16)]
+    columns += [Column(title) for title in ("last", "next")]
+    columns += [Column(title, is_number=True) for title in ("made", "missed", "skipped")]
+    rows = [
+        [
+            each.name,
+            f"{each.words} ({each.timezone})",
+            _policy(each),
+            _show_time(each.last, each.timezone),
+            "retired" if each.is_retired else "paused" if each.is_paused else _show_time(each.next, each.timezone),
+            *(f"{number:,}" for number in (each.scheduled, each.missed, each.skipped)),
+        ]
+        for each in queue.schedules
+    ]
+    return columns, rows
+
+
+def styles_of(queue: ScheduledQueue) -> list[dict[str, Any]]:
+    """Return the styles of the rows."""
+    return [
+        {"dim": True} if each.is_retired else {"fg": "yellow"} if each.is_paused else {} for each in queue.schedules
+    ]
+
+
+def _policy(schedule: Schedule) -> str:
+    parts = [] if schedule.overlap else ["no overlap"]
+    parts += [] if schedule.catch_up == "once" else [f"catch up {schedule.catch_up}"]
+    parts += [] if schedule.grace_s is None else [f"grace {show_seconds(schedule.grace_s)}"]
+    return ", ".join(parts) or "-"
+
+
+def _show_time(at: int | None, zone: str) -> str:
+    """Return a time in a time zone; without its date if it is today there."""
+    if at is None:
+        return "-"
+
+    try:
+        here = ZoneInfo(zone)
+    except (LookupError, ValueError, OSError):  # newer than this machine's database
+        here = UTC
+    local = datetime.fromtimestamp(at, here)
+    is_today = local.date() == datetime.fromtimestamp(time.time(), here).date()
+    return local.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M")
