@@ -35,6 +35,7 @@ COMMANDS = {
     "failures": "Show why jobs are buried.",
     "health": "Check whether the supervisors here are alive and ready, for probes.",
     "jobs": "List the jobs of QUEUE, newest first.",
+    "limits": "Show the limits, and which workers use them.",
     "pause": "Stop workers from taking jobs of QUEUE.",
     "peek": "Show everything known about a job, with its call or message.",
     "queues": "Show all queues, their jobs and workers.",

@@ -26,6 +26,7 @@ from flask_backend.names import (
 from flask_backend.stories import Story
 
 from .batches import Batches, look
+from .limits import LimitUse, find_use, limit_names
 from .masking import Masking
 from .notes import AT_ONCE, StoredStory, decode_note, parts, queue_of, reading, reserve, stored
 
@@ -134,6 +135,14 @@ class Console:
     def find_queues(self, names: Iterable[str]) -> list[Queue]:
         """Return those of these queues that exist."""
         return self._connection.stats_tube(names)
+
+    def limits(self) -> list[LimitUse]:
+        """Return the limits that tasks have used, by name."""
+        return [use for name in limit_names(self._tubes()) if (use := self.limit(name))]
+
+    def limit(self, name: str) -> LimitUse | None:
+        """Return a limit, if a task has used it."""
+        return find_use(self._connection, name)
 
     def next_ready_of(self, queues: Iterable[str]) -> dict[str, JobRecord]:
         """Return the next ready job of each of these queues that has one."""

@@ -21,6 +21,7 @@ from flask_backend.visible import visible
 from .bodies import GONE, UNTOLD, expiry_in, show_cursor, show_story
 from .compatibility import Incompatibility, check_compatibility
 from .console import Console
+from .limits import LimitUse
 
 Numbers = Mapping[str, int | float | None]
 
@@ -39,8 +40,8 @@ class Facts:
     """The facts about a job at ``now``, in seconds since the epoch.
 
     ``story`` is set for a buried job, ``expires_at``, in seconds since the epoch, for a call that expires, and
-    ``cursor`` for one whose task has saved a checkpoint, which does not expire any more; ``misfit`` and ``retry`` are
-    known if the job's queue is in a loaded app.
+    ``cursor`` for one whose task has saved a checkpoint, which does not expire any more; ``misfit``, ``retry`` and
+    ``limit`` are known if the job's queue is in a loaded app.
     """
 
     record: JobRecord
@@ -51,6 +52,7 @@ class Facts:
     retry: Retry | None = None
     expires_at: float | None = None
     cursor: Cursor | None = None
+    limit: LimitUse | None = None
 
     @property
     def is_expired(self) -> bool:
@@ -91,7 +93,8 @@ def gather(console: Console, record: JobRecord, body: bytes, story: Story | None
     if app is None or handlers is None:
         return facts
     retry = _retry_of(handlers, body, app.settings.retry)
-    return replace(facts, misfit=check_compatibility(handlers, body), retry=retry)
+    limit = console.limit(handlers.limit.name) if handlers.limit else None
+    return replace(facts, misfit=check_compatibility(handlers, body), retry=retry, limit=limit)
 
 
 def _retry_of(handlers: Handlers, body: bytes, default: Retry) -> Retry | None:
@@ -133,6 +136,7 @@ def _reasons(facts: Facts) -> Iterator[Reason]:
     match facts.record.state:
         case "reserved":
             yield _reserved(facts)
+            yield from _limited(facts)
         case "buried":
             yield _buried(facts)
             if facts.is_expired:
@@ -228,6 +232,20 @@ def _held_up(facts: Facts) -> Iterator[Reason]:
             f"`flask-backend supervise --queue {queue.name}`."
         )
         yield Reason("no-worker", text, {"ready": queue.ready, "workers": 0, "idle": 0})
+    if facts.record.state == "ready":
+        yield from _limited(facts)
+
+
+def _limited(facts: Facts) -> Iterator[Reason]:
+    limit = facts.limit
+    if limit is None or not limit.waiting:
+        return
+    waits = "1 worker has a job and waits" if limit.waiting == 1 else f"{limit.waiting} workers have a job and wait"
+    which = ", perhaps with this one" if facts.record.state == "reserved" else ""
+    within = "" if limit.per is None else f" within {show_seconds(limit.per)}"
+    text = f"Limit {limit.name}: {limit.used} of {limit.n}{within} are used, and {waits}{which}."
+    numbers = {"limit_n": limit.n, "limit_per_s": limit.per, "limit_used": limit.used, "limit_waiting": limit.waiting}
+    yield Reason("limited", text, numbers)
 
 
 def _misfit(facts: Facts) -> Iterator[Reason]:

@@ -11,6 +11,7 @@ from flask_backend.broker.cursors import Cursor
 from flask_backend.broker.stats import JobRecord, Queue
 from flask_backend.operations.compatibility import Fault, Incompatibility
 from flask_backend.operations.explanation import Facts, explain, gone
+from flask_backend.operations.limits import LimitUse
 from flask_backend.stories import Story
 
 NOW = 1_767_225_600.0
@@ -207,3 +208,22 @@ def test_a_job_that_will_expire_has_the_time_as_the_second_sentence():
     late = explained_until(NOW + 30, state="delayed", time_left_s=60)
     assert late.code == "delayed"
     assert late.text.endswith(", in 30s, before it is due.")
+
+
+@pytest.mark.parametrize(
+    ("limit", "state", "said"),
+    [
+        (LimitUse("gpu", 2, None, 2, 0, 1), "ready", "Limit gpu: 2 of 2 are used, and 1 worker has a job and waits."),
+        (
+            LimitUse("mail", 3, 60, 3, 0, 4),
+            "reserved",
+            "Limit mail: 3 of 3 within 1m are used, and 4 workers have a job and wait, perhaps with this one.",
+        ),
+    ],
+)
+def test_a_limit_for_which_workers_wait_is_named(limit, state, said):
+    reason = explain(Facts(replace(JOB, state=state), QUEUE, NOW, limit=limit))
+    assert reason.text.endswith(said)
+    assert reason.code == ("limited" if state == "ready" else "reserved")
+    idle = replace(limit, used=0, waiting=0)
+    assert "imit" not in explain(Facts(replace(JOB, state=state), QUEUE, NOW, limit=idle)).text

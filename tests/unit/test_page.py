@@ -17,7 +17,7 @@ import pytest
 from flask_backend.outcome import Ending
 from flask_backend.supervisor.scoreboard import Publication, Row, Scoreboard
 from flask_backend.supervisor.states import ChildState
-from flask_backend.system import page
+from flask_backend.system import health, page
 
 LABELS = {"q": ["hello", "resize"], "other": []}
 
@@ -56,7 +56,7 @@ def test_each_word_of_the_layout_has_a_name_and_a_place():
         assert len(set(names)) == len(names)
     assert (page.HEADER[page.SEQUENCE], page.HEADER[page.QUEUES]) == ("sequence", "queues")
     assert (page.ROW[page.AWAY_SINCE_NS], page.ROW[page.BURIED_BEFORE]) == ("away_since_ns", "buried_before")
-    assert page.ROW[page.SLOT] == "slot"
+    assert (page.ROW[page.SLOT], page.ROW[page.LIMITED_SINCE_NS]) == ("slot", "limited_since_ns")
     assert page.LABEL[page.DONE : page.BUSY_NS + 1][4:] == ("expired", "crashed", "given_back", "reconnects", "busy_ns")
     assert (page.LABEL[page.DURATIONS], page.LABEL[page.WAITED_US - 1]) == ("ran_below_1_ms", "ran_below_inf")
     assert page.LABEL[page.WAITED_US : page.WAITS + 1] == ("waited_us", "waited_below_1_ms")
@@ -107,6 +107,20 @@ def test_a_file_explains_itself(publish, folder):
     assert tuple(told["words"]["row"]) == page.ROW
     header = dict(zip(told["words"]["header"], words, strict=False))
     assert (header["pid"], header["started_ticks"]) == (os.getpid(), page.read_process(os.getpid())[1])
+
+
+def test_a_job_that_waits_for_a_limit_is_not_stuck(publish, capsys):
+    board = publish()
+    row = board.take("q")
+    row.occupy(os.getpid())
+    row.begin(7)
+    row.show_limit(is_waiting=True)
+    row._words[page.JOB_SINCE_NS] -= 10**12
+    stuck = health.Request(live=True, ready=False, pid=os.getpid(), stuck_after_s=60)
+    assert health.report(stuck) == 0
+    assert capsys.readouterr().out.endswith("1 worker, 0 busy\n")
+    row.show_limit(is_waiting=False)
+    assert health.report(stuck) == 1
 
 
 def test_a_workers_counts_begin_again_with_the_worker_and_those_of_the_queue_go_on(publish):

@@ -99,6 +99,18 @@ def test_a_shrink_costs_as_little_as_possible(pools, workers, scaling):
     assert pools.plan.slots_of("q") == [busy.slot]
 
 
+def test_a_worker_that_waits_for_a_limit_is_not_idle(pools, workers, see):
+    pools.plan.add("q")
+    rows = [start(workers, index).row for index in range(5)]
+    for row in rows:
+        row.begin(7)
+        row.show_limit(is_waiting=True)
+    assert see(SPARE) == 0
+    rows[0].end(None)
+    rows[0].show_limit(is_waiting=False)
+    assert see(SPARE) == -1
+
+
 def test_a_worker_that_starts_goes_before_an_idle_one_and_the_last_one_first(pools, workers, scaling):
     start(workers, 0)
     workers.start(Slot("q", 1))

@@ -56,6 +56,21 @@ def test_a_job_is_seen_from_its_beginning_to_its_end(board):
     assert row.activity is None
 
 
+def test_a_job_that_waits_for_a_limit_has_not_begun(board):
+    row = board.take("q")
+    row.begin(7)
+    row.show_limit(is_waiting=True)
+    assert row.is_limited
+    assert row.activity is None
+    row.begin(7)
+    row.show_limit(is_waiting=False)
+    assert not row.is_limited
+    assert row.activity.job_id == 7
+    row.show_limit(is_waiting=True)
+    row.clear_activity(0)
+    assert not row.is_limited
+
+
 def test_the_time_to_kill_is_there_only_while_the_job_is(board):
     row = board.take("q")
     row.begin(7)
