@@ -101,7 +101,7 @@ class Batch:
             raise OptionError(f"the batch has a callback already: {self._callback.target.endpoint}")
         members, self._members = self._members, []
         try:
-            _checked(task).schedule_in(self._collector(), args, kwargs)
+            self._checked(task).schedule_in(self._collector(), args, kwargs)
             [callback] = self._members
         finally:
             self._members = members
@@ -114,7 +114,7 @@ class Batch:
 
         Raises the errors of a call of the task, and :exc:`RuntimeError` outside of the block.
         """
-        return _checked(task).schedule_in(self._collector(), args, kwargs)
+        return self._checked(task).schedule_in(self._collector(), args, kwargs)
 
     def map(self, task: Task[..., Any] | BoundTask[...], /, *iterables: Iterable[Any]) -> Jobs:
         """Add a call for each item, as :meth:`flask_backend.Task.map` schedules them; the items are read at once.
@@ -124,7 +124,7 @@ class Batch:
         """
         before = len(self._members)
         try:
-            return _checked(task).schedule_many_in(self._collector(), iterables)
+            return self._checked(task).schedule_many_in(self._collector(), iterables)
         except BaseException:
             self._drop(self._members[before:])
             del self._members[before:]
@@ -173,6 +173,17 @@ class Batch:
     def remove(self, member: _Member) -> None:
         """Take out a call that was cancelled before it was sent."""
         self._members.remove(member)
+
+    def _checked(self, task: Task[P, Any] | BoundTask[P]) -> Task[P, Any] | BoundTask[P]:
+        """Raise :exc:`TypeError` unless this is a task: a call of it would have scheduled it at once."""
+        if not isinstance(task, Task | BoundTask):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"a batch takes a task, or task.options(...), and then its arguments; got {show_value(task)}: write "
+                'batch.add(hello, "world")'
+            )
+        if not task.is_of(self._host):
+            raise TypeError(f"{task!r} belongs to another Backend than the batch")
+        return task
 
     def _collector(self) -> _Collector:
         if self._place is None:
@@ -352,13 +363,3 @@ def _outgoing(call: PendingCall) -> Outgoing:
     target = call.target
     options = target.options.resolve(target.producer.settings.ttr_s)
     return Outgoing(target.queue, str(target.endpoint), call.body, options)
-
-
-def _checked(task: Task[P, Any] | BoundTask[P]) -> Task[P, Any] | BoundTask[P]:
-    """Raise :exc:`TypeError` unless this is a task: a call of it would have scheduled it at once."""
-    if not isinstance(task, Task | BoundTask):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"a batch takes a task, or task.options(...), and then its arguments; got {show_value(task)}: write "
-            'batch.add(hello, "world")'
-        )
-    return task

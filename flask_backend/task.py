@@ -89,6 +89,9 @@ class BoundTask(Generic[P]):
         """Schedule one call for each item with these options, see :meth:`flask_backend.Task.map`."""
         return self._task.schedule_many(iterables, self._options)
 
+    def is_of(self, scheduler: object) -> bool:
+        return self._task.is_of(scheduler)
+
     def schedule_in(self, scheduler: Scheduler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
         return self._task.schedule(args, kwargs, self._options, scheduler)
 
@@ -178,6 +181,10 @@ class Task(Generic[P, R_co]):
         with the outcome of each item, if one was not accepted.
         """
         return self.schedule_many(iterables, self._defaults)
+
+    def is_of(self, scheduler: object) -> bool:
+        """Whether it was registered there."""
+        return self._scheduler is scheduler
 
     def schedule_in(self, scheduler: Scheduler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
         return self.schedule(args, kwargs, self._defaults, scheduler)
