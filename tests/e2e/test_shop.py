@@ -143,6 +143,7 @@ def test_an_order_is_confirmed_after_its_commit_and_a_payment_by_another_system(
     wait_until(lambda: broker.count("com.example/payments", "buried") == 1, "the wrong payment is buried")
     wait_until(lambda: mail_server.subjects() == ["Your order 1", "The payment of your order 1"], "the mail has come")
     dev.wait_for("decided Bury: there is no order 2 of 1 cents")
+    assert "com.example/payments" in browser.get("/backend/")
 
     assert dev.stop() == 0, dev.output
     assert broker.count("com.example/mail", "delayed") == 1  # the reminder

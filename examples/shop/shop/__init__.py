@@ -6,6 +6,8 @@ from typing import Any
 
 from flask import Flask
 
+from flask_backend.dashboard import Dashboard
+
 from . import catalog, orders, security
 from .extensions import backend, db
 
@@ -39,6 +41,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     security.init_app(app)
     for blueprint in (catalog.blueprint, catalog.imports, orders.blueprint):
         app.register_blueprint(blueprint)
+    app.register_blueprint(Dashboard(security.may), url_prefix="/backend")
 
     app.add_template_filter(money)
     app.cli.command("init-db", help="Create the missing tables.")(db.create_all)

@@ -56,6 +56,8 @@ def test_what_is_no_text_is_refused(owner, backend_memory):
     assert backend_memory.scheduled() == []
 
 
-def test_imports_are_for_the_owner(client, owner):
-    assert client.get("/imports/").status_code == client.post("/imports/").status_code == 401
+def test_imports_and_the_dashboard_are_for_the_owner(client, owner):
+    assert client.post("/imports/").status_code == 401
+    for page in ("/imports/", "/backend/"):
+        assert client.get(page).status_code == 401
     assert owner.get("/imports/").status_code == 200
