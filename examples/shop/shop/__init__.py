@@ -8,7 +8,7 @@ from flask import Flask
 
 from flask_backend.dashboard import Dashboard
 
-from . import catalog, orders, security
+from . import catalog, orders, reports, security
 from .extensions import backend, db
 
 
@@ -25,6 +25,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         MAIL_SERVER=None,  # without one, mails are logged
         MAIL_PORT=25,
         MAIL_DEFAULT_SENDER="shop@example.com",
+        MAIL_OWNER="owner@example.com",
     )
     app.config.from_prefixed_env()  # FLASK_SECRET_KEY, FLASK_SQLALCHEMY_DATABASE_URI, FLASK_MAIL_SERVER ...
     app.config.from_mapping(config)
@@ -39,7 +40,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     db.init_app(app)
     backend.init_app(app)
     security.init_app(app)
-    for blueprint in (catalog.blueprint, catalog.imports, orders.blueprint):
+    for blueprint in (catalog.blueprint, catalog.imports, orders.blueprint, reports.blueprint):
         app.register_blueprint(blueprint)
     app.register_blueprint(Dashboard(security.may), url_prefix="/backend")
 

@@ -1,7 +1,7 @@
 """The tables. SQLite keeps no time zones: all times are UTC."""
 
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column, relationship
@@ -58,3 +58,13 @@ class Upload(Base):
     done: Mapped[int] = mapped_column(default=0)
     problem: Mapped[str | None]
     uploaded_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Report(Base):
+    """The sales of a day."""
+
+    __tablename__ = "reports"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    orders: Mapped[int]
+    cents: Mapped[int]

@@ -61,3 +61,10 @@ def test_imports_and_the_dashboard_are_for_the_owner(client, owner):
     for page in ("/imports/", "/backend/"):
         assert client.get(page).status_code == 401
     assert owner.get("/imports/").status_code == 200
+
+
+def test_without_a_password_the_pages_of_the_owner_are_open_only_in_debug_mode(app, client, owner):
+    app.config["ADMIN_PASSWORD"] = None
+    assert client.get("/imports/").status_code == owner.get("/imports/").status_code == 401
+    app.debug = True
+    assert client.get("/imports/").status_code == 200
