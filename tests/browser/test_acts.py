@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from selenium.webdriver.common.keys import Keys
 from support import dashboard_app
 from support.dashboard_app import MAIL, REPORTS, welcome
 from support.waiting import wait_until
@@ -17,24 +16,25 @@ def test_queue_is_paused_resumed_and_emptied(chromium, site):
     welcome.map(["ann@example.com"] * 3)
     chromium.open(site.url("/queue", queue=MAIL))
     chromium.find("main select").send_keys("until resumed")
-    chromium.click("button", "Pause")
+    chromium.follow("button", "Pause")
     assert f"paused {MAIL} until it is resumed" in chromium.find(".notice").text
-    chromium.click("button", "Resume")
+    chromium.follow("button", "Resume")
     assert site.broker.tube(MAIL)["pause-time-left"] == 0
-    chromium.click("a", "Delete all ready")
+    chromium.follow("a", "Delete all ready")
     assert chromium.find("h1").text == f"Delete 3 ready jobs of {MAIL}?"
     chromium.click("button.danger")  # the browser asks for the name first
     assert site.broker.count(MAIL, "ready") == 3
-    chromium.find("#typed").send_keys("something else", Keys.ENTER)
+    chromium.find("#typed").send_keys("something else")
+    chromium.follow("button.danger")
     assert chromium.find("h1").text == "Not confirmed"
     assert site.broker.count(MAIL, "ready") == 3
     chromium.driver.back()
     chromium.find("#typed").clear()
     chromium.find("#typed").send_keys(MAIL)
-    chromium.click("button.danger")
+    chromium.follow("button.danger")
     chromium.wait_for_text(f"deleted 3 ready jobs of {MAIL}", ".notice")
     assert site.broker.is_empty(MAIL)
-    chromium.click("nav a", "Actions")
+    chromium.follow("nav a", "Actions")
     assert chromium.find("td[data-label='Outcome']").text == "done"
     assert {row.text for row in chromium.find_all("td[data-label='Who']")} == {"operator"}
     assert len(chromium.problems()) == 1  # the 400 of the wrong name
@@ -45,10 +45,10 @@ def test_periodic_task_is_run_and_paused(chromium, site, supervise):
     chromium.hasten()
     chromium.open(site.url("/schedules"))
     chromium.wait(lambda: chromium.find_all("button", "Run now"), "the refresh shows the periodic tasks")
-    chromium.click("button", "Run now")
+    chromium.follow("button", "Run now")
     assert "as job" in chromium.find(".notice").text
     wait_until(lambda: site.broker.tube(REPORTS)["cmd-delete"] == 1, "the call has run")
-    chromium.click("button", "Pause")
+    chromium.follow("button", "Pause")
     assert chromium.find_all("td[data-label='Next'] strong", "paused")
-    chromium.click("button", "Resume")
+    chromium.follow("button", "Resume")
     assert not chromium.find_all("td[data-label='Next'] strong", "paused")

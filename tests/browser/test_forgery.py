@@ -46,7 +46,7 @@ def test_form_and_script_of_another_origin_change_nothing(chromium, site, attack
         site.url("/queue/pause"),
         MAIL,
     )
-    chromium.click("button")
+    chromium.follow("button")
     chromium.wait_for_text("Nothing was done", "main")
     assert site.broker.tube(MAIL)["pause-time-left"] == 0
     assert {action["outcome"].partition(":")[0] for action in site.actions} == {"denied"}

@@ -110,11 +110,11 @@ def test_everything_is_there_without_scripts(chromium, site):
     with chromium.without_scripts():
         chromium.open(site.url())
         assert not chromium.find("#refresh").is_displayed()
-        chromium.click("a", "Measure the rates")
+        chromium.follow("a", "Measure the rates")
         assert re.fullmatch(r"[\d.]+", cell(chromium, MAIL, "In/s"))
-        chromium.click("a", MAIL)
-        chromium.click("button", "Pause")
+        chromium.follow("a", MAIL)
+        chromium.follow("button", "Pause")
         assert "paused" in chromium.find(".notice").text
-        chromium.click("button", "Resume")
+        chromium.follow("button", "Resume")
         assert site.broker.tube(MAIL)["pause-time-left"] == 0
     assert site.refreshes == 0

@@ -14,7 +14,6 @@ from typing import Any
 from selenium import webdriver
 from selenium.common import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from support.waiting import wait_until
@@ -108,20 +107,31 @@ class Chromium:
     @property
     def text(self) -> str:
         """The visible text of the page."""
-        return self.find("body").text
+        return self.run("return document.body.innerText")
 
     def find(self, selector: str, text: str | None = None) -> WebElement:
         """Return the first element of a CSS selector, of those that have this text."""
         found = self.find_all(selector, text)
-        assert found, f"no {selector!r} with {text!r} in:\n{self.driver.find_element(By.TAG_NAME, 'body').text}"
+        assert found, f"no {selector!r} with {text!r} in:\n{self.text}"
         return found[0]
 
     def find_all(self, selector: str, text: str | None = None) -> list[WebElement]:
-        found = self.driver.find_elements(By.CSS_SELECTOR, selector)
-        return [each for each in found if text is None or text in (each.text or each.get_attribute("value") or "")]
+        # In one step: the page may replace an element between two.
+        found = (
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".filter(each => arguments[1] === null || each.innerText.includes(arguments[1]))"
+        )
+        return self.run(found, selector, text)
 
     def click(self, selector: str, text: str | None = None) -> None:
         self.find(selector, text).click()
+
+    def follow(self, selector: str, text: str | None = None) -> None:
+        """Click a link or a button, and wait for the page that it leads to."""
+        self.run("document.isLeft = true")
+        self.click(selector, text)
+        arrived = "return !document.isLeft && document.readyState === 'complete'"
+        self.wait(lambda: self.run(arrived), "another page")
 
     def press(self, *keys: str) -> None:
         """Press keys, without a target of their own: the page gets them, or the element that has the focus."""
