@@ -15,16 +15,8 @@ pytestmark = pytest.mark.any_broker
 APP = f"{dashboard_app.__file__}:create_app"
 # What the walk must have found; it checks further pages too.
 LOOKS = 4  # the queues differ in what they offer
-LEAST = {
-    "/",
-    "/queue",
-    "/workers",
-    "/actions",
-    "/queue/retry-buried",
-    "/queue/delete-ready",
-    "/workers/stop",
-    "/schedules",
-}
+LEAST = {"/", "/queue", "/workers", "/actions", "/queue/retry-buried", "/queue/delete-ready", "/workers/stop"}
+LEAST |= {"/schedules", "/batches"}
 
 
 @pytest.fixture
@@ -34,11 +26,14 @@ def busy_site(site, supervise):
     supervisor = supervise(*queues, app=APP)
     supervisor.wait_for_log("ready: ")
     welcome.map(["ann@example.com", "nobody", "<script>document.title = 'owned'</script>"])
+    with dashboard_app.backend.batch() as batch:
+        batch.on_complete(dashboard_app.tidy)
+        batch.add(welcome, "nobody either")
     resize("huge.png")
     resize("slow.png")
     dashboard_app.report.options(delay=3600)(2026)
     site.broker.put("com.example/a-queue-that-nobody-serves-with-a-very-long-name", b"<script>")
-    wait_until(lambda: site.broker.count(MAIL, "buried") == 2, "two failures", 30)
+    wait_until(lambda: site.broker.count(MAIL, "buried") == 3, "three failures", 30)
     wait_until(lambda: site.broker.count(IMAGES, "buried") == 1, "a worker was killed three times", 30)
     return site
 

@@ -1,5 +1,5 @@
 """The pages and their acts. ``ALL`` is in the order of the navigation."""
 
-from . import actions, queue, queues, schedules, workers
+from . import actions, batches, queue, queues, schedules, workers
 
-ALL = (queues.pages, queue.pages, workers.pages, schedules.pages, actions.pages)
+ALL = (queues.pages, queue.pages, workers.pages, schedules.pages, batches.pages, actions.pages)

@@ -1,0 +1,25 @@
+"""The batches that are not complete."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from flask_backend.dashboard.routing import Page, Pages
+from flask_backend.dashboard.visit import Visit
+
+pages = Pages()
+
+# The oldest are shown: those that hang are among them.
+MOST = 100
+
+
+@pages.page("/batches", "/batches.json", nav="Batches")
+def batches(visit: Visit) -> Page:
+    found = visit.console.batches(MOST)
+    data = {
+        "broker": visit.address,
+        "at": visit.now,
+        "count": found.count,
+        "batches": [asdict(batch) for batch in found.found],
+    }
+    return Page("batches.html", {"batches": found}, data)
