@@ -20,7 +20,7 @@ ACTIONS = ("view", "view_arguments", "retry", "delete", "cancel", "pause", "sche
 
 CLOSED = (
     "The dashboard is closed, since nothing says who may see it. In the app, pass a function: "
-    "Dashboard(authorize=may), with `def may(action, what): return current_user.is_authenticated`, for example."
+    "`Dashboard(authorize=may)`, with `def may(action, what): return current_user.is_authenticated`, for example."
 )
 # Takes one of the actions, and what it is about: the page, or the queue, the ids and the pid of an act. Returns True,
 # False, or a response to send in place of the refusal, such as a redirect to the login.
