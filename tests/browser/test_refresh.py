@@ -118,3 +118,26 @@ def test_everything_is_there_without_scripts(chromium, site):
         chromium.follow("button", "Resume")
         assert site.broker.tube(MAIL)["pause-time-left"] == 0
     assert site.refreshes == 0
+
+
+def test_two_people_see_what_the_other_one_does(page, site):
+    other = type(page)()
+    try:
+        other.hasten()
+        other.open(site.url("/queue", queue=MAIL))
+        other.follow("button", "Pause")
+        page.wait(lambda: cell(page, MAIL, "Paused").startswith("for "), "the first one sees the pause")
+        page.open(site.url("/queue", queue=MAIL))
+        page.follow("button", "Resume")
+        other.wait(lambda: not other.find_all("button", "Resume"), "the second one sees its end")
+    finally:
+        other.quit()
+
+
+def test_choice_that_is_not_sent_yet_survives_a_refresh(page, site):
+    page.open(site.url("/queue", queue=MAIL))
+    page.find("main select").send_keys("until resumed")
+    page.run("document.activeElement.blur()")
+    before = site.refreshes
+    page.wait(lambda: site.refreshes >= before + 2, "two refreshes")
+    assert page.run("return document.querySelector('main select').selectedOptions[0].text") == "until resumed"

@@ -1,5 +1,4 @@
-"use strict";
-// The script of the dashboard. Each page works without it: it refreshes, measures rates, and listens to keys.
+"use strict"; // Each page works without this script: it refreshes, measures rates, and listens to keys.
 (() => {
   const WAITS = ["5", "2", "15", "off"], THEMES = ["system", "light", "dark"], LONGEST_MS = 120e3, SAMPLES = 60;
   const find = (selector, from = document) => from.querySelector(selector);
@@ -10,7 +9,8 @@
   let theme = recall("theme", THEMES) ?? THEMES[0], every = recall("refresh", WAITS) ?? WAITS[0];
   let keys = recall("keys", ["off"]) ?? "on", failures = 0, staleSince = "", timer, request, lastBox;
   document.documentElement.dataset.theme = theme; // before the first paint; it also shows what needs this script
-  const BUSY = "dialog[open], td input:checked, main :is(input:not([type=checkbox]), textarea, select):focus";
+  const FIELDS = "select, textarea, input:not([type=checkbox], [type=hidden])"; // a refresh leaves them as they are
+  const BUSY = `dialog[open], td input:checked, main :is(${FIELDS}):focus`;
   const isPaused = () => document.hidden || every === "off" || find(BUSY) || !find("[data-live]");
   const clock = () => new Date().toTimeString().slice(0, 5);
   const say = (text) => { if (find("#status").textContent !== text) find("#status").textContent = text; };
@@ -26,7 +26,7 @@
       if (isPaused()) return; // since the request
       for (const part of all("[data-live]")) {
         const next = page.getElementById(part.id);
-        if (next) Idiomorph.morph(part, next, { ignoreActiveValue: true });
+        if (next) Idiomorph.morph(part, next, { callbacks: { beforeNodeMorphed: (old) => !old.matches?.(FIELDS) } });
       }
       measure();
       say(staleSince && `Up to date again at ${clock()}`);
