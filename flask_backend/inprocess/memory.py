@@ -51,12 +51,15 @@ class MemoryBroker:
     """Replaces a :class:`Connection` to a server within one process, and may be used from any thread.
 
     ``now`` is its time in seconds, ``puts`` has all jobs ever put, ``begun`` the queues whose hooks have run, and
-    ``draining`` the threads that run jobs.
+    ``draining`` the threads that run jobs. ``began`` is when its time was 0, in seconds since the epoch, and
+    ``periodic`` has the last job of each periodic task.
     Asynchronous hooks and tasks share ``event_loop``, as in a worker.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.began = time.time()
+        self.periodic: dict[str, int] = {}
         self.puts: dict[int, Put] = {}
         self.begun: set[str] = set()
         self.draining: set[int] = set()
@@ -68,9 +71,10 @@ class MemoryBroker:
         self._client = self._store.connect()
         self._lock = threading.RLock()
 
-    def move_time(self, seconds: float) -> None:
+    def move_time(self, to: float) -> None:
+        """Move the time to ``to``, in seconds since the beginning."""
         with self._lock:
-            self.now += seconds
+            self.now = to
             for job in self._client.held:
                 self._store.touch(self._client, job.id, self.now)  # as a worker does while its task runs
 

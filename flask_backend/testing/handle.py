@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,9 +15,11 @@ from flask_backend.decisions import TaskDecision
 from flask_backend.errors import ConfigError, OptionError, TaskInterrupted
 from flask_backend.extension import Backend
 from flask_backend.inprocess.memory import MemoryBroker, MemoryProducer, Put
-from flask_backend.inprocess.sync import InProcessWorker
+from flask_backend.inprocess.sync import InProcessWorker, SyncProducer
 from flask_backend.job import JobState
+from flask_backend.message import decode
 from flask_backend.names import failures_tube, is_failures_tube
+from flask_backend.periodic.definition import Definition
 from flask_backend.stories import Story
 
 from .expecting import Target, check_target, expect, expect_any, tell_missing, tell_unwanted
@@ -120,13 +124,18 @@ class Memory:
     def move_time(self, by: float | timedelta) -> None:
         """Move the broker's time by seconds or a ``timedelta``: the next :meth:`drain` runs the jobs that become due.
 
-        These are delayed jobs and retries; calls with ``expires`` expire by the broker's time too. The clocks of Python
-        and the system stay; ``current_job.age`` moves with the broker's time.
+        These are delayed jobs and retries; calls with ``expires`` expire by the broker's time too. Periodic tasks are
+        scheduled at each of their times on the way, as by a supervisor, but not in ``sync://``; the broker's time
+        begins at the real one, when the app is created and at :meth:`clear`. The clocks of Python and the system stay;
+        ``current_job.age`` moves with the broker's time.
         """
         seconds = by.total_seconds() if isinstance(by, timedelta) else by
         if not 0 <= seconds < float("inf"):
             raise OptionError(f"cannot move time by {by!r}; expected seconds or a timedelta, 0 or more")
-        self._broker.move_time(seconds)
+        end = self._broker.now + seconds
+        if not isinstance(self._producer, SyncProducer):
+            self._schedule_until(end)
+        self._broker.move_time(end)
 
     def buried(self) -> list[Buried]:
         """Return the buried jobs, each with its story: the reason, the exception and its traceback, the attempts."""
@@ -144,6 +153,22 @@ class Memory:
         self._producer.clear()
 
     # -- inner workings --------------------------------------------------------------------------------------
+
+    def _schedule_until(self, end: float) -> None:
+        """Schedule the calls of periodic tasks, each at its time."""
+        broker, producer = self._broker, self._producer
+        found = [each for queue in self._backend.periodic_of(self._app).values() for each in queue]
+        for slot, _, definition in heapq.merge(*(_slots(each, broker.began + broker.now) for each in found)):
+            if slot > broker.began + end:
+                return
+            broker.move_time(max(broker.now, slot - broker.began))
+            uid, last = definition.uid(slot), broker.periodic.get(definition.name)
+            if not definition.overlap and last is not None:
+                last_uid = decode(broker.puts[last].body).headers["id"]
+                if producer.state(definition.queue, last, last_uid) not in (None, "buried"):
+                    continue
+            with self._app.app_context():
+                broker.periodic[definition.name] = self._backend.schedule_slot(definition, slot, uid).id
 
     @property
     def _broker(self) -> MemoryBroker:
@@ -166,3 +191,11 @@ class Memory:
             raise
         scheduled, attempt = self._tell(broker.puts[job.id]), broker.counters(job.id).attempts.number
         return Ran(scheduled, attempt, worker.process(job))
+
+
+def _slots(definition: Definition, after: float) -> Iterator[tuple[int, str, Definition]]:
+    """Yield the slots of a periodic task, in the form in which they are merged with those of others."""
+    while True:
+        slot = definition.when.next_after(after)
+        yield slot, definition.name, definition
+        after = slot

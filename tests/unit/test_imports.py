@@ -52,7 +52,7 @@ ARROWS = {
     "dashboard": {"broker", "extension", "operations", "signals", "system"},
     "logs": {"current", "system"},
     "development": {"system"},
-    "testing": {"extension", "task", "job", "inprocess", "broker", "registry"},
+    "testing": {"extension", "task", "job", "inprocess", "broker", "periodic", "registry"},
     "cli": {"extension", "task", "operations", "signals", "worker", "supervisor", "broker", "registry", "system"}
     | {"dashboard", "development", "embedded", "logs", "metrics", "periodic", "tracing", "transactions"},
     "contrib": {"current", "signals", "system", "tracing"},
