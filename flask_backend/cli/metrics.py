@@ -42,9 +42,11 @@ def open_metrics(loaded: LoadedApp, endpoint: Endpoint | None, handover: Handove
         return None
     logger.info("metrics at %s", listener.url)
     settings, queues = loaded.backend.settings_of(loaded.app), list(loaded.backend.queues)
+    definitions = loaded.backend.periodic_of(loaded.app)
+    periodic = {queue: {each.name for each in found} for queue, found in definitions.items()}
 
     def serve(accept_signals: AcceptSignals, lifeline: int) -> int:
-        return helper.serve(listener, accept_signals, lifeline, loaded.app.name, settings, queues)
+        return helper.serve(listener, accept_signals, lifeline, loaded.app.name, settings, queues, periodic)
 
     return Service("serves metrics", serve, listener.key, listener.fileno(), listener.close)
 

@@ -23,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from flask_backend.deaths import EXIT_REASONS
+from flask_backend.operations.schedules import ScheduledQueue
 from flask_backend.operations.supervisors import Counts, Queue, count_queues
 from flask_backend.system import page
 from flask_backend.system.page import BUCKETS, Found
@@ -33,6 +34,7 @@ from .serving import PageMissingError
 
 OUTCOMES = ("done", "retried", "buried", "discarded", "expired", "crashed", "given_back")
 WORKER_STATES = ("starting", "idle", "limited", "busy", "stopping")
+SLOT_OUTCOMES = ("scheduled", "missed", "skipped")
 JOB_STATES = ("ready", "reserved", "delayed", "buried")
 # The endpoint of messages that could not be decoded, or name no task.
 OTHER = "other"
@@ -186,6 +188,7 @@ def _of_broker(answer: Answer, reconnects: int) -> Iterator[Metric]:
     yield again
     if answer.queues is not None:
         yield from _of_queues(answer.queues)
+        yield from _of_schedules(answer.scheduled)
 
 
 def _of_queues(states: Sequence[QueueState]) -> Iterator[Metric]:
@@ -209,6 +212,40 @@ def _of_queues(states: Sequence[QueueState]) -> Iterator[Metric]:
         watchers.add_metric((each.name,), each.watchers)
         paused.add_metric((each.name,), each.paused_s)
     yield from (jobs, waits, watchers, paused)
+
+
+def _of_schedules(queues: Sequence[ScheduledQueue]) -> Iterator[Metric]:
+    schedulers = GaugeMetricFamily(
+        "flask_backend_schedule_schedulers",
+        "Schedulers that watch the periodic tasks of the queue, on all hosts.",
+        labels=("queue",),
+    )
+    last = GaugeMetricFamily(
+        "flask_backend_schedule_last_run_timestamp_seconds",
+        "The time for which the periodic task was last scheduled; missing before the first one.",
+        labels=("queue", "schedule"),
+    )
+    following = GaugeMetricFamily(
+        "flask_backend_schedule_next_run_timestamp_seconds",
+        "The time for which the periodic task is to be scheduled next; missing while it is paused.",
+        labels=("queue", "schedule"),
+    )
+    slots = CounterMetricFamily(
+        "flask_backend_schedule_slots",
+        "Times at which the periodic task was due, by what became of them.",
+        labels=("queue", "schedule", "outcome"),
+    )
+    for queue in queues:
+        schedulers.add_metric((queue.name,), queue.schedulers)
+        for each in queue.schedules:
+            labels = (queue.name, _clean(each.name))
+            if each.last is not None:
+                last.add_metric(labels, each.last)
+            if each.next is not None:
+                following.add_metric(labels, each.next)
+            for outcome in SLOT_OUTCOMES:
+                slots.add_metric((*labels, outcome), getattr(each, outcome))
+    yield from (schedulers, last, following, slots)
 
 
 class _Memory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import FrameType
 
 from flask_backend.config import Settings
@@ -32,12 +32,13 @@ def serve(  # noqa: PLR0913  # what it gets from its supervisor, and what it ser
     app: str,
     settings: Settings,
     queues: Collection[str],
+    periodic: Mapping[str, Collection[str]],
 ) -> int:
     """Serve the metrics of this process's parent until TERM, or until the parent ends, and return the exit code.
 
     Signals are blocked until ``accept_signals`` is called. ``lifeline`` is a descriptor that is readable when the
-    parent is gone. ``queues`` are those of the app: the broker is asked about them even if this supervisor serves only
-    some.
+    parent is gone. ``queues`` are those of the app, and ``periodic`` the names of its periodic tasks by queue: the
+    broker is asked about them even if this supervisor serves only some.
     """
     from flask_backend import __version__
 
@@ -51,7 +52,7 @@ def serve(  # noqa: PLR0913  # what it gets from its supervisor, and what it ser
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave_it_to_the_server)
     accept_signals()
-    reader = QueueReader(settings, queues)
+    reader = QueueReader(settings, queues, periodic)
     exposition = Exposition(Identity(os.getppid(), app, __version__), reader.ask)
     Server(listener.socket, exposition.render, (term_r, lifeline)).run()
     return ExitCode.OK

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flask_backend.config import Settings
 from flask_backend.errors import BrokerError
 from flask_backend.operations.console import Console
+from flask_backend.operations.schedules import ScheduledQueue, Schedules
 from flask_backend.system.loggers import get_logger
 
 logger = get_logger("flask_backend.metrics")
@@ -36,32 +37,40 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the broker has said. ``queues`` is None if it has not answered."""
+    """What the broker has said. ``queues`` is None if it has not answered.
+
+    ``scheduled`` are the queues with periodic tasks of the app, and those tasks.
+    """
 
     server: str
     queues: list[QueueState] | None
+    scheduled: Sequence[ScheduledQueue] = ()
 
 
 class QueueReader:
     """Asks the broker in a thread, one at a time: nothing else bounds the time that a lookup of its name takes."""
 
-    def __init__(self, settings: Settings, names: Iterable[str]) -> None:
+    def __init__(
+        self, settings: Settings, names: Iterable[str], periodic: Mapping[str, Collection[str]] | None = None
+    ) -> None:
+        """Read the queues ``names``, and the periodic tasks by name of those queues that have some."""
         self._settings = replace(settings, timeout_s=min(settings.timeout_s, WITHIN_S))
         self._names = sorted(names)
+        self._periodic = periodic or {}
         self._server = str(settings.address).removeprefix("btq://")
         self._thread: threading.Thread | None = None
-        self._found: list[QueueState] | None = None
+        self._found: Answer | None = None
         self._answer = Answer(self._server, None)
         self._answered_at = float("-inf")
 
     def ask(self) -> Answer:
         """Return the state of all queues, if the broker answers within the time for it."""
         if time.monotonic() - self._answered_at >= FRESH_S:
-            self._answer = Answer(self._server, self._ask())
+            self._answer = self._ask() or Answer(self._server, None)
             self._answered_at = time.monotonic()
         return self._answer
 
-    def _ask(self) -> list[QueueState] | None:
+    def _ask(self) -> Answer | None:
         if self._thread is None or not self._thread.is_alive():
             self._found = None
             self._thread = threading.Thread(target=self._read, name="flask-backend-queues", daemon=True)
@@ -71,7 +80,8 @@ class QueueReader:
 
     def _read(self) -> None:
         try:
-            self._found = read_queues(self._settings, self._names)
+            queues = read_queues(self._settings, self._names)
+            self._found = Answer(self._server, queues, read_schedules(self._settings, self._periodic))
         except BrokerError as error:
             logger.debug("cannot ask the broker for metrics: %s", error)
 
@@ -100,3 +110,17 @@ def read_queues(settings: Settings, names: Iterable[str]) -> list[QueueState]:
                 )
             )
     return states
+
+
+def read_schedules(settings: Settings, periodic: Mapping[str, Collection[str]]) -> list[ScheduledQueue]:
+    """Return the state of the periodic tasks with these names, by queue; raise :exc:`BrokerError`.
+
+    A removed task stays in its token, and nothing would change it any more: it is left out.
+    """
+    if not periodic:
+        return []
+    with Schedules(settings) as schedules:
+        return [
+            replace(queue, schedules=[each for each in queue.schedules if each.name in periodic[queue.name]])
+            for queue in schedules.queues(periodic)
+        ]

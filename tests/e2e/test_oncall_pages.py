@@ -22,6 +22,11 @@ from support.beanstalkd import Beanstalkd, RealBeanstalkd
 from support.supervised import Supervised, title
 from support.waiting import wait_until
 
+from flask_backend.names import schedule_tube
+from flask_backend.periodic.definition import Definition
+from flask_backend.periodic.token import Entry, Release, Token
+from flask_backend.periodic.when import Every
+
 ONCALL = ROOT / "docs" / "oncall"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 QUEUE = "com.example/orders"
@@ -224,6 +229,14 @@ class Host:
         self.supervised.wait_reserving(3, QUEUE)
 
     @contextmanager
+    def unscheduled(self) -> Iterator[str]:
+        entry = Entry(Definition("daily", FORGOTTEN, "note", Every(86400)), 1)
+        job = self.broker.put(schedule_tube(FORGOTTEN), Token(FORGOTTEN, 1, Release(), {"daily": entry}).encode())
+        yield rf"(?s)Every day.*no scheduler watches {FORGOTTEN}"
+        with self.broker.client() as client:
+            client.delete(job)
+
+    @contextmanager
     def late(self) -> Iterator[str]:
         self.words["ID"] = str(self.call("note", delay=3600))
         yield r"(?s)delayed.*retried 1 job"
@@ -242,6 +255,7 @@ SITUATIONS = {
     Host.frozen: ("FlaskBackendSupervisorFrozen", "The supervisor is frozen"),
     Host.broken: ("The supervisor does not start, or ends",),
     Host.refused: ("FlaskBackendReloadRefused", "A reload is refused"),
+    Host.unscheduled: ("FlaskBackendScheduleMissed", "Periodic tasks are not scheduled"),
     Host.late: ("The clock is wrong",),
     Host.away: ("FlaskBackendBrokerDown", "The broker is away"),
 }

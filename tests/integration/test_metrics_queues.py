@@ -13,6 +13,10 @@ from flask_backend.broker.connection import Connection
 from flask_backend.config import Address, Settings
 from flask_backend.metrics import queues
 from flask_backend.metrics.queues import QueueReader, QueueState, read_queues
+from flask_backend.names import schedule_tube
+from flask_backend.periodic.definition import Definition
+from flask_backend.periodic.token import Entry, Release, Token
+from flask_backend.periodic.when import Every
 
 
 @pytest.fixture
@@ -73,3 +77,11 @@ def test_a_question_that_hangs_is_asked_once_and_its_late_answer_is_not_used(set
     gate.set()
     wait_until(lambda: not reader._thread.is_alive(), "the answer is there, late")
     assert reader.ask().queues == [QueueState("q", ready=2)]
+
+
+def test_periodic_tasks_of_the_app_are_read_and_removed_ones_left_out(broker, settings):
+    entries = {name: Entry(Definition(name, "q", "hello", Every(60)), 60) for name in ("a", "removed")}
+    broker.put(schedule_tube("q"), Token("q", 1, Release(), entries).encode())
+    answer = QueueReader(settings, ["q"], {"q": {"a"}, "none": {"b"}}).ask()
+    [queue] = answer.scheduled
+    assert [(each.name, each.next) for each in queue.schedules] == [("a", 120)]

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from flask_backend.metrics.collector import Exposition, Identity
 from flask_backend.metrics.queues import Answer, QueueState
+from flask_backend.operations.schedules import Schedule, ScheduledQueue
 from flask_backend.outcome import Ending
 from flask_backend.supervisor.scoreboard import Publication, Row, Scoreboard
 from flask_backend.supervisor.states import ChildState
@@ -17,12 +18,21 @@ SERVER = "broker:11300"
 QUEUES = [QueueState("q", ready=3, buried=1, watchers=2, next_wait_s=7), QueueState("other", next_wait_s=None)]
 
 
+DAILY = Schedule(
+    *("q", "daily", "hello", "@daily", "At 00:00 every day", "UTC"),
+    *(86400, 7, 172800, "once", True, None, 3, 2, 1),
+    is_paused=False,
+    is_retired=False,
+)
+SCHEDULED = [ScheduledQueue("q", 2, [DAILY])]
+
+
 class Published:
     """This process as a supervisor: its status page, and what its broker answers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
-        self.answer = Answer(SERVER, QUEUES)
+        self.answer = Answer(SERVER, QUEUES, SCHEDULED)
         self.boards = [self._make(0)]
         self.board.publish()
         self.exposition = Exposition(Identity(os.getpid(), "shop", "1.2"), lambda: self.answer)

@@ -6,17 +6,19 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
-from support.published import SERVER, Published, work
+from support.published import DAILY, SERVER, Published, work
 
 from flask_backend.deaths import EXIT_REASONS
 from flask_backend.metrics.collector import Exposition, Identity
 from flask_backend.metrics.queues import Answer
 from flask_backend.metrics.serving import PageMissingError
+from flask_backend.operations.schedules import ScheduledQueue
 from flask_backend.outcome import Ending
 from flask_backend.supervisor.scoreboard import Publication, Scoreboard
 from flask_backend.supervisor.states import ChildState
@@ -141,6 +143,22 @@ def test_the_queues_are_those_of_the_broker(supervisor):
     assert supervisor.values("flask_backend_queue_next_wait_seconds") == {("q",): 7}  # of the other it is unknown
     assert supervisor.values("flask_backend_queue_watchers") == {("q",): 2, ("other",): 0}
     assert supervisor.values("flask_backend_broker_up") == {(SERVER,): 1}
+
+
+def test_periodic_tasks_have_their_times_and_what_became_of_them(supervisor):
+    assert supervisor.values("flask_backend_schedule_schedulers") == {("q",): 2}
+    assert supervisor.values("flask_backend_schedule_last_run_timestamp_seconds") == {("q", "daily"): 86400}
+    assert supervisor.values("flask_backend_schedule_next_run_timestamp_seconds") == {("q", "daily"): 172800}
+    slots = supervisor.values("flask_backend_schedule_slots_total")
+    assert {key: value for key, value in slots.items() if "daily" in key} == {
+        ("scheduled", "q", "daily"): 3,
+        ("missed", "q", "daily"): 2,
+        ("skipped", "q", "daily"): 1,
+    }
+    new = replace(DAILY, last=None, next=None)
+    supervisor.answer = Answer(SERVER, [], [ScheduledQueue("q", 0, [new])])
+    assert supervisor.values("flask_backend_schedule_last_run_timestamp_seconds") == {}
+    assert supervisor.values("flask_backend_schedule_next_run_timestamp_seconds") == {}
 
 
 def test_without_a_broker_all_else_is_there(supervisor):
