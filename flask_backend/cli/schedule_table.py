@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -52,7 +52,7 @@ def _show_time(at: int | None, zone: str) -> str:
         return "-"
 
     try:
-        here = ZoneInfo(zone)
+        here: tzinfo = ZoneInfo(zone)
     except (LookupError, ValueError, OSError):  # newer than this machine's database
         here = UTC
     local = datetime.fromtimestamp(at, here)
