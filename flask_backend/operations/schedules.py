@@ -172,11 +172,7 @@ class Schedules:
 
     def resume(self, queue: str, name: str) -> Schedule:
         """End a pause: the next call is that of the next time. Raises :exc:`ScheduleError`."""
-
-        def resumed(entry: Entry) -> Entry:
-            return replace(entry, is_paused=False, last=max(entry.last, int(time.time()))) if entry.is_paused else entry
-
-        return Schedule.of(self._change(queue, name, resumed))
+        return Schedule.of(self._change(queue, name, lambda entry: entry.resumed(time.time())))
 
     # -- inner workings ----------------------------------------------------------------------------------------
 

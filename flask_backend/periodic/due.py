@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from flask_backend.errors import RegistrationError
 from flask_backend.system.loggers import get_logger
 
 from .token import CLOCK_ERROR_S, LOOK_EVERY_S, Entry, Token
+from .when import Cron, Every
 
 logger = get_logger("flask_backend.periodic")
 
@@ -31,38 +33,42 @@ class Due:
         return replace(self.after, missed=self.after.missed + 1)
 
 
-def find_due(token: Token, now: float) -> list[Due]:
-    """Return what is due, the earliest slot first."""
-    found = [due for entry in token if (due := _due(entry, now)) is not None]
-    return sorted(found, key=lambda due: (due.slot or 0, due.after.definition.name))
+def find_due(token: Token, now: float) -> Iterator[Due]:
+    """Yield what is due, the earliest slot first."""
+    found = [(slot, entry.definition.name, entry) for entry in token if (slot := _first(entry, now)) is not None]
+    for _, _, entry in sorted(found, key=lambda each: each[:2]):
+        yield _set_back(entry, now) if _is_ahead(entry, now) else _due(entry, now)
 
 
-def _due(entry: Entry, now: float) -> Due | None:
-    definition = entry.definition
-    if entry.retired is not None:
-        return None
-    if entry.last > now + CLOCK_ERROR_S:
-        logger.warning(
-            "the periodic task %s of %s was scheduled up to %d s ahead of this clock: it was set back, and its slots "
-            "count from now on; some may be scheduled twice",
-            definition.name,
-            definition.queue,
-            entry.last - now,
-        )
-        return Due(None, replace(entry, last=int(now)))
-    try:
-        passed = definition.when.passed(entry.last, now)
-    except (RegistrationError, StopIteration, LookupError, ValueError, OSError) as error:
-        # Another release wrote it, on a machine with cronsim or with newer time zones: leave it to one of those.
-        logger.warning("cannot tell when the periodic task %s is due: %s", definition.name, error)
-        return None
-    if passed is None:
-        return None
-    after = replace(entry, last=passed.newest)
-    if entry.is_paused:
-        return Due(None, after)
-    is_late = definition.most_late_s is not None and now - passed.newest > definition.most_late_s
-    after = replace(after, missed=entry.missed + passed.count - (0 if is_late else 1))
+def _first(entry: Entry, now: float) -> int | None:
+    """Return the first slot of an entry that is to be dealt with now, if there is one."""
+    if _is_ahead(entry, now):
+        return 0
+    slot = next_slot(entry)
+    return slot if slot is not None and slot <= now else None
+
+
+def _is_ahead(entry: Entry, now: float) -> bool:
+    return entry.retired is None and entry.last > now + CLOCK_ERROR_S
+
+
+def _set_back(entry: Entry, now: float) -> Due:
+    logger.warning(
+        "the periodic task %s of %s was scheduled up to %d s ahead of this clock: it was set back, and its slots count "
+        "from now on; some may be scheduled twice",
+        entry.definition.name,
+        entry.definition.queue,
+        entry.last - now,
+    )
+    return Due(None, replace(entry, last=int(now)))
+
+
+def _due(entry: Entry, now: float) -> Due:
+    passed = entry.definition.when.passed(entry.last, now)
+    assert passed is not None  # noqa: S101  # our own invariant: its next slot is not later than now
+    most_late_s = entry.definition.most_late_s
+    is_late = most_late_s is not None and now - passed.newest > most_late_s
+    after = replace(entry, last=passed.newest, missed=entry.missed + passed.count - (0 if is_late else 1))
     return Due(None if is_late else passed.newest, after)
 
 
@@ -71,9 +77,16 @@ def next_slot(entry: Entry) -> int | None:
     if not entry.is_active:
         return None
     try:
-        return entry.definition.when.next_after(entry.last)
-    except (RegistrationError, StopIteration, LookupError, ValueError, OSError):
+        return _next_after(entry.definition.when, entry.last)
+    except (RegistrationError, StopIteration, LookupError, ValueError, OSError) as error:
+        # Another release wrote it, on a machine with cronsim or with newer time zones: leave it to one of those.
+        logger.debug("cannot tell when the periodic task %s is due: %s", entry.definition.name, error)
         return None
+
+
+@lru_cache(maxsize=4096)  # each tick asks for all, and changes one
+def _next_after(when: Cron | Every, last: int) -> int:
+    return when.next_after(last)
 
 
 def look_at(token: Token, now: float) -> float:

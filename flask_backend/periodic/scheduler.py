@@ -12,7 +12,7 @@ import random
 import select
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -204,13 +204,16 @@ class Scheduler:
             return look_at(token, now)
         if not self._may_act(connection, watch, job, token):
             return None
+        due = find_due(updated, now)
         if found[0].reserves > found[0].releases + 1:
             logger.warning(
-                "a scheduler died while it held the periodic tasks of %s: calls that are scheduled now may have been "
-                "scheduled before, with the same ids",
+                "a scheduler died while it held the periodic tasks of %s: the call that is scheduled now may have been "
+                "scheduled before, with the same id",
                 watch.queue,
             )
-        entries, failure = self._act_on(connection, find_due(updated, now))
+            # If the app's code around one of them kills us, again and again, the others must have their turn.
+            due = iter(random.sample(among := list(due), len(among)))
+        entries, failure = self._act_on(connection, due)
         written = updated.next_written(entries)
         watch.remember(written)
         replace_token(connection, job, written, self.clock())
@@ -231,17 +234,22 @@ class Scheduler:
         connection.release(job.id, DEFAULT_PRIORITY, random.randint(1, 3))
         return False
 
-    def _act_on(self, connection: Connection, due: Sequence[Due]) -> tuple[list[Entry], BrokerError | None]:
-        """Schedule slots, the earliest first; return the changed entries, and the error that ended it, if any."""
+    def _act_on(self, connection: Connection, due: Iterable[Due]) -> tuple[list[Entry], BrokerError | None]:
+        """Schedule one call; return the changed entries, and the error that ended it, if any.
+
+        The others stay due, and follow when the token is written: so a death repeats one call at most.
+        """
         entries: list[Entry] = []
         for each in due:
             try:
                 entries.append(self._act_on_one(connection, each))
+                if entries[-1].scheduled > each.after.scheduled:
+                    break
             except JobTooBigError as error:
                 logger.error("the periodic task %s is not scheduled: %s", each.after.definition.name, error)
                 entries.append(each.missed())
             except BrokerError as error:
-                return entries, error  # this one and those after it stay due
+                return entries, error  # this one stays due too
             except Exception:  # of the app's middleware, or a receiver of its signals: the others are still due
                 logger.exception(
                     "the periodic task %s is not scheduled: the app's code raised", each.after.definition.name

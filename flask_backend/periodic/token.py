@@ -66,6 +66,10 @@ class Entry:
     def is_active(self) -> bool:
         return not self.is_paused and self.retired is None
 
+    def resumed(self, now: float) -> Entry:
+        """Return it without a pause; the slots that have passed are left out."""
+        return replace(self, is_paused=False, last=max(self.last, int(now))) if self.is_paused else self
+
     def as_dict(self) -> dict[str, Any]:
         state = {
             "ran": self.ran,

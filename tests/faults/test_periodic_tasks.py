@@ -131,7 +131,7 @@ def the_scheduler_of(supervisor: Command, *not_: int) -> int:
 def test_two_live_supervisors_schedule_each_slot_once(fleet):
     one, two = fleet.start(), fleet.start()
     fleet.wait_for_schedulers(2)
-    fleet.wait_for_runs(4)
+    fleet.wait_for_runs(3)
     [told] = [
         each
         for each in json.loads(subprocess.run([*COMMAND, "status", "--json"], capture_output=True, text=True).stdout)
@@ -145,38 +145,29 @@ def test_two_live_supervisors_schedule_each_slot_once(fleet):
         assert set(Counter(fleet.runs_of(name)).values()) == {1}
 
 
-def test_a_killed_scheduler_is_replaced_and_a_drain_ends_it_at_once(fleet):
+def test_a_killed_scheduler_is_replaced_and_a_drain_ends_it_while_a_task_still_runs(fleet, tmp_path):
+    code = APP.replace("NAMES", "('a',)") + '\n@backend.task("q")\ndef slow():\n    import time\n    time.sleep(3)\n'
+    (tmp_path / "periodic.py").write_text(code)
     supervisor = fleet.start()
     first = the_scheduler_of(supervisor)
     fleet.wait_for_runs(1)
     os.kill(first, signal.SIGKILL)
-    the_scheduler_of(supervisor, first)
-    count = len(fleet.runs_of("a"))
-    fleet.wait_for_runs(count + 1)
+    second = the_scheduler_of(supervisor, first)
+    fleet.wait_for_runs(len(fleet.runs_of("a")) + 1)
     assert "the process that schedules periodic tasks was killed by signal 9" in fleet.log
-    supervisor.send(signal.SIGTERM)
-    assert supervisor.wait() == 0
-    assert fleet.schedules().schedulers == 0
-
-
-def test_a_drain_schedules_no_more_while_a_task_still_runs(fleet, tmp_path):
-    code = APP.replace("NAMES", "('a',)") + '\n@backend.task("q")\ndef slow():\n    import time\n    time.sleep(4)\n'
-    (tmp_path / "periodic.py").write_text(code)
-    supervisor = fleet.start("supervise", "--workers", "1", "--queue", QUEUE)
-    fleet.wait_for_runs(1)
     fleet.broker.put(QUEUE, b'{"endpoint": "slow"}', priority=0)
-    wait_until(lambda: fleet.broker.count(QUEUE, "reserved") == 1 and not len(fleet.runs_of("a")) < 1, "it runs")
-    scheduler = the_scheduler_of(supervisor)
+    wait_until(lambda: fleet.broker.count(QUEUE, "reserved") == 1, "it runs")
     supervisor.send(signal.SIGTERM)
-    wait_until(lambda: not psutil.pid_exists(scheduler), "the scheduler ends")
+    wait_until(lambda: not psutil.pid_exists(second), "the scheduler ends")
     assert supervisor.process.poll() is None
     assert supervisor.wait() == 0
+    assert fleet.schedules().schedulers == 0
 
 
 def test_a_reload_takes_new_definitions_and_the_old_scheduler_ends(fleet):
     supervisor = fleet.start()
     first = the_scheduler_of(supervisor)
-    fleet.wait_for_runs(2)
+    fleet.wait_for_runs(1)
     fleet.write("a", "c")
     supervisor.send(signal.SIGHUP)
     fleet.wait_for_runs(1, "c")
@@ -185,7 +176,7 @@ def test_a_reload_takes_new_definitions_and_the_old_scheduler_ends(fleet):
     states = {each.name: each.is_retired for each in fleet.schedules().schedules}
     assert states == {"a": False, "b": True, "c": False}
     before = len(fleet.runs_of("b"))
-    fleet.wait_for_runs(len(fleet.runs_of("a")) + 2)
+    fleet.wait_for_runs(len(fleet.runs_of("a")) + 1)
     assert len(fleet.runs_of("b")) == before
     assert set(Counter(fleet.runs_of("a")).values()) == {1}
     supervisor.send(signal.SIGTERM)
@@ -295,7 +286,7 @@ def run_and_count(fleet: Fleet, seed: int, kills: int) -> str:
 
 
 def test_kills_at_random_moments_lose_no_slot(durable_fleet):
-    print(run_and_count(durable_fleet, seed=1, kills=10))  # noqa: T201  # for -s: what was tried
+    print(run_and_count(durable_fleet, seed=1, kills=8))  # noqa: T201  # for -s: what was tried
 
 
 @pytest.mark.soak
