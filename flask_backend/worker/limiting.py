@@ -104,8 +104,11 @@ class Limiter:
                 self._host.live(self._silent_ns)
                 token_id = self._reserve(pipeline, wait_s)
                 if token_id is not None:
-                    if token := self._check(pipeline.connection, token_id):
+                    token = self._check(pipeline.connection, token_id)
+                    if token and not is_stopping():
                         return token
+                    if token:
+                        token.give_back()
                 elif time.monotonic() >= self._census_at:
                     self._look_after_tokens(pipeline.connection)
                 elif not wait_s:

@@ -180,6 +180,32 @@ def test_async_tasks_hold_a_token_and_a_worker_reserves_one_job_at_a_time(superv
     assert most_at_once(supervisor.ledger) == 2
 
 
+# An app whose tokens expire soon.
+SHORT = """
+from flask_backend.broker import limits
+from support.limited_app import app
+
+limits.TOKEN_TTR_S = 1
+"""
+
+
+def test_a_token_is_kept_for_longer_than_its_ttr_and_its_loss_is_logged(supervise, broker, tmp_path):
+    (tmp_path / "short.py").write_text(SHORT)
+    path = f"{tmp_path}:{APP.rpartition('/')[0]}/.."
+    supervisor = supervise("--queue", f"{GPU}=2", app="short", PYTHONPATH=path, LIMIT_N="1")
+    put(broker, GPU, "train", "long", 3)
+    put(broker, GPU, "train_async", "async", 3)
+    put(broker, GPU, "train", "last")
+    wait_for(supervisor, "end long", "end async", "end last")
+    assert most_at_once(supervisor.ledger) == 1
+    assert "lost" not in supervisor.log
+    put(broker, GPU, "train", "loses", 3)
+    wait_for(supervisor, "begin loses")
+    broker.kill()
+    broker.start()
+    supervisor.wait_for_log("lost the token of limit gpu while job")
+
+
 def test_a_broker_that_restarts_during_the_wait_delays_it(supervise, durable_broker, tmp_path):
     broker, go = durable_broker, tmp_path / "go"
     workers = [supervise("--queue", f"{GPU}=3", app=APP, broker=broker)]
