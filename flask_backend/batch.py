@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
     from .options import AfterCommit
 
+NOT_SENT = "%r was not sent after its commit: %s; the next lines send its calls and its callback, but not as a batch"
+SENT_IN_PART = (
+    "of %r only %d were sent after its commit: %s; its callback waits for these, the next lines send the others"
+)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -280,10 +285,11 @@ class Batch:
 
     def send(self) -> None:
         """Send the batch, whose transaction is committed. What is not sent is logged."""
-        self._is_waiting = False
         sent = self._put()
+        self._is_waiting = False
         if sent.failure is None:
             return
+        logger.error(SENT_IN_PART, self, len(sent.ids), sent.failure)
         for index, member in enumerate(self._members):
             if index not in sent.ids:
                 member.fail(sent.refused.get(index) or sent.failure)
@@ -293,9 +299,9 @@ class Batch:
     def fail(self, error: BaseException) -> None:
         """Log the commands that send the calls, and the callback: without the batch."""
         self._is_waiting = False
+        logger.error(NOT_SENT, self, error)
         for call in self._calls:
-            if call.is_waiting:
-                call.fail(error)
+            call.fail(error)
 
     def finish(self) -> None:
         self._is_waiting = False
