@@ -147,6 +147,13 @@ def test_an_order_is_confirmed_after_its_commit_and_a_payment_by_another_system(
     dev.wait_for("decided Bury: there is no order 2 of 1 cents")
     assert "com.example/payments" in browser.get("/backend/")
 
+    wait_until(lambda: not broker.is_empty("com.example/reports.schedule"), "the scheduler has begun")
+    asked = shop.start(FLASK_BACKEND, "schedules", "run", "report_sales", "--yes")
+    assert asked.process.wait(20) == 0, asked.output
+    wait_until(lambda: "25.00 €" in browser.get("/reports/"), "the report has the order")
+    wait_until(lambda: mail_server.subjects()[2:], "the mail has come")
+    assert re.fullmatch(r"Sales of \d{4}-\d\d-\d\d", mail_server.subjects()[2])
+
     assert dev.stop() == 0, dev.output
     assert broker.count("com.example/mail", "delayed") == 1  # the reminder
 

@@ -44,11 +44,12 @@ def test_a_wrong_row_ends_the_import_and_is_named_on_the_page(owner, backend_mem
     ):
         upload(owner, csv_of(150) + row)
         backend_memory.drain()
-        assert db.session.get(Upload, 1) is not None
         assert '<p class="problem">Row 151 ' in owner.get("/imports/").text
         db.session.query(Upload).delete()
         db.session.commit()
     assert backend_memory.buried() == []
+    assert db.session.get(Product, "tea-99") is not None  # the rows of the last whole transaction stay
+    assert db.session.get(Product, "tea-100") is None
 
 
 def test_what_is_no_text_is_refused(owner, backend_memory):
