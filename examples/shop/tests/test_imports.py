@@ -25,7 +25,7 @@ def test_an_import_goes_on_where_it_was_interrupted(owner, backend_memory, caplo
 
 
 def test_an_import_changes_the_products_that_are_there(owner, backend_memory):
-    upload(owner, "\ufeffsku,name,price,stock\nmint,Moroccan Mint,4.20,70\n")
+    upload(owner, "\ufeffsku,name,price,stock\nmint,Mint,3.90,60\nmint,Moroccan Mint,4.20,70\n")
     backend_memory.drain()
     mint = db.session.get(Product, "mint")
     assert (mint.name, mint.cents, mint.stock) == ("Moroccan Mint", 420, 70)

@@ -39,14 +39,18 @@ def find_upload(upload_id: int) -> Upload:
 
 def store(upload: Upload, batch: Iterable[dict[str, str]]) -> None:
     """Insert or update products: a second time does no harm. A wrong row ends the import, and is shown on its page."""
+    products = {}
     for number, row in enumerate(batch, upload.done + 1):
         try:
-            db.session.merge(read_product(row))
+            product = read_product(row)
         except RowError as error:
-            db.session.rollback()
             upload.problem = f"Row {number} {error}."
             db.session.commit()
             raise Discard(upload.problem) from error
+        products[product.sku] = product  # the last one, if several have this sku
+    with db.session.no_autoflush:  # the commit writes: SQLite lets one write at a time, and orders must not wait long
+        for product in products.values():
+            db.session.merge(product)
 
 
 class RowError(Exception):
