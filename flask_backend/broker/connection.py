@@ -81,22 +81,27 @@ class ReservedState:
 
 @dataclass(slots=True)
 class PendingPuts:
-    """Jobs that were sent, and the replies so far: to the puts, and to a ``use`` before them if it was refused."""
+    """Jobs that were sent, and the replies so far: to the puts, and to a ``use`` before them if it was refused.
+
+    ``used`` are the tubes that were to be used before them, one after the other.
+    """
 
     connection: Connection
     queue: str
     bodies: list[bytes]
     puts: Puts = field(default_factory=Puts)
     use_refusal: Reply | None = None
+    used: list[str] = field(default_factory=list[str])
 
     def receive(self, words: list[bytes], data: bytes) -> None:
-        """Receive the reply to the ``use``.
+        """Receive the reply to a ``use``.
 
         Only now the connection is known to use the tube. If the sender recorded it, an exception of a signal handler
         between that and the write would leave the record wrong, and later jobs would go into another queue.
         """
+        used = self.used.pop(0)
         if words[0] == b"USING":
-            self.connection.used = self.queue
+            self.connection.used = used
         else:
             self.use_refusal = Reply.of(words, data)
 
@@ -201,8 +206,12 @@ class Connection:
         commands = [b"%b %d\r\n%b\r\n" % (head, len(body), body) for body in bodies]
         receivers: list[ReplyReceiver] = [pending.puts] * len(bodies)
         if queue != self.used:
-            commands.insert(0, b"use %b\r\n" % check_queue_name(queue).encode())
-            receivers.insert(0, pending)
+            # The server may lack the memory for a new tube, and the jobs are sent by then: in a tube that no worker
+            # watches they harm nothing, if this call is interrupted before it can delete them. This tube exists, since
+            # the connections of producers watch it.
+            pending.used = [IDLE_TUBE, queue]
+            commands[:0] = [b"use %b\r\n" % check_queue_name(name).encode() for name in pending.used]
+            receivers[:0] = [pending, pending]
         self.guard(self.wire.send, b"".join(commands), *receivers)
         return pending
 
@@ -216,7 +225,7 @@ class Connection:
             self.receive_all()
         finally:
             if pending.use_refusal is not None:
-                # The server lacked the memory for the tube, so these jobs are in the previous one: delete them. Once
+                # The server lacked the memory for the tube, so these jobs are in one without workers: delete them. Once
                 # the connection is closed, they stay there; the error that closed it is raised.
                 if self.fileno() >= 0:
                     self.ask([b"delete %d\r\n" % answer for answer in answers if isinstance(answer, int)])

@@ -254,7 +254,7 @@ def test_a_refused_tube_does_not_hide_why_its_jobs_have_no_answer(ending):
         raise Interruption
 
     expected = BrokerConnectionError if ending == "silence" else Interruption
-    with lying(b"OUT_OF_MEMORY\r\n", b"INSERTED 1\r\n", b"") as connection:
+    with lying(b"USING a\r\n", b"OUT_OF_MEMORY\r\n", b"INSERTED 1\r\n", b"") as connection:
         before = signal.signal(signal.SIGALRM, interrupt)
         try:
             signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S / 4 if ending == "interruption" else 0)

@@ -150,23 +150,28 @@ def test_items_may_schedule_calls_themselves_while_others_are_in_flight(broker, 
 
 
 def test_a_tube_that_the_server_cannot_create_gets_no_job_and_no_other_tube_does():
-    """The use and the put travel together, so the put is read even though the use was refused."""
+    """The use and the put travel together, so the put is read even though the use was refused.
+
+    It goes into a tube that no worker watches, where it may stay if the producer dies before it deletes it.
+    """
     asked = []
 
     def serve():
         connection, _ = server.accept()
         with connection, connection.makefile("rb") as lines:
             for line in lines:
-                asked.append(line.split()[0])
-                match asked[-1]:
-                    case b"watch" | b"ignore":
+                asked.append(line.split(b" ")[:2] if line.startswith(b"use") else line.split()[0])
+                match line.split():
+                    case [b"watch" | b"ignore", _]:
                         reply = b"WATCHING 1"
-                    case b"use":
+                    case [b"use", b"full"]:
                         reply = b"OUT_OF_MEMORY"
-                    case b"put":
+                    case [b"use", tube]:
+                        reply = b"USING " + tube
+                    case [b"put", *_]:
                         lines.readline()
                         reply = b"INSERTED 7"
-                    case b"delete":
+                    case [b"delete", _]:
                         reply = b"DELETED"
                 connection.sendall(reply + b"\r\n")
 
@@ -174,11 +179,14 @@ def test_a_tube_that_the_server_cannot_create_gets_no_job_and_no_other_tube_does
         thread = threading.Thread(target=serve)
         thread.start()
         producer = Producer(Settings(Address("127.0.0.1", server.getsockname()[1])))
+        producer.put("q", b"{}", Options())
         with pytest.raises(BrokerError, match="refuses: the server is out of memory"):
-            producer.put("q", b"{}", Options())
+            producer.put("full", b"{}", Options())
+        producer.put("q", b"{}", Options())
         producer.connection().close()
         thread.join()
-    assert asked == [b"watch", b"ignore", b"use", b"put", b"delete"]
+    nowhere, q, full = ([b"use", tube + b"\r\n"] for tube in (b"flask-backend.nowhere", b"q", b"full"))
+    assert asked == [b"watch", b"ignore", nowhere, q, b"put", nowhere, full, b"put", b"delete", nowhere, q, b"put"]
 
 
 @pytest.mark.parametrize(
