@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 # How long the shutdown waits for background tasks and threads to end.
 PATIENCE_S = 5.0
+# The same for a loop that was never closed.
+LAST_S = 1.0
 
 
 class _Forked(SystemExit):
@@ -220,8 +222,17 @@ def _cancelled_error() -> type[BaseException]:
 
 
 def _close(loop: asyncio.AbstractEventLoop, pid: int) -> None:
-    if os.getpid() == pid:  # not the loop of the parent process
-        loop.close()
+    """Close the loop of an :class:`EventLoop` that is gone, for example at the end of a test run."""
+    if os.getpid() != pid or loop.is_running():  # the loop of the parent process, or of a daemon thread
+        return
+    import asyncio
+
+    if (pending := asyncio.all_tasks(loop)) and asyncio._get_running_loop() is None:  # noqa: SLF001  # or it raises
+        for task in pending:  # asyncio warns of tasks that have not ended
+            task.cancel()
+        with suppress(SystemExit, KeyboardInterrupt):  # raised by one of them
+            loop.run_until_complete(asyncio.wait(pending, timeout=LAST_S))
+    loop.close()
 
 
 async def _shut_down(loop: asyncio.AbstractEventLoop, patience_s: float) -> bool:

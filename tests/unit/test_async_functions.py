@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import subprocess
+import sys
 import threading
 import types
 from unittest.mock import AsyncMock
@@ -427,6 +429,32 @@ def test_a_result_that_has_not_run_fails_the_job_with_a_sentence(backend, what, 
         with pytest.raises(TaskResultError, match=rf"^send\(\) returned {what}, which has not run: .*{hint}"):
             perform(backend, attempt)
     assert ledger == []
+
+
+LEAVES_A_TASK = """
+import asyncio
+from flask import Flask
+from flask_backend import Backend, testing
+
+app = Flask(__name__)
+app.config["BACKEND_CONNECTION_URI"] = "memory://"
+backend = Backend(app)
+
+@backend.task("q")
+async def task():
+    app.left = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+
+task()
+testing.drain(backend)
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "del app, backend, task; import gc; gc.collect()"])
+def test_a_background_task_that_is_left_at_the_end_of_the_process_causes_no_warning(ending):
+    program = [sys.executable, "-X", "dev", "-c", LEAVES_A_TASK + ending]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 def test_a_hook_that_returns_one_fails_too(backend):
