@@ -96,7 +96,11 @@ class Dashboard(Blueprint):
         return _SetupState(self, app, options, first_registration)
 
     def _add(self, path: str, name: str, view: Callable[[], AnyResponse], methods: tuple[str, ...] = ("GET",)) -> None:
-        self.add_url_rule(path, name, view, methods=methods)
+        def named() -> AnyResponse:  # extensions ask for the name of a view: Flask-WTF's, for example
+            return view()
+
+        named.__name__ = name
+        self.add_url_rule(path, name, named, methods=methods)
 
     # -- pages -----------------------------------------------------------------------------------------------
 
