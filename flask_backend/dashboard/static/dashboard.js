@@ -56,8 +56,8 @@
       const most = Math.max(1, ...rates.map((each) => each[1]));
       const points = rates.map(([x, value]) => `${x.toFixed(1)},${(17 - 15 * value / most).toFixed(1)}`).join(" ");
       for (const cell of all("[data-spark]", row)) cell.innerHTML = `<svg viewBox="0 0 100 18" width="100" height="18"
-        aria-hidden="true" fill="none" stroke="currentColor" stroke-width="1.5"><polyline points="${points}"/>
-        <path d="M0 17.5H100" stroke-width="1" stroke-opacity="0.35"/></svg>`;
+        aria-hidden="true" fill="none" stroke="currentColor" stroke-width="1.5"><polyline points="${points}"/><polygon
+        points="${parseFloat(points) || 0},17 ${points} 100,17" fill="currentColor" fill-opacity="0.15" stroke="none"/></svg>`;
     }
   }
   const set = {
