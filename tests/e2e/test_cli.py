@@ -63,7 +63,15 @@ class TestCheck:
         assert json.loads(result.stdout) == {
             "app": "app",
             "broker": "btq://127.0.0.1:11300",
-            "queues": [{"queue": "com.example/default", "tasks": ["hello"], "receiver": None, "before_first_task": []}],
+            "queues": [
+                {
+                    "queue": "com.example/default",
+                    "tasks": ["hello"],
+                    "receiver": None,
+                    "before_first_task": [],
+                    "periodic": [],
+                }
+            ],
         }
 
     def test_an_app_without_tasks_is_reported(self, app_with):

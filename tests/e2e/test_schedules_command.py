@@ -125,3 +125,19 @@ def test_the_broker_may_be_named_before_the_subcommand(broker, known, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, env=inherited, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert broker.count(QUEUE, "ready") == 1
+
+
+def test_check_shows_them_too(tmp_path, broker):
+    (tmp_path / "app.py").write_text(
+        "from flask import Flask\nfrom flask_backend import Backend\n"
+        "app = Flask(__name__)\nbackend = Backend(app)\n"
+        '@backend.periodic("30 2 * * *", timezone="Europe/Prague")\n@backend.task("q")\ndef nightly(): ...\n'
+    )
+    command = [PROGRAM, "check"]
+    environment = os.environ | {"BACKEND_CONNECTION_URI": broker.uri}
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "  periodic nightly: At 02:30 every day (Europe/Prague)\n" in shown.stdout
+    told = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    [queue] = json.loads(told.stdout)["queues"]
+    expected = {"name": "nightly", "task": "nightly", "when": "30 2 * * *", "timezone": "Europe/Prague"}
+    assert queue["periodic"] == [expected]

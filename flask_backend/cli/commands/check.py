@@ -81,6 +81,7 @@ def _check_waiting(loaded: LoadedApp, bound: int, *, as_json: bool) -> ExitCode:
 
 
 def _as_dict(loaded: LoadedApp) -> dict[str, Any]:
+    periodic = loaded.backend.periodic_of(loaded.app)
     return {
         "app": loaded.app.name,
         "broker": str(loaded.backend.settings_of(loaded.app).address),
@@ -90,6 +91,10 @@ def _as_dict(loaded: LoadedApp) -> dict[str, Any]:
                 "tasks": sorted(handlers.tasks),
                 "receiver": handlers.receiver.name if handlers.receiver else None,
                 "before_first_task": [shown_name(hook) for hook in handlers.hooks],
+                "periodic": [
+                    {"name": each.name, "task": each.endpoint, "when": str(each.when), "timezone": each.zone}
+                    for each in periodic.get(handlers.queue, ())
+                ],
             }
             for handlers in loaded.backend.queues.values()
         ],
@@ -98,6 +103,7 @@ def _as_dict(loaded: LoadedApp) -> dict[str, Any]:
 
 def _echo(loaded: LoadedApp) -> None:
     echo(f"app:    {loaded.app.name}\nbroker: {loaded.backend.settings_of(loaded.app).address}")
+    periodic = loaded.backend.periodic_of(loaded.app)
     for handlers in loaded.backend.queues.values():
         echo(f"queue:  {handlers.queue}")
         for name in sorted(handlers.tasks):
@@ -106,5 +112,7 @@ def _echo(loaded: LoadedApp) -> None:
             echo(f"  receiver {handlers.receiver.name}")
         for hook in handlers.hooks:
             echo(f"  before first task {shown_name(hook)}")
+        for each in periodic.get(handlers.queue, ()):
+            echo(f"  periodic {each.name}: {each.when.words()} ({each.zone})")
     if not loaded.backend.queues:
         echo("no tasks and no receivers")
