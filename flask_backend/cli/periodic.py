@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from flask_backend.supervisor.process import AcceptSignals
 
 
+# How long a queue without another supervisor may be without a scheduler that keeps dying, in seconds.
+MOST_EVERY_S = 5.0
+
+
 def scheduled_queues(loaded: LoadedApp, queues: Collection[str]) -> list[str]:
     """Return which of these queues have periodic tasks."""
     return [queue for queue in loaded.backend.periodic_of(loaded.app) if queue in queues]
@@ -42,4 +46,4 @@ def make_scheduler(loaded: LoadedApp, queues: Collection[str]) -> Service | None
         forget_connections(app)
         return scheduler.serve(backend.settings_of(app), release, definitions, fire, accept_signals, lifeline)
 
-    return Service("schedules periodic tasks", serve)
+    return Service("schedules periodic tasks", serve, most_every_s=MOST_EVERY_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,6 +14,10 @@ from .token import CLOCK_ERROR_S, LOOK_EVERY_S, Entry, Token
 from .when import Cron, Every
 
 logger = get_logger("flask_backend.periodic")
+
+# Slots that passed no longer ago, in seconds, are scheduled one by one: in that time another scheduler takes over from
+# one that was killed. For earlier ones, one call is made.
+PROMPT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +69,11 @@ def _set_back(entry: Entry, now: float) -> Due:
 
 
 def _due(entry: Entry, now: float) -> Due:
-    passed = entry.definition.when.passed(entry.last, now)
+    when, most_late_s = entry.definition.when, entry.definition.most_late_s
+    prompt = when.next_after(max(entry.last, math.ceil(now - PROMPT_S) - 1))
+    passed = when.passed(entry.last, min(prompt, now))
     assert passed is not None  # noqa: S101  # our own invariant: its next slot is not later than now
-    most_late_s = entry.definition.most_late_s
-    is_late = most_late_s is not None and now - passed.newest > most_late_s
+    is_late = most_late_s is not None and now - passed.newest >= most_late_s + 1  # milliseconds are not late
     after = replace(entry, last=passed.newest, missed=entry.missed + passed.count - (0 if is_late else 1))
     return Due(None if is_late else passed.newest, after)
 

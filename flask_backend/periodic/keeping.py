@@ -26,8 +26,8 @@ logger = get_logger("flask_backend.periodic")
 
 # How long the server waits for a holder whose host has vanished. A tick takes milliseconds, and a scheduler whose tick
 # takes longer than TICK_S is killed.
-TTR_S = 60
-TICK_S = 30
+TTR_S = 30
+TICK_S = 20
 # The room that the counters of a token need to grow.
 _SPARE_BYTES = 1024
 # The tokens that are compared before a holder waits: there is one, and after a death two.

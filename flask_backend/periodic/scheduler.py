@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from flask_backend.broker.connection import Connection
@@ -49,11 +49,13 @@ logger = get_logger("flask_backend.periodic")
 # How often a scheduler looks whether the token is there, in seconds: no longer does a lost one stop the schedules.
 CENSUS_S = 10
 # A token that is held for so long, in seconds, is lost with its holder: the server does not always notice.
-LOST_S = TTR_S + 30
+LOST_S = TTR_S + 15
 # How long a holder respects that another connection holds a token too.
 UNCLEAR_S = 20.0
 # A token that should have been looked at so long ago, in seconds, waits for a clock that was set back.
 LATE_S = 2.0
+# An answer about the token takes no longer: a holder that waits for a frozen server must not be killed for it.
+MAX_TIMEOUT_S = 5.0
 # The delay before the next connection, doubled up to the second.
 RECONNECT_MIN_S, RECONNECT_MAX_S = 0.2, 10.0
 
@@ -366,6 +368,7 @@ def serve(  # noqa: PLR0913  # what it gets from its supervisor, and what it sch
         signal.signal(number, _leave_it_to_the_pipe)
     signal.set_wakeup_fd(term_w, warn_on_full_buffer=False)
     accept_signals()
+    settings = replace(settings, timeout_s=min(settings.timeout_s, MAX_TIMEOUT_S))
     watches = {schedule_tube(queue): Watch(queue, each) for queue, each in definitions.items()}
     Scheduler(settings, release, watches, fire, Stop((term_r, lifeline))).run()
     return ExitCode.OK

@@ -36,7 +36,7 @@ class Service:
 
     ``activity`` is what the helper does, in words: "serves metrics". ``serve`` is the life of the helper: it gets its
     supervisor's lifeline, handles TERM, and returns its exit code. ``key`` identifies the socket ``fd``, if it has one,
-    to the next image, and ``close`` closes the socket for good.
+    to the next image, and ``close`` closes the socket for good. ``most_every_s`` is the longest delay of a restart.
     """
 
     activity: str
@@ -44,6 +44,7 @@ class Service:
     key: str = ""
     fd: int | None = None
     close: Callable[[], None] = lambda: None
+    most_every_s: float = MOST_EVERY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,9 @@ class ServiceHelper:
         if not self._is_stopping and self._service:
             now = self._clock()
             delay_s = max(0.0, self._not_before - now)
-            lived_long = now - self._started >= MOST_EVERY_S
-            self._every_s = START_EVERY_S if lived_long else min(2 * self._every_s, MOST_EVERY_S)
+            most_every_s = self._service.most_every_s
+            lived_long = now - self._started >= most_every_s
+            self._every_s = START_EVERY_S if lived_long else min(2 * self._every_s, most_every_s)
             logger.warning(wording.SERVICE_ENDED, self._service.activity, exit_, wording.replaced_in(delay_s))
 
     def _ask_to_end(self, pid: int) -> None:

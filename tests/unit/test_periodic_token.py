@@ -96,6 +96,7 @@ def test_the_token_is_looked_at_within_a_minute():
         ({"catch_up": "skip", "when": Every(3600)}, 61, None, 3),
         ({"grace_s": 10, "when": Every(3600)}, 10, 3, 2),
         ({"grace_s": 10, "when": Every(3600)}, 11, None, 3),
+        ({"grace_s": 0, "when": Every(3600)}, 1, None, 3),
         ({"grace_s": 0, "when": Every(3600)}, 0, 3, 2),
         ({"catch_up": "skip", "grace_s": 600, "when": Every(3600)}, 599, 3, 2),
     ],
@@ -106,6 +107,22 @@ def test_slots_that_passed_are_made_up_for_by_one_call_or_missed(policy, late_s,
     [due] = find_due(entry(definition), NOW + 3 * every + late_s)
     assert due.slot == (None if slot is None else NOW + slot * every)
     assert (due.after.missed, due.after.last) == (missed, NOW + 3 * every)
+
+
+def test_slots_of_the_last_seconds_are_scheduled_one_by_one_as_after_a_kill():
+    held, now, slots = entry(define(when=Every(1))), NOW + 30.5, []
+    while due := next(find_due(held, now), None):
+        slots.append(due.slot - NOW)
+        held = held.next_written([due.scheduled(1, "u")])
+    assert slots == list(range(21, 31))
+    [done] = held
+    assert (done.scheduled, done.missed, done.last) == (10, 20, NOW + 30)
+
+
+@pytest.mark.parametrize("policy", [{"grace_s": 0}, {"grace_s": 1}, {"catch_up": "skip"}])
+def test_milliseconds_are_not_late(policy):
+    [due] = find_due(entry(define(**policy)), NOW + 60.9)
+    assert due.slot == NOW + 60
 
 
 def test_earlier_slots_come_first():
