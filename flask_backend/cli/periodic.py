@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from flask_backend import tracing
 from flask_backend.periodic.definition import Definition
 from flask_backend.periodic.token import Release
 from flask_backend.supervisor import Service
@@ -44,6 +45,9 @@ def make_scheduler(loaded: LoadedApp, queues: Collection[str]) -> Service | None
 
         show_scheduler(list(definitions))
         forget_connections(app)
-        return scheduler.serve(backend.settings_of(app), release, definitions, fire, accept_signals, lifeline)
+        try:
+            return scheduler.serve(backend.settings_of(app), release, definitions, fire, accept_signals, lifeline)
+        finally:
+            tracing.flush()
 
     return Service("schedules periodic tasks", serve, most_every_s=MOST_EVERY_S)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from flask_backend.errors import RegistrationError
 from flask_backend.system.loggers import get_logger
 
+from . import wording
 from .token import CLOCK_ERROR_S, LOOK_EVERY_S, Entry, Token
 from .when import Cron, Every
 
@@ -58,13 +59,8 @@ def _is_ahead(entry: Entry, now: float) -> bool:
 
 
 def _set_back(entry: Entry, now: float) -> Due:
-    logger.warning(
-        "the periodic task %s of %s was scheduled up to %d s ahead of this clock: it was set back, and its slots count "
-        "from now on; some may be scheduled twice",
-        entry.definition.name,
-        entry.definition.queue,
-        entry.last - now,
-    )
+    definition = entry.definition
+    logger.warning(wording.AHEAD, definition.name, definition.queue, entry.last - now)
     return Due(None, replace(entry, last=int(now)))
 
 
@@ -86,7 +82,7 @@ def next_slot(entry: Entry) -> int | None:
         return _next_after(entry.definition.when, entry.last)
     except (RegistrationError, StopIteration, LookupError, ValueError, OSError) as error:
         # Another release wrote it, on a machine with cronsim or with newer time zones: leave it to one of those.
-        logger.debug("cannot tell when the periodic task %s is due: %s", entry.definition.name, error)
+        logger.debug(wording.CANNOT_TELL, entry.definition.name, error)
         return None
 
 

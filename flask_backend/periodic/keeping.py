@@ -19,6 +19,7 @@ from flask_backend.names import schedule_tube
 from flask_backend.options import DEFAULT_PRIORITY, PutOptions
 from flask_backend.system.loggers import get_logger
 
+from . import wording
 from .due import look_at
 from .token import Entry, Token
 
@@ -62,7 +63,7 @@ def read(job: ReservedJob) -> Token | None:
         return Token.decode(job.body)
     except MessageDecodeError as error:
         shown = cut(job.body.decode(errors="backslashreplace"), _SHOWN_BODY)
-        logger.error("job %d is %s; it is replaced. Its body: %s", job.id, error, shown)  # no surprise
+        logger.error(wording.UNREADABLE, job.id, error, shown)
         return None
 
 

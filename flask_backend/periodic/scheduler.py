@@ -28,6 +28,7 @@ from flask_backend.options import DEFAULT_PRIORITY
 from flask_backend.system.exits import ExitCode
 from flask_backend.system.loggers import get_logger
 
+from . import wording
 from .definition import Definition
 from .due import Due, find_due, look_at
 from .keeping import (
@@ -127,7 +128,7 @@ class Scheduler:
                 return
             except BrokerError as error:
                 if not self._is_away:
-                    logger.warning("periodic tasks wait for the broker: %s", error)
+                    logger.warning(wording.WAITS_FOR_BROKER, error)
                 self._is_away = True
             if time.monotonic() - began > RECONNECT_MAX_S:
                 delay_s = RECONNECT_MIN_S
@@ -159,7 +160,7 @@ class Scheduler:
                 self._census_at = time.monotonic() + CENSUS_S
                 if self._is_away:
                     self._is_away = False
-                    logger.warning("periodic tasks: connected to the broker again")
+                    logger.warning(wording.CONNECTED_AGAIN)
             job = self._reserve(connection)
             while job is not None:
                 with _limited():
@@ -208,11 +209,7 @@ class Scheduler:
             return None
         due = find_due(updated, now)
         if found[0].reserves > found[0].releases + 1:
-            logger.warning(
-                "a scheduler died while it held the periodic tasks of %s: the call that is scheduled now may have been "
-                "scheduled before, with the same id",
-                watch.queue,
-            )
+            logger.warning(wording.DIED_BEFORE, watch.queue)
             # If the app's code around one of them kills us, again and again, the others must have their turn.
             due = iter(random.sample(among := list(due), len(among)))
         entries, failure = self._act_on(connection, due)
@@ -248,14 +245,12 @@ class Scheduler:
                 if entries[-1].scheduled > each.after.scheduled:
                     break
             except JobTooBigError as error:
-                logger.error("the periodic task %s is not scheduled: %s", each.after.definition.name, error)
+                logger.error(wording.REFUSED, each.after.definition.name, error)
                 entries.append(each.missed())
             except BrokerError as error:
                 return entries, error  # this one stays due too
             except Exception:  # of the app's middleware, or a receiver of its signals: the others are still due
-                logger.exception(
-                    "the periodic task %s is not scheduled: the app's code raised", each.after.definition.name
-                )
+                logger.exception(wording.CODE_RAISED, each.after.definition.name)
                 entries.append(each.missed())
         return entries, None
 
@@ -264,9 +259,7 @@ class Scheduler:
         if due.slot is None:
             return due.after
         if not definition.overlap and is_unfinished(connection, due.after):
-            logger.info(
-                "the periodic task %s is skipped: its last call, job %d, is unfinished", definition.name, due.after.job
-            )
+            logger.info(wording.OVERLAPS, definition.name, due.after.job)
             return due.skipped()
         uid = definition.uid(due.slot)
         return due.scheduled(self.fire(definition, due.slot, uid), uid)
@@ -326,11 +319,9 @@ class Scheduler:
     def _renewed(self, watch: Watch, now: float) -> Token:
         """Return the newest token that is known here, or a new one."""
         if watch.newest is not None:
-            logger.warning(
-                "the state of the periodic tasks of %s was lost: what is known here is put again", watch.queue
-            )
+            logger.warning(wording.PUT_AGAIN, watch.queue)
             return watch.newest
-        logger.info("the periodic tasks of %s begin now: the broker has no state of them", watch.queue)
+        logger.info(wording.BEGINS, watch.queue)
         return Token(watch.queue).with_release(self.release, watch.definitions, now)
 
     def _updated(self, connection: Connection, watch: Watch, token: Token, now: float) -> Token:
