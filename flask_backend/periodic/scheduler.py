@@ -57,8 +57,8 @@ UNCLEAR_S = 20.0
 LATE_S = 2.0
 # An answer about the token takes no longer: a holder that waits for a frozen server must not be killed for it.
 MAX_TIMEOUT_S = 5.0
-# The delay before the next connection, doubled up to the second.
-RECONNECT_MIN_S, RECONNECT_MAX_S = 0.2, 10.0
+# The delay before the next connection, doubled up to the second: less than PROMPT_S, so that no time is left out.
+RECONNECT_MIN_S, RECONNECT_MAX_S = 0.2, 5.0
 
 # Schedules the call of a slot with this id, and returns the id of its job.
 Fire = Callable[[Definition, int, str], int]
@@ -169,6 +169,7 @@ class Scheduler:
 
     def _reserve(self, connection: Connection) -> ReservedJob | None:
         """Wait for a token, at most until the next census."""
+        self.stop.wait(0)  # a token that came meanwhile would seem to have been held by a scheduler that died
         pipeline = Pipeline(connection)
         pipeline.reserve(max(0, math.ceil(self._census_at - time.monotonic())))
         deadline = time.monotonic() + CENSUS_S + self.settings.timeout_s

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import select
+import threading
 
 import pytest
+from support.waiting import wait_until
 
 from flask_backend.broker.connection import Connection
 from flask_backend.config import Address, Settings
@@ -480,3 +482,48 @@ def test_a_queue_without_schedulers_is_shown_with_none(host, settings):
     one.connection.close()
     with Schedules(settings) as schedules:
         assert schedules.queues()[0].schedulers == 0
+
+
+@pytest.fixture
+def serving(settings):
+    """A scheduler of two queues that serves in a thread, by the real clock."""
+    fired: list[tuple[str, int]] = []
+    read_end, write_end = os.pipe()
+    watches = {
+        schedule_tube(queue): Watch(queue, [Definition("a", queue, "report", Every(1))]) for queue in ("one", "two")
+    }
+
+    def fire(definition: Definition, slot: int, _uid: str) -> int:
+        fired.append((definition.queue, slot))
+        return 1
+
+    scheduler = Scheduler(settings, Release.now(1.0), watches, fire, Stop((read_end,)))
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+
+    def stop() -> None:
+        os.write(write_end, b"x")
+        thread.join(10)
+        assert not thread.is_alive()
+
+    yield fired, stop
+    stop()
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_one_scheduler_serves_two_queues_waits_for_the_broker_and_stops_at_once(serving, broker, caplog):
+    fired, stop = serving
+    wait_until(lambda: {queue for queue, _ in fired} == {"one", "two"}, "both are served")
+    broker.kill()
+    wait_until(lambda: "periodic tasks wait for the broker" in caplog.text, "it says so")
+    broker.start()
+    count = len(fired)
+    wait_until(lambda: {queue for queue, _ in fired[count:]} == {"one", "two"}, "both go on")
+    assert "connected to the broker again" in caplog.text
+    assert len(fired) - len(set(fired)) <= 1  # of the tick in which the broker died
+    slots = sorted(slot for queue, slot in fired if queue == "one")
+    assert slots == list(range(slots[0], slots[-1] + 1))  # none was left out
+    stop()
+    with broker.client() as client:
+        assert [tube for tube in client.tubes() if client.stats_tube(tube)["current-jobs-reserved"]] == []
