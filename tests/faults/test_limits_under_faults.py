@@ -217,7 +217,7 @@ class Killer:
 @pytest.mark.parametrize(
     ("turns", "pause_s"),
     [
-        (12, (0.05, 0.5)),
+        (8, (0.05, 0.3)),
         pytest.param(400, (0.05, 1.0), marks=[pytest.mark.soak, pytest.mark.timeout(1500)]),
     ],
 )

@@ -37,6 +37,11 @@ def kinds(worker) -> list[str]:
     return [f"{kind} {number}" for _, _, kind, number in events(worker.ledger)]
 
 
+def waiters(supervised) -> list[int]:
+    """Return the workers whose titles say that they wait."""
+    return [pid for pid in supervised.workers() if re.search(r"\[waits for limit gpu \d+s\]$", title(pid))]
+
+
 def wait_for(worker, *lines: str) -> None:
     wait_until(lambda: set(lines) <= set(kinds(worker)), f"{lines} in {kinds(worker)}; log:\n{worker.log[-3000:]}")
 
@@ -88,29 +93,35 @@ def test_so_many_start_within_the_time(fleet, broker):
     assert times[-1] - times[0] > 2.9
 
 
-def test_a_worker_that_waits_says_so_and_touches_its_job(occupied, broker):
-    waiter, job, go = occupied
-    wait_until(lambda: re.search(r"\[waits for limit gpu \d+s\]$", title(waiter.pid)), title(waiter.pid))
-    assert broker.job(job)["state"] == "reserved"
-    go.touch()
-    wait_for(waiter, "end third")
-    wait_until(lambda: title(waiter.pid).endswith("[idle]"), title(waiter.pid))
-
-
-def test_a_job_with_a_short_ttr_stays_reserved_while_it_waits(occupied, broker, start):
-    _, _, go = occupied
-    start()
+def test_what_a_job_that_waits_may_need(fleet, broker, tmp_path):
+    """A short TTR, a time limit, an expiry: two tasks run, and four workers wait with these jobs."""
+    go = tmp_path / "go"
+    workers = fleet(f"{GPU}=6")
+    for number in range(2):
+        put(broker, GPU, "train_until", str(go), number)
+    wait_for(workers, "begin 0", "begin 1")
+    expires = time.time() + 2
+    late = put(broker, GPU, "train", "late", expires=expires)
+    patient = put(broker, GPU, "train_shortly", "patient", 0.2)
+    put(broker, GPU, "train", "plain")
     with broker.client(GPU) as client:
-        job = client.put(json.dumps({"endpoint": "train", "args": ["short"]}).encode(), ttr=1, priority=0)
-    wait_until(lambda: waiting(broker, "gpu") == 2, "it waits too")
-    until = time.monotonic() + 2
-    while time.monotonic() < until:  # twice its TTR
-        assert broker.job(job)["state"] == "reserved"
+        short = client.put(json.dumps({"endpoint": "train", "args": ["short"]}).encode(), ttr=1)
+    wait_until(lambda: waiting(broker, "gpu") == 4, f"four wait:\n{workers.log}")
+    wait_until(lambda: len(waiters(workers)) == 4, "they say so")
+    while time.time() < expires:  # longer than that TTR, and than the time limit of 0.5 s
+        assert broker.job(short)["state"] == "reserved"
     go.touch()
-    wait_until(lambda: broker.job(job) is None, "it is done")
+    wait_for(workers, "end patient", "end plain", "end short")
+    wait_until(lambda: broker.is_empty(GPU), "all jobs are done")
+    assert "begin late" not in kinds(workers)
+    assert broker.job(late) is broker.job(patient) is None
+    assert "TaskTimeout" not in workers.log
+    assert workers.log.count("lost the reservation") == 0
+    wait_until(lambda: count_tokens(broker, "gpu") == (2, 2), "both tokens are free")
+    wait_until(lambda: all(title(pid).endswith("[idle]") for pid in workers.workers()), "all are idle")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_that_ends_while_it_waits_gives_its_job_back_uncounted(occupied, broker, number):
     waiter, job, go = occupied
     waiter.send(number)
@@ -135,30 +146,23 @@ def test_the_token_of_a_killed_worker_is_free_at_once(occupied, broker):
     assert time.monotonic() - killed_at < 5
 
 
-def test_a_call_that_expires_while_it_waits_is_not_run_and_its_token_is_free(occupied, broker, start):
-    waiter, _, go = occupied
-    start()
-    job = put(broker, GPU, "train", "late", expires=time.time() + 1)
-    put(broker, GPU, "train", "after")
-    wait_until(lambda: waiting(broker, "gpu") == 2, "it waits too")
-    wait_until(lambda: time.time() > json.loads(broker.peek(job))["headers"]["expires"], "it has expired")
+def test_a_reload_during_the_wait_gives_the_job_back_uncounted(fleet, broker, tmp_path):
+    go = tmp_path / "go"
+    workers = fleet(f"{GPU}=3")
+    for number in range(2):
+        put(broker, GPU, "train_until", str(go), number)
+    wait_for(workers, "begin 0", "begin 1")
+    job = put(broker, GPU, "train", "third")
+    wait_until(lambda: waiting(broker, "gpu") == 1, f"one waits:\n{workers.log}")
+    [old] = wait_until(lambda: waiters(workers), "it says so")
+    workers.send(signal.SIGHUP)
+    wait_until(lambda: not psutil.pid_exists(old), f"the worker that waits has ended:\n{workers.log}")
+    wait_until(lambda: broker.job(job)["reserves"] == 2, "a new one has its job")
+    stats = broker.job(job)
+    assert (stats["state"], stats["releases"], stats["timeouts"]) == ("reserved", 0, 0)
     go.touch()
-    wait_for(waiter, "end third", "end after")
-    assert "begin late" not in kinds(waiter)
-    assert broker.job(job) is None
-    wait_until(lambda: count_tokens(broker, "gpu") == (2, 2), "both tokens are free")
-
-
-def test_the_time_limit_does_not_count_the_wait(occupied, broker, start):
-    waiter, _, go = occupied
-    start()
-    job = put(broker, GPU, "train_shortly", "patient", 0.2)
-    wait_until(lambda: waiting(broker, "gpu") == 2, "it waits too")
-    until = time.monotonic() + 0.6
-    wait_until(lambda: time.monotonic() > until, "its time limit has passed")
-    go.touch()
-    wait_for(waiter, "end patient")
-    wait_until(lambda: broker.job(job) is None, "it is done")
+    wait_for(workers, "end third")
+    assert most_at_once(workers.ledger) == 2
 
 
 def test_each_attempt_takes_a_token(start, broker):
@@ -193,8 +197,8 @@ def test_a_token_is_kept_for_longer_than_its_ttr_and_its_loss_is_logged(supervis
     (tmp_path / "short.py").write_text(SHORT)
     path = f"{tmp_path}:{APP.rpartition('/')[0]}/.."
     supervisor = supervise("--queue", f"{GPU}=2", app="short", PYTHONPATH=path, LIMIT_N="1")
-    put(broker, GPU, "train", "long", 3)
-    put(broker, GPU, "train_async", "async", 3)
+    put(broker, GPU, "train", "long", 2)
+    put(broker, GPU, "train_async", "async", 2)
     put(broker, GPU, "train", "last")
     wait_for(supervisor, "end long", "end async", "end last")
     assert most_at_once(supervisor.ledger) == 1
