@@ -26,6 +26,7 @@ from flask_backend import Backend
 
 SHOP = EXAMPLES / "shop"
 FLASK_BACKEND = Path(sys.executable).with_name("flask-backend")
+pytestmark = pytest.mark.any_broker
 READY = r"flask_backend\.supervisor: ready: "
 ROWS = 2000
 

@@ -28,7 +28,7 @@ def refuse_other_sites() -> None:
 
 def is_owner() -> bool:
     password, given = current_app.config["ADMIN_PASSWORD"], request.authorization
-    if password is None:
+    if not password:
         return current_app.debug
     return given is not None and secrets.compare_digest((given.password or "").encode(), str(password).encode())
 

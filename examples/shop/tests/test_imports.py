@@ -65,7 +65,9 @@ def test_imports_and_the_dashboard_are_for_the_owner(client, owner):
 
 
 def test_without_a_password_the_pages_of_the_owner_are_open_only_in_debug_mode(app, client, owner):
-    app.config["ADMIN_PASSWORD"] = None
-    assert client.get("/imports/").status_code == owner.get("/imports/").status_code == 401
+    client.environ_base["HTTP_AUTHORIZATION"] = "Basic Og=="  # an empty one
+    for password in (None, ""):
+        app.config["ADMIN_PASSWORD"] = password
+        assert client.get("/imports/").status_code == owner.get("/imports/").status_code == 401
     app.debug = True
     assert client.get("/imports/").status_code == 200
