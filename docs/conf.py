@@ -13,10 +13,14 @@ from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-import flask_backend
+import flask_backend.batch
+import flask_backend.extension
 from flask_backend.config import KEYS, Settings
 
 HERE = Path(__file__).parent
+
+# autodoc reads all annotations of Backend.batch or none, and this one is only imported when it is called.
+flask_backend.extension.Batch = flask_backend.batch.Batch
 
 project = "Flask-Backend"
 copyright = "2026, the Flask-Backend authors"  # noqa: A001  # Sphinx's name
