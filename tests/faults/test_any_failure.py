@@ -146,7 +146,8 @@ def test_odd_policies_and_decisions_end_no_worker(start, broker):
     assert reasons[:3] == ["", "b'bytes'", "(its str() fails)"]
     assert reasons[3] == "x" * 999 + "…"
     assert reasons[4:] == [r"\x1b[2J\n", "", "(its str() fails)"]
-    assert broker.job(decisions[7]) is None
+    wait_until(lambda: broker.job(decisions[7]) is None, "it is deleted")
+    wait_until(lambda: broker.count(QUEUE, "delayed") == 2, "two are to be retried")
     assert [broker.job(job_id)["state"] for job_id in decisions[8:]] == ["delayed", "delayed"]
     assert told[changed].call == "change_arguments(…)"
     assert_unharmed(supervised, broker)
