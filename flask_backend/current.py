@@ -17,7 +17,7 @@ from .broker.batches import batch_of
 from .broker.cursors import Cursor, CursorConnection, Owner
 from .broker.stats import JobCounters
 from .errors import BrokerError, CheckpointError, JobNotFoundError, OptionError, TaskInterrupted
-from .message import scheduled_at, show_value
+from .message import decode_json, scheduled_at, show_value
 from .retry import Attempts, Retry
 from .system.loggers import get_logger
 from .transactions import find_written_session
@@ -44,6 +44,9 @@ class JobLease(Protocol):
         ...
 
 
+_NO_CURSOR = b"null"
+
+
 class _Checkpoints:
     """The cursor of a running job: the one that is kept, and the newest one."""
 
@@ -53,7 +56,7 @@ class _Checkpoints:
         self._lease = lease
         self._kept: Cursor | None = None
         self._loaded_from: CursorConnection | None = None
-        self._newest: Any = None
+        self._newest = _NO_CURSOR  # as JSON: the task may change an object that it has passed
         self._is_unsaved = False
         self._save_at = time.monotonic() + SAVE_EVERY_S
         self._is_warned = False
@@ -66,11 +69,10 @@ class _Checkpoints:
         if not self._is_unsaved and (keeping := self._lease.keeping()) is not None:
             with keeping as connection:
                 self._load(connection)
-        return self._newest
+        return decode_json(self._newest)
 
     def reach(self, cursor: Any) -> None:
-        cursors.encode(cursor)
-        self._newest, self._is_unsaved = cursor, True
+        self._newest, self._is_unsaved = cursors.encode(cursor), True
         is_leaving = self._lease.is_leaving()
         if (is_leaving or time.monotonic() >= self._save_at) and self._try_to_save() and is_leaving:
             self.has_left = True
@@ -81,7 +83,7 @@ class _Checkpoints:
         if self._is_unsaved and (keeping := self._lease.keeping()) is not None:
             with keeping as connection:
                 self._load(connection)
-                self._kept = cursors.save(connection, self.owner, self._newest, self._kept)
+                self._kept = cursors.save(connection, self.owner, decode_json(self._newest), self._kept)
             self._is_unsaved = False
         self._save_at = time.monotonic() + SAVE_EVERY_S
 
@@ -105,7 +107,7 @@ class _Checkpoints:
         # On a new connection it is read again: before the job was reserved again, another worker may have had it, and a
         # cursor may have been kept whose reply was lost.
         if self._loaded_from is None and self._kept is not None and not self._is_unsaved:
-            self._newest = self._kept.value
+            self._newest = cursors.encode(self._kept.value)
         self._loaded_from = connection
 
 

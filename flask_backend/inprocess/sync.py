@@ -27,7 +27,7 @@ from flask_backend.registry import Handlers
 from flask_backend.retry import DiscardJob, Retry
 from flask_backend.tracing import Processing, watched
 from flask_backend.worker.batches import finish
-from flask_backend.worker.checkpoints import drop_cursor, has_cursor, is_left, save_newest
+from flask_backend.worker.checkpoints import drop_cursor, has_cursor, is_left, save_newest, without_group
 from flask_backend.worker.event_loop import apart_from_running_loop, loop_in_use, using_loop
 from flask_backend.worker.execution import Call, Runner, read_call
 from flask_backend.worker.outcomes import Attempt, Outcome, announce, announce_expiry, announce_failure
@@ -174,7 +174,7 @@ class InProcessWorker:
         try:
             self._call(current, call)
         except BaseException as error:  # a task may raise anything, as in a worker
-            return Attempt(current, call, retry, time.monotonic() - started), error
+            return Attempt(current, call, retry, time.monotonic() - started), without_group(error)
         return Attempt(current, call, retry, time.monotonic() - started), None
 
     def _call(self, current: CurrentJob, call: Call) -> None:

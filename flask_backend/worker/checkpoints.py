@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from typing import cast
 
 from flask_backend.broker import cursors
 from flask_backend.broker.cursors import CursorConnection, SweepingConnection
@@ -11,6 +12,18 @@ from flask_backend.current import CurrentJob
 from flask_backend.errors import BrokerError, TaskInterrupted
 
 SWEEP_EVERY_S = 3600.0
+
+
+def without_group(error: BaseException) -> BaseException:
+    """Return the interruption in place of an exception group of nothing else: ``asyncio.TaskGroup`` raises that."""
+    found, unseen = error, [error]
+    while unseen:  # a group may be nested too deeply for recursion
+        found = unseen.pop()
+        if issubclass(type(found), BaseExceptionGroup):  # not isinstance, which also consults the exception
+            unseen += cast("BaseExceptionGroup[BaseException]", found).exceptions
+        elif type(found) is not TaskInterrupted:
+            return error
+    return found
 
 
 def is_left(job: CurrentJob, error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from flask_backend.tracing import Processing, tracers, watched
 
 from . import wording
 from .batches import finish
-from .checkpoints import Sweeper, drop_cursor, has_cursor, is_left, save_newest
+from .checkpoints import Sweeper, drop_cursor, has_cursor, is_left, save_newest, without_group
 from .execution import Call, Runner, read_call
 from .heartbeat import Heartbeat, WorkerLease
 from .host import Host
@@ -218,6 +218,8 @@ class Processor:
         self._host.run(lease.label, lease.kill_at)
         self._heartbeat.hold(lease)
         error = self._time_limit.run(self._runner.run, call, lease.limit_at)
+        if error is not None:
+            error = without_group(error)
         try:
             self._leave_if_forked(error)
             if needs_attempt or signals.task_succeeded.receivers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import nullcontext
 
 import pytest
@@ -19,6 +20,7 @@ from flask_backend import (
     OptionError,
     QueueNameError,
     Retry,
+    RetryLater,
     TaskInterrupted,
     current,
     current_job,
@@ -164,6 +166,69 @@ def test_the_exception_itself_is_a_failure_like_any_other(backend):
     raises()
     [ran] = testing.drain(backend, raise_errors=False)
     assert ran.scheduled.job.state() is JobState.DELAYED
+
+
+def test_a_cursor_is_kept_as_it_was_at_its_checkpoint(backend, seen):
+    @backend.task(QUEUE)
+    def changes():
+        cursor = current_job.cursor or {"done": []}
+        seen.append(cursor)
+        if len(cursor["done"]) == 2:
+            return
+        cursor["done"].append(len(cursor["done"]))
+        current_job.checkpoint(cursor)
+        cursor["done"].append("begun")
+        current_job.cursor["done"].append("begun")
+        raise RetryLater(1)
+
+    changes()
+    for _ in range(3):
+        testing.drain(backend)
+        testing.move_time(2, app=backend)
+    assert seen == [{"done": [0, "begun"]}, {"done": [0, 1, "begun"]}, {"done": [0, 1]}]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_interruption_in_a_group_of_coroutines_is_one_too(backend, seen, depth):
+    async def part(number, depth):
+        async with asyncio.TaskGroup() as group:
+            if depth > 1:
+                group.create_task(part(number, depth - 1))
+            else:
+                await asyncio.sleep(0)
+                current_job.checkpoint(number)
+
+    @backend.task(QUEUE)
+    async def parts():
+        seen.append((current_job.cursor, current_job.attempt))
+        await part(1, depth)
+
+    parts()
+    testing.interrupt(app=backend)
+    first, second = testing.drain(backend)
+    assert [type(first.error), second.error] == [TaskInterrupted, None]
+    assert seen == [(None, 1), (1, 1)]
+
+
+def test_a_failure_beside_an_interruption_is_a_failure(backend):
+    @backend.task(QUEUE)
+    async def fails():
+        async def part():
+            try:
+                await asyncio.sleep(60)
+            finally:
+                raise ValueError("cleaning up")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(part())
+            await asyncio.sleep(0)
+            group.create_task(asyncio.to_thread(current_job.checkpoint, 1))
+
+    job = fails()
+    testing.interrupt(app=backend)
+    with pytest.raises(BaseExceptionGroup):
+        testing.drain(backend)
+    assert job.state() is JobState.DELAYED
 
 
 def test_async_tasks_and_receivers_have_cursors_too(backend, seen):
