@@ -17,6 +17,8 @@ from flask_backend.errors import QueueNameError, RegistrationError
 from flask_backend.extension import EXTENSION_KEY, Backend
 from flask_backend.names import check_queue_name, is_internal_tube
 from flask_backend.operations.console import Console
+from flask_backend.operations.masking import Masking
+from flask_backend.operations.recent import StoryReader
 from flask_backend.visible import MAX_NAME, visible
 
 from .audit import Record
@@ -24,6 +26,7 @@ from .rights import Rights
 
 # How long a page waits for the broker: a person looks at it.
 TIMEOUT_S = 2.0
+_READERS = f"{EXTENSION_KEY}.dashboard.stories"
 _MAX_DIGITS = 19  # of an id
 
 
@@ -63,7 +66,7 @@ class Visit:
     @property
     def console(self) -> Console:
         if self._console is None:
-            self._console = Console(self.settings)
+            self._console = Console(self.settings, Masking(self.settings.mask, self.backend.queues))
         return self._console
 
     @cached_property
@@ -82,6 +85,12 @@ class Visit:
     @cached_property
     def address(self) -> str:
         return str(self.settings.broker)
+
+    @cached_property
+    def stories(self) -> StoryReader:
+        """The reader of the newest stories, which all threads of this process share for one app and broker."""
+        readers: dict[str, StoryReader] = self.app.extensions.setdefault(_READERS, {})
+        return readers.setdefault(self.address, StoryReader())
 
     # -- rights ----------------------------------------------------------------------------------------------
 
@@ -115,6 +124,10 @@ class Visit:
     def value(self, name: str) -> str:
         """Return a value of the form, or for a GET of the query; empty without one."""
         return (request.form if request.method == "POST" else request.args).get(name, "")
+
+    def values(self, name: str) -> list[str]:
+        """Return all values of the form with this name."""
+        return request.form.getlist(name)
 
     def queue_name(self) -> str:
         """Return the queue that the request names; raise :exc:`RefusalError` if it cannot be one."""

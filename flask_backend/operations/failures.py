@@ -25,6 +25,10 @@ class FailureGroup:
     def newest(self) -> StoredStory:
         return self.stories[0]
 
+    def covers(self, story: StoredStory) -> bool:
+        """Whether a story of the queue belongs to this group."""
+        return (story.endpoint, story.kind) == (self.endpoint, self.kind)
+
 
 def group(found: Iterable[Failures]) -> list[FailureGroup]:
     """Return the groups; the group with the newest story comes first."""
@@ -34,6 +38,12 @@ def group(found: Iterable[Failures]) -> list[FailureGroup]:
             groups.setdefault((failures.queue, story.endpoint, story.kind), []).append(story)
     in_order = sorted(groups.items(), key=lambda item: item[1][0].buried_at, reverse=True)
     return [FailureGroup(*key, stories) for key, stories in in_order]
+
+
+def group_of(failures: Failures, endpoint: str | None, kind: str) -> FailureGroup:
+    """Return one group of a queue's failures, which may be empty."""
+    found = FailureGroup(failures.queue, endpoint, kind, ())
+    return replace(found, stories=[story for story in failures.stories if found.covers(story)])
 
 
 # The ages in seconds up to which failures are counted: an hour, a day, a week.

@@ -16,6 +16,7 @@ from flask_backend.errors import MessageDecodeError
 from flask_backend.message import cut
 from flask_backend.names import failures_tube
 from flask_backend.stories import Story
+from flask_backend.visible import visible
 
 # Notes are large: read them in batches, so that the server does not buffer megabytes.
 AT_ONCE = 50
@@ -86,7 +87,7 @@ def decode_note(body: bytes) -> Story | None:
 
 
 def stored(note_id: int, note: Story, message_limit: int = 0) -> StoredStory:
-    # The names are few, and the notes many: each name is kept once, and a forged one is cut.
-    endpoint = note.endpoint and sys.intern(cut(note.endpoint, _MAX_NAME))
+    # The names are few, and the notes many: each name is kept once. A forged one is cut, and made safe to show.
+    endpoint = note.endpoint and sys.intern(visible(note.endpoint, _MAX_NAME))
     message = cut(note.message, message_limit) if note.message and message_limit else None
-    return StoredStory(note_id, note.job, note.buried_at, endpoint, sys.intern(cut(note.kind, _MAX_NAME)), message)
+    return StoredStory(note_id, note.job, note.buried_at, endpoint, sys.intern(visible(note.kind, _MAX_NAME)), message)
