@@ -79,6 +79,13 @@ class Counts:
         waits = sum(self.waits)
         return self.waited_s / waits if waits else None
 
+    def merge(self, other: Counts) -> None:
+        """Add the counts of another supervisor."""
+        for name in self.__slots__:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            is_list = isinstance(ours, list)
+            setattr(self, name, [a + b for a, b in zip(ours, theirs, strict=True)] if is_list else ours + theirs)
+
     def add(self, words: Sequence[int]) -> None:
         self.done += words[DONE] + words[DISCARDED]
         self.discarded += words[DISCARDED]

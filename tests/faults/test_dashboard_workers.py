@@ -40,7 +40,7 @@ def test_a_supervisor_is_shown_and_controlled(supervise, client, tasks, tmp_path
     wait_until(lambda: "wait_for" in section_of(client, pid), "the running task is shown")
     section = section_of(client, pid)
     assert f"Supervisor {pid} of support.workload" in section
-    assert '<td class="n">1</td>' in section  # its attempt
+    assert 'data-label="Attempt" class="n">1</td>' in section
 
     stacks = answer_form(client, section, "/workers/stack")
     assert (stacks.status_code, "in wait_for" in stacks.text) == (200, True)

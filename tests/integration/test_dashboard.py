@@ -92,3 +92,89 @@ def test_a_broker_that_is_away_leaves_the_page_its_navigation(app, broker):
     assert broker.uri.removeprefix("btq://") in answer.text
     assert app.test_client().get("/backend/queues.json").status_code == 503
     assert app.test_client().head("/backend/").status_code == 200
+
+
+def test_the_newest_jobs_are_listed_by_state_and_further_ones_are_looked_up(app, broker, monkeypatch):
+    with app.app_context():
+        app.extensions["welcome"].map([f"user{number}" for number in range(60)])
+        app.extensions["welcome"].options(delay=60)("late")
+    client = app.test_client()
+    told = client.get("/backend/queue.json?queue=mail").json
+    assert (len(told["jobs"]), told["jobs"][0]["call"]) == (50, 'welcome("late")')
+    page = client.get("/backend/queue?queue=mail&state=ready").text
+    assert "welcome(&#34;user59&#34;)" in page
+    assert "late" not in page
+    assert "The newest 50 of 60;" in page
+    before = client.get("/backend/queue.json?queue=mail&state=ready").json["before"]
+    older = client.get(f"/backend/queue.json?queue=mail&state=ready&before={before}").json
+    assert [job["call"] for job in older["jobs"]] == [f'welcome("user{number}")' for number in range(9, -1, -1)]
+
+
+def test_a_get_sends_nothing_that_changes_the_broker(app, broker):
+    with app.app_context():
+        app.extensions["welcome"].map(["ann", "bob"])
+    client = app.test_client()
+
+    def commands():
+        with broker.client() as other:
+            stats = other.stats()
+        changing = ("put", "delete", "release", "bury", "kick", "touch", "pause-tube", "kick-job")
+        return {name: stats[f"cmd-{name}"] for name in changing if f"cmd-{name}" in stats} | {
+            "total-jobs": stats["total-jobs"]
+        }
+
+    before = commands()
+    for page in (
+        "",
+        "queue?queue=mail",
+        "queue/delete-ready?queue=mail",
+        "workers",
+        "actions",
+        "queues.json?measure=1",
+    ):
+        assert client.get(f"/backend/{page}").status_code == 200
+    assert commands() == before
+
+
+def test_who_may_not_see_arguments_sees_none_in_the_list(broker):
+    app = make_app(broker.uri, lambda action, what: action == "view")
+    with app.app_context():
+        app.extensions["welcome"]("ann@example.com")
+    broker.put("mail", b"a message for ann@example.com")
+    client = app.test_client()
+    for path in ("queue?queue=mail", "queue.json?queue=mail"):
+        answer = client.get(f"/backend/{path}")
+        assert "ann@example.com" not in answer.text
+        assert "welcome(" in answer.text
+
+
+def test_secret_arguments_are_masked_by_the_names_of_the_parameters(broker):
+    app = make_app(broker.uri)
+    backend = app.extensions["backend"]
+
+    @backend.task("mail")
+    def log_in(user: str, password: str) -> None: ...
+
+    with app.app_context():
+        log_in("ann", "hunter2")
+    answer = app.test_client().get("/backend/queue?queue=mail")
+    assert "hunter2" not in answer.text
+    assert "***" in answer.text
+
+
+def test_hostile_bodies_keep_the_page_whole(app, broker):
+    for body in (
+        b"<script>alert(1)</script>",
+        "\u202etxt\x1b[31m".encode(),
+        b"\xff\xfe\x00",
+        b'"' * 60_000,
+        b"[" * 50_000,
+        b"",
+    ):
+        broker.put("mail", body)
+    broker.put("mail", b'{"endpoint": "<b>x</b>", "args": ["<img src=x>"]}')
+    answer = app.test_client().get("/backend/queue?queue=mail")
+    assert answer.status_code == 200
+    for text in ("<script>alert", "<b>x", "<img", "\u202e", "\x1b", "\x00"):
+        assert text not in answer.text
+    assert len(answer.text) < 20_000

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flask import url_for
+from flask import request, url_for
 
-from flask_backend.broker.stats import UNTIL_RESUMED_S, Queue
+from flask_backend.broker.stats import UNTIL_RESUMED_S, JobRecord, Queue
 from flask_backend.dashboard.audit import in_words
 from flask_backend.dashboard.routing import Done, Page, Pages, question
 from flask_backend.dashboard.visit import RefusalError, Visit
 from flask_backend.operations import heads
+from flask_backend.operations.bodies import call_in, show_body
 from flask_backend.operations.console import Console
-from flask_backend.operations.records import queue_as_dict
+from flask_backend.operations.listing import list_jobs
+from flask_backend.operations.records import attempts_made, job_as_dict, queue_as_dict
+from flask_backend.operations.supervisors import Counts, find
 from flask_backend.quantities import count_of, show_seconds
+from flask_backend.system.procfs import PROC_IS_THERE
+from flask_backend.visible import MAX_NAME, visible
 
 pages = Pages()
 
+STATES = ("ready", "reserved", "delayed", "buried")
+_MAX_CALL = 200  # characters in a list
 # The pauses that the page offers, in seconds.
 PAUSES_S = (60, 600, 3600, 86400)
 
@@ -27,14 +34,63 @@ PAUSES_S = (60, 600, 3600, 86400)
 def queue(visit: Visit) -> Page:
     found = find_queue(visit)
     waits = visit.console.next_waits([found])
+    state, before = visit.value("state"), visit.number("before", 0)
+    states = (state,) if state in STATES else STATES
+    jobs = list_jobs(visit.console, found.name, states, before or None)
+    rows = [JobRow(record, _show_call(visit, record, body)) for record, body in jobs.jobs]
+    tasks = _count_tasks(visit, found.name)
     values = {
         "queue": found,
         "next_wait_s": waits.get(found.name),
         "pauses": PAUSES_S,
         "until_resumed": UNTIL_RESUMED_S,
+        "states": STATES,
+        "state": state if state in STATES else "",
+        "jobs": jobs,
+        "rows": rows,
+        "before": before,
+        "tasks": tasks,
+        "has_job_page": f"{request.blueprint}.job" in visit.app.view_functions,
     }
-    facts = queue_as_dict(visit.address, found, waits.get(found.name))
-    return Page("queue.html", values, {**facts, "at": visit.now})
+    data = {
+        **queue_as_dict(visit.address, found, waits.get(found.name)),
+        "at": visit.now,
+        "jobs": [{**job_as_dict(visit.address, row.record), "call": row.call} for row in rows],
+        "before": jobs.before,
+        "tasks": [{"name": name, "done": counts.done, "failed": counts.failed} for name, counts in tasks.items()],
+    }
+    return Page("queue.html", values, data)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job in the list, with its call in words: only the task, for a person who may not see arguments."""
+
+    record: JobRecord
+    call: str | None
+
+    @property
+    def attempts(self) -> int:
+        return attempts_made(self.record)
+
+
+def _show_call(visit: Visit, record: JobRecord, body: bytes) -> str | None:
+    if visit.may("view_arguments", queue=record.queue):
+        return visible(show_body(visit.console.masking.body(record.queue, body)), _MAX_CALL)
+    call = call_in(body)
+    return f"{visible(call.endpoint, MAX_NAME)}(…)" if call else None
+
+
+def _count_tasks(visit: Visit, name: str) -> Mapping[str, Counts]:
+    """Return what the workers of this host have done in a queue of this broker, by task."""
+    tasks: dict[str, Counts] = {}
+    for supervisor in find(0) if PROC_IS_THERE else ():
+        if supervisor.facts.get("broker") == visit.address:
+            for served in supervisor.queues:
+                if served.name == name:
+                    for task, counts in served.tasks.items():
+                        tasks.setdefault(task, Counts()).merge(counts)
+    return tasks
 
 
 def find_queue(visit: Visit) -> Queue:
