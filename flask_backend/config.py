@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from typing import Any, cast
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from .durations import MAX_SECONDS
 from .errors import ConfigError
@@ -22,9 +22,11 @@ BASE_URL_KEY = "BACKEND_BASE_URL"
 AFTER_COMMIT_KEY = "BACKEND_AFTER_COMMIT"
 TIMEZONE_KEY = "BACKEND_TIMEZONE"
 MASK_KEY = "BACKEND_MASK"
+METRICS_URL_KEY = "BACKEND_DASHBOARD_METRICS_URL"
+TRACE_URL_KEY = "BACKEND_DASHBOARD_TRACE_URL"
 KEYS = (
     *(URI_KEY, "BACKEND_TTR", "BACKEND_TIMEOUT", "BACKEND_RETRY", BASE_URL_KEY, AFTER_COMMIT_KEY, TIMEZONE_KEY),
-    MASK_KEY,
+    *(MASK_KEY, METRICS_URL_KEY, TRACE_URL_KEY),
 )
 DEFAULT_PORT = 11300  # beanstalkd's default
 _URI = re.compile(
@@ -85,6 +87,17 @@ def parse_broker(uri: object) -> Address | StandIn:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A URL with a place for a name."""
+
+    url: str
+    place: str
+
+    def to(self, name: str) -> str:
+        return self.url.replace(self.place, quote(name, safe=""))
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The settings that ``init_app`` reads from ``app.config``.
 
@@ -115,6 +128,12 @@ class Settings:
         checkpoints, at any depth, and of the parameters of the task for positional arguments, where the app is loaded.
         The setting replaces the default, which also has ``authorization``, ``cookie`` and ``credential``; ``()`` hides
         nothing. The jobs themselves are not changed, nor are the messages of exceptions.
+    ``BACKEND_DASHBOARD_METRICS_URL`` (``None``)
+        Where the metrics of a queue are, for a link on its page of the dashboard: a URL with ``{queue}``, such as
+        ``https://grafana.example.com/d/queues?var-queue={queue}``.
+    ``BACKEND_DASHBOARD_TRACE_URL`` (``None``)
+        Where a trace is, for a link on the page of a job whose call carries one: a URL with ``{trace}``, such as
+        ``https://jaeger.example.com/trace/{trace}``.
     """
 
     broker: Address | StandIn = Address()
@@ -125,6 +144,8 @@ class Settings:
     waits_for_commit: bool = False
     timezone: str = "UTC"
     mask: Mask = DEFAULT_MASK
+    metrics_link: Link | None = None
+    trace_link: Link | None = None
 
     @property
     def address(self) -> Address:
@@ -148,6 +169,8 @@ class Settings:
             waits_for_commit=_after_commit(config.get(AFTER_COMMIT_KEY)),
             timezone=_timezone(config.get(TIMEZONE_KEY)),
             mask=_mask(config.get(MASK_KEY, _DEFAULTS.mask.words)),
+            metrics_link=_link(METRICS_URL_KEY, config.get(METRICS_URL_KEY), "queue"),
+            trace_link=_link(TRACE_URL_KEY, config.get(TRACE_URL_KEY), "trace"),
         )
 
 
@@ -195,6 +218,15 @@ def _mask(value: object) -> Mask:
     if words is None or not all(map(has_letters, words)):
         raise ConfigError(f'{MASK_KEY} is {value!r}; expected words, for example ("password", "token"), or () for none')
     return Mask(tuple(cast("Iterable[str]", words)))
+
+
+def _link(key: str, value: object, name: str) -> Link | None:
+    if value is None:
+        return None
+    place = f"{{{name}}}"
+    if not isinstance(value, str) or not value.startswith(("http://", "https://", "/")) or place not in value:
+        raise ConfigError(f"{key} is {value!r}; expected a URL with {place}, such as https://example.com/?q={place}")
+    return Link(value, place)
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:

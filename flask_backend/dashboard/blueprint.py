@@ -96,7 +96,8 @@ class Dashboard(Blueprint):
         return _SetupState(self, app, options, first_registration)
 
     def _add(self, path: str, name: str, view: Callable[[], AnyResponse], methods: tuple[str, ...] = ("GET",)) -> None:
-        def named() -> AnyResponse:  # extensions ask for the name of a view: Flask-WTF's, for example
+        # Extensions ask for the name of a view: Flask-WTF's, for example. A prefix may have values of the app.
+        def named(**_values: object) -> AnyResponse:
             return view()
 
         named.__name__ = name
@@ -188,15 +189,15 @@ class Dashboard(Blueprint):
     def _note(
         self, visit: Visit, route: ActRoute, outcome: str, done: Done | None = None, *, is_remembered: bool = True
     ) -> None:
-        ids = done.ids if done else [int(text) for text in request.form.getlist("id") if text.isdecimal()]
+        named = {name: visible(request.form.get(name, ""), MAX_NAME) or None for name in ("queue", "pattern")}
         action = Action(
             route.action,
             outcome,
             self._name_user() if is_remembered else None,
-            request.form.get("queue") or None,
-            done.pattern if done else request.form.get("pattern") or None,
+            named["queue"],
+            done.pattern if done else named["pattern"],
             done.count if done else 0,
-            ids[:MAX_IDS],
+            (done.ids if done else visit.known_ids())[:MAX_IDS],
             done.what if done else route.name.replace("_", " "),
         )
         self.past.note(visit.app, action, is_remembered=is_remembered)

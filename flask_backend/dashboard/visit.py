@@ -156,6 +156,10 @@ class Visit:
             raise RefusalError(400, "Bad request", "an id of a job is not a whole number.")
         return [int(text) for text in texts]
 
+    def known_ids(self) -> list[int]:
+        """Return the ids of jobs that the form names, without what is not a whole number."""
+        return [int(text) for text in request.form.getlist("id") if _is_number(text)]
+
     def what(self) -> dict[str, Any]:
         """Return what the request is about, for the question whether the person may do it."""
         what: dict[str, Any] = {name: value for name in ("queue",) if (value := self.value(name))}

@@ -81,10 +81,17 @@ class Counts:
 
     def merge(self, other: Counts) -> None:
         """Add the counts of another supervisor."""
-        for name in self.__slots__:
-            ours, theirs = getattr(self, name), getattr(other, name)
-            is_list = isinstance(ours, list)
-            setattr(self, name, [a + b for a, b in zip(ours, theirs, strict=True)] if is_list else ours + theirs)
+        self.done += other.done
+        self.retried += other.retried
+        self.buried += other.buried
+        self.discarded += other.discarded
+        self.expired += other.expired
+        self.crashed += other.crashed
+        self.given_back += other.given_back
+        self.busy_s += other.busy_s
+        self.waited_s += other.waited_s
+        self.durations = list(map(sum, zip(self.durations, other.durations, strict=True)))
+        self.waits = list(map(sum, zip(self.waits, other.waits, strict=True)))
 
     def add(self, words: Sequence[int]) -> None:
         self.done += words[DONE] + words[DISCARDED]

@@ -178,3 +178,10 @@ def test_hostile_bodies_keep_the_page_whole(app, broker):
     for text in ("<script>alert", "<b>x", "<img", "\u202e", "\x1b", "\x00"):
         assert text not in answer.text
     assert len(answer.text) < 20_000
+
+
+def test_the_page_of_a_queue_links_to_its_metrics(broker):
+    broker.put("com.example/mail", b"{}")
+    config = {"BACKEND_DASHBOARD_METRICS_URL": "https://example.com/?q={queue}"}
+    page = make_app(broker.uri, config=config).test_client().get("/backend/queue?queue=com.example/mail").text
+    assert 'href="https://example.com/?q=com.example%2Fmail"' in page

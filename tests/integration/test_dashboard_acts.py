@@ -143,6 +143,7 @@ def test_a_question_and_its_control_need_the_right(broker, bury):
         ("/queue/resume", {"queue": "nothing-here"}, 404),
         ("/queue/retry-buried", {"queue": "mail"}, 400),
         ("/queue/retry-buried", {"queue": "mail", "left": "9" * 30, "total": "1"}, 400),
+        ("/queue/resume", {"queue": "mail", "id": "9" * 5000}, 400),
         ("/workers/reload", {"pid": "1"}, 404),
         ("/workers/reload", {"pid": "x"}, 400),
         ("/workers/stop", {"pid": "999999999", "worker": "1"}, 404),

@@ -196,6 +196,15 @@ def test_it_works_below_any_prefix(uri, prefix):
     assert "paused mail for 1m" in client.get(answer.location).text
 
 
+def test_a_prefix_may_have_values_of_the_app(uri):
+    app = make_app(uri, register={"url_prefix": "/<language>/backend"})
+    app.url_defaults(lambda endpoint, values: values.setdefault("language", flask.g.get("language", "en")))
+    app.before_request(lambda: setattr(flask.g, "language", request.view_args["language"]))
+    client = app.test_client()
+    page = client.get("/cs/backend/queue?queue=mail").text
+    assert answer_form(client, page, "/queue/pause", seconds="60").location == "/cs/backend/queue?queue=mail"
+
+
 def test_it_works_behind_a_proxy_and_below_a_script_name(uri):
     app = make_app(uri)
     app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1, x_proto=1, x_prefix=1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from flask import Flask
 
@@ -65,3 +67,16 @@ def test_the_config_comes_before_the_environment_and_that_before_the_default(mon
 def test_an_invalid_number_names_its_key(key, value):
     with pytest.raises(ConfigError, match=f"{key} is {value!r}; expected"):
         Settings.from_config({key: value})
+
+
+def test_links_of_the_dashboard_have_a_place_for_the_name():
+    config = {"BACKEND_DASHBOARD_METRICS_URL": "https://example.com/?q={queue}&{x}"}
+    link = Settings.from_config(config).metrics_link
+    assert link.to("a/b&c") == "https://example.com/?q=a%2Fb%26c&{x}"
+    assert Settings.from_config({}).trace_link is None
+    for key, value in {
+        "BACKEND_DASHBOARD_METRICS_URL": "https://example.com",
+        "BACKEND_DASHBOARD_TRACE_URL": "javascript:alert({trace})",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"{key} is '{re.escape(value)}'; expected a URL with"):
+            Settings.from_config({key: value})

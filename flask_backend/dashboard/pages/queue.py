@@ -50,6 +50,7 @@ def queue(visit: Visit) -> Page:
         "rows": rows,
         "before": before,
         "tasks": tasks,
+        "metrics_url": visit.settings.metrics_link and visit.settings.metrics_link.to(found.name),
         "has_job_page": f"{request.blueprint}.job" in visit.app.view_functions,
     }
     data = {
