@@ -58,7 +58,7 @@ class Count:
     is_exact: bool = True
 
     def __str__(self) -> str:
-        return f"{self.number:,}" if self.is_exact else f"at least {self.number:,}"
+        return f"{self.number:,}" if self.is_exact else f"≥ {self.number:,}"
 
 
 @dataclass(frozen=True, slots=True)

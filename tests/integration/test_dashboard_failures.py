@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from html import unescape
 
 import pytest
 from support.dashboards import OWN, answer_form, make_app
@@ -96,12 +97,28 @@ class TestFailures:
         bury(30)
         app.extensions["backend.dashboard.stories"] = {app.config["BACKEND_CONNECTION_URI"]: StoryReader(most=20)}
         page = client.get("/backend/failures").text
-        assert "at least 20" in page
+        assert "≥ 20" in page
         assert "Of the newest 20 of 30 buried jobs" in page
         page = client.get(NAMED).text
-        assert "at least 20" in page
+        assert "≥ 20" in page
         further = client.get(f"{NAMED}&before=2").text  # no such story
         assert "None of the stories" in further
+
+    def test_a_queue_that_others_crowd_out_is_looked_at_alone(self, app, client, bury):
+        bury(5, queue="reports", buried_at=time.time() - 3600, exception="KeyError")
+        bury(30)
+        app.extensions["backend.dashboard.stories"] = {app.config["BACKEND_CONNECTION_URI"]: StoryReader(most=20)}
+        page = client.get("/backend/failures?pattern=/KeyError").text
+        assert "None of those that were read matches" in page
+        link = "/backend/failures?queue=reports&amp;pattern=/KeyError"
+        assert link in page
+        page = client.get(link.replace("&amp;", "&")).text
+        assert "KeyError" in page
+        assert ">ValueError<" not in page
+        question = client.get(unescape(re.search(r'href="(/backend/failures/retry[^"]+)"', page)[1])).text
+        assert "Retry 5 jobs of reports" in question
+        answer = answer_form(client, question, "/failures/retry")
+        assert "retried 5 jobs" in client.get(answer.location).text
 
     def test_a_get_of_each_page_writes_nothing(self, broker, client, bury):
         [job_id] = bury(1)

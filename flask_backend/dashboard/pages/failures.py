@@ -32,16 +32,18 @@ _MAX_PATTERN, _MAX_CALL = 500, 200
 
 @pages.page("/failures", "/failures.json", nav="Failures")
 def failures(visit: Visit) -> Page:
-    recent = visit.stories.read(visit.console)
+    queue = visit.queue_name() if visit.value("queue") else None
+    recent = visit.stories.read(visit.console, queue)
     pattern = find_pattern(visit)
     found = count_by_age(recent, visit.now, pattern)
     others = [each for each in recent.failures if each.untold or each.unread]
-    selection = Selection.of((story for each in found for story in each.group.stories), pattern=pattern)
+    selection = Selection.of((story for each in found for story in each.group.stories), queue, pattern=pattern)
     values = {
         "recent": recent,
+        "queue": queue,
         "pattern": pattern.text if pattern else "",
         "found": found,
-        "others": others if pattern is None else [],
+        "others": others,
         "message_of": partial(_message_of, visit),
         "fields": fields_of(selection) if pattern and found else None,
     }
@@ -229,7 +231,7 @@ def _ask(visit: Visit, action: Action) -> Page:
 
 def _back(selection: Selection) -> str:
     if selection.pattern is not None:
-        return url_for(".failures", pattern=selection.pattern.text)
+        return url_for(".failures", queue=selection.queue, pattern=selection.pattern.text)
     return url_for(".group", queue=selection.queue, task=selection.endpoint or "", kind=selection.kind)
 
 
