@@ -1,6 +1,6 @@
 """Take the screenshots of the dashboard: `./run screenshots`.
 
-Usage: .venv/bin/python docs/screenshots.py [--to FOLDER] [--seconds N] [--buried N] [--only NAME ...]
+Usage: .venv/bin/python docs/screenshots.py [--to FOLDER] [--seconds N] [--buried N] [--publish]
 
 Real workers on a real broker do the work of a small shop, some of which fails; Chromium shows the pages, 1280 by 800
 unless the name says otherwise. The lines of the queues need --seconds of work, up to 300. --buried is the number of
@@ -10,11 +10,13 @@ buried jobs of one scene: they are put there directly, each with its story, sinc
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import math
 import os
 import random
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,21 +24,30 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import screenshots_app as shop
+from PIL import Image, ImageChops
 from support.beanstalkd import Beanstalkd
 from support.chromium import Chromium
 from support.sites import serve
+from support.stories import bury_many
 from support.waiting import wait_until
 
+from flask_backend.extension import EXTENSION_KEY
 from flask_backend.message import encode_call, head_of
-from flask_backend.names import failures_tube
-from flask_backend.stories import MAX_WHOLE, Story
 
 HERE = Path(__file__).parent
-COMMAND = [str(Path(sys.executable).with_name("flask-backend")), "--app", f"{HERE / 'screenshots_app.py'}:create_app"]
+PUBLISHED = HERE / "screenshots"
+SOME = 40  # failures, before the pictures of them
+BURIED_AT_ONCE = 500
+KINDS = (
+    ("shop.PaymentDeclinedError", "the card was declined, insufficient funds"),
+    ("ConnectionError", "the payment gateway does not answer"),
+    ("KeyError", "'currency'"),
+)
+COMMAND = str(Path(sys.executable).with_name("flask-backend"))
 FONTS = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig>
@@ -54,7 +65,8 @@ FONTS = """<?xml version="1.0"?>
 class Stage:
     """The shop at work, and a browser."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, shop: Any, folder: Path, stack: ExitStack) -> None:
+        self.shop = shop
         self.folder = folder
         self.broker = Beanstalkd()
         stack.callback(self.broker.stop)
@@ -63,11 +75,13 @@ class Stage:
         self.root = stack.enter_context(serve(self.app))
         self.browser = Chromium()
         stack.callback(self.browser.quit)
+        self.supervisor: subprocess.Popen[bytes] | None = None
         self._stack = stack
 
     def supervise(self, *queues: str) -> subprocess.Popen[bytes]:
         arguments = [part for queue in queues for part in ("--queue", queue)]
-        started = subprocess.Popen([*COMMAND, "supervise", *arguments], stderr=subprocess.DEVNULL)
+        command = [COMMAND, "--app", f"{self.shop.__file__}:create_app", "supervise", *arguments]
+        started = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         self._stack.callback(started.wait)
         self._stack.callback(started.send_signal, signal.SIGQUIT)
         return started
@@ -86,7 +100,7 @@ class Stage:
 
     def work(self, seconds: float) -> None:
         """Schedule calls for so long, at rates that change; some of them fail."""
-        number, until = 1, time.monotonic() + seconds
+        shop, number, until = self.shop, 1, time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             swell = 1 + 0.6 * math.sin(left / 18) + 0.3 * random.random()
             with self.app.app_context():
@@ -97,22 +111,76 @@ class Stage:
                 shop.resize(f"products/{number}.png")
                 if number % 7 == 0:
                     shop.index_product(number)
-                if number % 90 == 0:
+                if number % 15 == 0:
                     shop.refund(number)
             time.sleep(0.5)  # the customers
 
 
-def show_queues(stage: Stage) -> None:
-    for theme in ("light", "dark"):
-        stage.browser.prefer(theme, reduced_motion=True)
-        stage.take(f"queues-{theme}")
+# -- the scenes ----------------------------------------------------------------------------------------------------
 
 
 def show_unwatched(stage: Stage) -> None:
     with stage.app.app_context():
-        shop.export_orders.map([f"2026-{month:02}" for month in range(1, 12)])
+        stage.shop.export_orders.map([f"2026-{month:02}" for month in range(1, 12)])
     stage.open()
     stage.take("queue-without-worker")
+
+
+def show_failures(stage: Stage) -> None:
+    with stage.app.app_context():
+        stage.shop.resize("products/poster.tiff")
+    orders, images = stage.shop.ORDERS, stage.shop.IMAGES
+    wait_until(lambda: stage.broker.count(orders, "buried") > SOME, "there are failures", 60)
+    wait_until(lambda: stage.broker.count(images, "buried"), "a job has killed three workers", 60)
+    stage.open("/failures")
+    stage.take("failures")
+    stage.browser.follow("tbody th a", "charge")
+    for box in stage.browser.find_all("td input[type=checkbox]")[:3]:
+        box.click()
+    stage.take("group")
+    stage.browser.follow(".acts a", "Retry all")
+    stage.take("question")
+
+
+def show_failure(stage: Stage) -> None:
+    stage.open("/failures?pattern=charge/ConnectionError")
+    stage.browser.follow("tbody td a", "job")
+    stage.take("failure")
+    stage.browser.print(stage.folder / "failure.pdf")
+    if shutil.which("pdftoppm"):
+        pages = ["pdftoppm", "-r", "80", "-png", stage.folder / "failure.pdf", stage.folder / "failure-printed"]
+        subprocess.run(pages, check=True)
+
+
+def show_job(stage: Stage) -> None:
+    with stage.app.app_context():
+        job = stage.shop.export_orders.options(delay=7200)("2026-12")
+    stage.open(f"/job?queue={job.queue}&id={job.id}")
+    stage.take("job-explained")
+
+
+def show_hostile(stage: Stage) -> None:
+    body = {"endpoint": "<script>alert(1)</script>", "args": ["\u202eevig \x1b[2J", "<img src=x onerror=alert(2)>"]}
+    job = stage.broker.put(stage.shop.EXPORT, json.dumps(body, ensure_ascii=False).encode())
+    stage.open(f"/job?queue={stage.shop.EXPORT}&id={job}")
+    stage.take("hostile-body")
+
+
+def show_schedules(stage: Stage) -> None:
+    stage.open("/schedules")
+    stage.browser.wait(lambda: stage.browser.find("tbody th", "nightly index"), "the periodic tasks are registered")
+    stage.browser.follow("tr:last-of-type button", "Pause")
+    stage.open("/schedules")
+    stage.take("schedules")
+
+
+def show_reload(stage: Stage) -> None:
+    with stage.app.app_context():
+        stage.shop.rebuild_index("main")
+    wait_until(lambda: stage.broker.count(stage.shop.SEARCH, "reserved"), "the index is being built")
+    stage.supervisor.send_signal(signal.SIGHUP)
+    stage.browser.wait(lambda: "RELOADING" in stage.open("/workers").text, "it reloads")
+    stage.take("workers-in-a-reload")
 
 
 def show_phone(stage: Stage) -> None:
@@ -136,7 +204,7 @@ def show_closed(stage: Stage) -> None:
 
 def show_without_scripts(stage: Stage) -> None:
     with stage.browser.without_scripts():
-        stage.open("/queue?queue=" + shop.ORDERS)
+        stage.open("/queue?queue=" + stage.shop.ORDERS)
         stage.take("without-scripts")
 
 
@@ -145,92 +213,114 @@ def show_focus(stage: Stage) -> None:
     stage.take("focus")
 
 
-def show_workers(stage: Stage) -> None:
-    stage.open("/workers")
-    stage.take("workers")
+def show_reader(stage: Stage) -> None:
+    stage.browser.devtools("Network.setCookie", name="role", value="reader", url=stage.root)
+    stage.open("/failures")
+    stage.browser.follow("tbody th a", "charge")
+    stage.take("read-only")
+    stage.browser.devtools("Network.clearBrowserCookies")
 
 
-def bury(broker: Beanstalkd, count: int) -> None:
-    """Put so many buried jobs on the broker, and the story of each, as workers leave them."""
-    with socket.create_connection((broker.host, broker.port)) as connection:
-        # Nobody reads the replies; the last one shows that all came.
-        threading.Thread(target=lambda: [*iter(lambda: connection.recv(1 << 20), b"")], daemon=True).start()
-        failures = failures_tube(shop.ORDERS)
-        now = time.time()
-        for start in range(1, count + 1, 1000):
-            ids = range(start, min(start + 1000, count + 1))
-            commands = [f"use {shop.ORDERS}\r\n".encode()]
-            commands += [_put(9, encode_call(head_of("charge"), [job, "9.50"], {}, f"{job:032x}")) for job in ids]
-            connection.sendall(b"".join(commands))
-        for start in range(1, count + 1, 1000):
-            ids = range(start, min(start + 1000, count + 1))
-            commands = [f"reserve-job {job}\r\nbury {job} 9\r\n".encode() for job in ids]
-            commands += [f"use {failures}\r\n".encode()]
-            for job in ids:
-                story = _tell(job, now - (count - job) * 7 * 86400 / count)
-                commands.append(_put(story.priority, (story if job <= MAX_WHOLE else story.shortened()).encode()))
-            connection.sendall(b"".join(commands))
-        wait_until(lambda: broker.count(failures, "ready") == count, f"{count} stories are there", 600)
+def show_queues(stage: Stage) -> None:
+    for theme in ("light", "dark"):
+        stage.browser.prefer(theme, reduced_motion=True)
+        stage.take(f"queues-{theme}")
 
 
-def _put(priority: int, body: bytes) -> bytes:
-    return b"put %d 0 60 %d\r\n%b\r\n" % (priority, len(body), body)
-
-
-def _tell(job: int, at: float) -> Story:
-    exception, message = (
-        ("PaymentDeclinedError", f"order {job}: the card was declined"),
-        ("ConnectionError", "the payment gateway does not answer"),
-        ("KeyError", "'currency'"),
-    )[job % 7 % 3]
-    facts = {"endpoint": "charge", "call": f"charge({job}, '9.50')", "attempts": 10, "allowed": 10}
-    reason = f"failed 10 times: {exception}: {message}"
-    return Story(job, shop.ORDERS, reason, at, "web1", 4711, exception=exception, message=message, **facts)
-
-
-def show_schedules(stage: Stage) -> None:
-    stage.open("/schedules")
-    stage.browser.wait(lambda: stage.browser.find("tbody th", "nightly index"), "the periodic tasks are registered")
-    stage.browser.follow("tr:last-of-type button", "Pause")
-    stage.open("/schedules")
-    stage.take("schedules")
+def show_outage(stage: Stage) -> None:
+    stage.broker.kill()
+    stage.browser.prefer("light", reduced_motion=True)
+    stage.browser.wait(lambda: "Stale since" in stage.browser.find("#status").text, "the page is stale")
+    stage.take("broker-away-stale")
+    stage.open()
+    stage.take("broker-away")
 
 
 SCENES = (
-    show_schedules,
     show_unwatched,
+    show_failures,
+    show_failure,
+    show_job,
+    show_hostile,
+    show_schedules,
     show_phone,
     show_zoom,
     show_closed,
     show_without_scripts,
     show_focus,
-    show_workers,
+    show_reader,
+    show_reload,
 )
+
+
+def show_many(stage: Stage, count: int) -> None:
+    for start in range(0, count, BURIED_AT_ONCE):
+        age_s = 7 * 86400 * (1 - start / count)
+        bury_many(
+            stage.app.extensions[EXTENSION_KEY].settings_of(stage.app),
+            stage.shop.ORDERS,
+            min(BURIED_AT_ONCE, count - start),
+            encode_call(head_of("charge"), [9, "9.50"], {}, f"{start:032x}"),
+            endpoint="charge",
+            buried_at=time.time() - age_s,
+            exception=lambda number: KINDS[number % 7 % 3][0],
+            message=lambda number: KINDS[number % 7 % 3][1],
+        )
+    stage.open("/failures")
+    stage.take(f"buried-{count}")
+
+
+def publish(folder: Path) -> None:
+    """Write the pictures of the README and of the documentation: without the empty part below, with few colours."""
+    PUBLISHED.mkdir(exist_ok=True)
+    for name in ("queues-light", "queues-dark", "failures", "failure"):
+        with Image.open(folder / f"{name}.png") as taken:
+            picture = taken.convert("RGB")
+        background = Image.new("RGB", picture.size, picture.getpixel((picture.width - 1, picture.height - 1)))
+        _, _, _, bottom = ImageChops.difference(picture, background).getbbox() or (0, 0, 0, 0)
+        cropped = picture.crop((0, 0, picture.width, min(picture.height, bottom + 18)))
+        cropped.quantize(64).save(PUBLISHED / f"{name}.png", optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--to", type=Path, default=HERE.parent / "build" / "screenshots", metavar="FOLDER")
-    parser.add_argument("--seconds", type=float, default=60, metavar="N")
-    parser.add_argument("--buried", type=int, default=100_000, metavar="N")
+    parser.add_argument("--seconds", type=float, default=60, metavar="N", help="how long the shop works; default: 60")
+    parser.add_argument("--buried", type=int, default=100_000, metavar="N", help="of one scene; default: 100000")
+    parser.add_argument("--publish", action="store_true", help="also write the pictures in docs/screenshots")
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
-    fonts = Path(tempfile.mkdtemp()) / "fonts.conf"
-    fonts.write_text(FONTS)
-    os.environ["FONTCONFIG_FILE"] = str(fonts)  # Inter, if it is installed, as the system's font of many is like it
-    with ExitStack() as stack:
-        stage = Stage(options.to, stack)
-        stage.supervise(f"{shop.MAIL}=3", f"{shop.ORDERS}=4", f"{shop.IMAGES}=2", f"{shop.SEARCH}=2")
-        worker = threading.Thread(target=stage.work, args=[options.seconds])
-        worker.start()
-        watching = Chromium()
-        stack.callback(watching.quit)
-        watching.open(stage.url())
-        for scene in SCENES:
-            scene(stage)
-        worker.join()
-        stage.browser = watching
-        show_queues(stage)
+    with tempfile.TemporaryDirectory(prefix="shop-") as name:
+        folder = Path(name)
+        (folder / "fonts.conf").write_text(FONTS)
+        os.environ["FONTCONFIG_FILE"] = str(folder / "fonts.conf")
+        shutil.copy(HERE / "screenshots_app.py", folder / "shop.py")
+        sys.path.insert(0, name)
+        shop = importlib.import_module("shop")
+        with ExitStack() as stack:
+            play(Stage(shop, options.to, stack), stack, options.seconds)
+        with ExitStack() as stack:
+            show_many(Stage(shop, options.to, stack), options.buried)
+    if options.publish:
+        publish(options.to)
+
+
+def play(stage: Stage, stack: ExitStack, seconds: float) -> None:
+    shop = stage.shop
+    stage.supervisor = stage.supervise(f"{shop.MAIL}=3", f"{shop.ORDERS}=4", f"{shop.IMAGES}=2", f"{shop.SEARCH}=2")
+    customers = threading.Thread(target=stage.work, args=[seconds])
+    customers.start()
+    stack.callback(customers.join)
+    watching = Chromium()
+    stack.callback(watching.quit)
+    watching.open(stage.url())
+    for scene in SCENES:
+        scene(stage)
+    customers.join()
+    stage.browser.quit()
+    stage.browser = watching
+    show_queues(stage)
+    show_outage(stage)
 
 
 if __name__ == "__main__":
