@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 from support import dashboard_app
 from support.dashboard_app import CARD, MAIL, invoice, welcome
 from support.waiting import wait_until
@@ -37,7 +39,11 @@ def test_ticked_jobs_are_retried_and_deleted_and_no_others(chromium, failed, tmp
     open_group(chromium, failed, "ValueError")
     boxes = chromium.find_all("td input[type=checkbox]")
     assert len(boxes) == 4
-    boxes[1].click()
+    boxes[0].click()
+    ActionChains(chromium.driver).key_down(Keys.SHIFT).click(boxes[3]).key_up(Keys.SHIFT).perform()
+    assert all(box.is_selected() for box in boxes)
+    for box in (boxes[0], boxes[2], boxes[3]):
+        box.click()
     before = failed.refreshes
     chromium.wait(lambda: chromium.run("return window.turns") > 5, "some turns")
     assert failed.refreshes <= before + 1  # it pauses, and the tick stays
