@@ -275,7 +275,7 @@ class TestCounts:
         bury_many(settings, "q", 5, exception="E", buried_at=lambda n: now - 60 + n)
         bury_many(settings, "whole", 1, exception="E", buried_at=lambda _: now - 30)
         found = {each.group.queue: each for each in count_by_age(StoryReader(most=9).read(console), now)}
-        assert [str(count) for count in (*found["q"].recent, found["q"].all)] == ["5", *["at least 8"] * 3]
+        assert [str(count) for count in (*found["q"].recent, found["q"].all)] == ["5", *["≥ 8"] * 3]
         assert found["whole"].all.is_exact
         assert len(WINDOWS_S) == len(found["q"].recent)
 
