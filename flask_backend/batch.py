@@ -19,15 +19,13 @@ from .deferral import FORGOTTEN, LEFT_OPEN, DeferredBulkCall, PendingCall, Targe
 from .errors import BackendError, BrokerConnectionError, BrokerError, OptionError
 from .job import BulkError, DeferredJob, Job, Jobs, JobState, bulk_uid
 from .message import new_uid, show_value
-from .options import Options
+from .options import AfterCommit, Options
 from .scheduling import Around
 from .task import BoundTask, Task
 from .tracing import Sending
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
-
-    from .options import AfterCommit
 
 NOT_SENT = "%r was not sent after its commit: %s; the next lines send its calls and its callback, but not as a batch"
 SENT_IN_PART = (
@@ -68,7 +66,7 @@ class _Member(PendingCall):
         return True
 
     def __del__(self) -> None:
-        """Say nothing: the batch does, once."""
+        """Leave the warning to the batch, which logs it once."""
 
 
 class Batch:
@@ -233,7 +231,7 @@ class Batch:
             raise self._error(sent)
 
     def _put(self) -> Sent:
-        """Send the batch, and record what has become of each call. Raises an exception if nothing was sent."""
+        """Send the batch, and record the outcome of each call. Raises an exception if the batch was not sent."""
         if self._callback is None:
             raise RuntimeError(f"{self!r} has no callback")
         target = self._callback.target
@@ -284,7 +282,7 @@ class Batch:
             logger.warning(FORGOTTEN, self)
 
     def send(self) -> None:
-        """Send the batch, whose transaction is committed. What is not sent is logged."""
+        """Send the batch, whose transaction is committed. Calls that are not sent are logged."""
         sent = self._put()
         self._is_waiting = False
         if sent.failure is None:

@@ -1,4 +1,4 @@
-"""The sweep of batches: it finishes those that would never end by themselves.
+"""The sweep of batches: it finishes batches that would never end by themselves.
 
 Their members were deleted by other tools, their producer died while it sent them, or the one that was to start the
 callback died. Any worker sweeps, now and then, and a lock on the broker elects one.

@@ -1,6 +1,6 @@
 """Batches: calls whose end starts a callback.
 
-What is left of a batch lies as jobs in a tube that no worker reserves from.
+The state of a batch lies as jobs in a tube that no worker reserves from.
 
 The tube of a batch holds, the first ready job first:
 
@@ -9,9 +9,9 @@ The tube of a batch holds, the first ready job first:
 - the *store*, which holds the callback;
 - the *record*, delayed for ever, so that it is never in the way: whose marker is whose.
 
-So if the store comes first, nothing but the store is left. Whoever sees that reserves the store, which only one can;
-puts the callback, waits for the answer, and then deletes the store. Only then its own job is settled. A death anywhere
-leaves the store, and one that starts the callback: the same job when it runs again, or a sweep.
+So if the store comes first, only the store is left. A process that sees this reserves the store, which only one can;
+puts the callback, waits for the answer, and then deletes the store. Only then it settles its own job. A death before
+that leaves the store, and the job, which starts the callback when it runs again; or a sweep does.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def batch_of(headers: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a batch: the endpoint and the queue of the callback, and the members' queues and number."""
+    """The facts of a batch: the endpoint and the queue of the callback, and the members' queues and number."""
 
     when: str
     callback: str
@@ -251,7 +251,7 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Sent:
-    """What became of each member, by its index. Those that are missing everywhere were not sent."""
+    """The outcome of each member, by its index. A member without one was not sent."""
 
     ids: dict[int, int] = field(default_factory=dict[int, int])
     refused: dict[int, BrokerError] = field(default_factory=dict[int, BrokerError])
@@ -423,7 +423,7 @@ def release_store(connection: FinishingConnection, member: Membership) -> None:
 
 
 def start_if_complete(connection: FinishingConnection, batch: str) -> None:
-    """Start the callback if nothing else is left of the batch. Raises :exc:`BrokerConnectionError`."""
+    """Start the callback if only the store is left of the batch. Raises :exc:`BrokerConnectionError`."""
     tube = batch_tube(batch)
     found = connection.first_ready(tube)
     store = found and Store.read(found[1])

@@ -1,4 +1,4 @@
-"""What a worker does for the batches of its jobs, and for those that others have left."""
+"""A worker's part in the batches of its jobs, and its sweeps of batches that others have left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flask_backend.system.loggers import get_logger
 logger = get_logger("flask_backend.batches")
 
 # How often a worker looks for batches that would never end: a callback is late by this much, at most, in seconds. Any
-# worker does it, of whatever queue: the members of such a batch are often gone.
+# worker does it, of any queue: the members of such a batch are often gone.
 SWEEP_EVERY_S = 300.0
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import signal
+import time
 
+import psutil
 import pytest
 from flask import Flask
 
@@ -384,7 +388,6 @@ def test_a_broker_that_is_away_before_takes_nothing(tasks, broker):
 def test_a_broker_that_drains_takes_nothing_and_starts_the_callback_later(tasks, broker, connect):
     if broker.is_embedded:
         pytest.skip("the embedded broker has no drain mode")
-    import signal
 
     _, [_] = send(tasks, "a")
     worker = connect(QUEUE)
@@ -394,3 +397,41 @@ def test_a_broker_that_drains_takes_nothing_and_starts_the_callback_later(tasks,
     member = Membership.of_body(take(worker).body)
     batches.finish(worker, member)
     assert broker.job(member.store)["state"] == "ready"
+
+
+def memory_of(broker):
+    return psutil.Process(broker.process.pid).memory_info().rss
+
+
+def test_ten_thousand_calls_take_seconds_and_some_memory_of_the_broker(tasks, broker, connect):
+    """The numbers of docs/guide/batches.md."""
+    count = 10_000
+    tasks.hello("first")
+    sizes, times = [memory_of(broker)], [time.perf_counter()]
+    tasks.hello.map(range(count))
+    sizes.append(memory_of(broker))
+    times.append(time.perf_counter())
+    with tasks.backend.batch() as batch:
+        batch.on_complete(tasks.done)
+        batch.map(tasks.hello, range(count))
+    sizes.append(memory_of(broker))
+    times.append(time.perf_counter())
+    plain, member = (after - before for before, after in itertools.pairwise(sizes))
+    plain_s, batch_s = (after - before for before, after in itertools.pairwise(times))
+    print(  # noqa: T201  # for -s: what was measured
+        f"{plain / count:.0f} bytes a call, {member / count:.0f} in a batch; {plain_s:.2f} s to send {count}, "
+        f"{batch_s:.2f} s as a batch"
+    )
+    worker = connect(QUEUE)
+    began = time.perf_counter()
+    for _ in range(1000):
+        worker.delete(take(worker).id)
+    middle = time.perf_counter()
+    worker.delete_each(range(1, count + 2))
+    start = time.perf_counter()
+    for _ in range(1000):
+        finish(worker)
+    end = time.perf_counter()
+    print(f"{middle - began:.3f} ms to reserve and delete a call, {end - start:.3f} ms one of the batch")  # noqa: T201  # likewise
+    assert member - plain < 1500 * count
+    assert broker.tube(batch_tube(batch.id))["current-jobs-ready"] == count - 1000 + 1
