@@ -88,13 +88,15 @@ def test_an_unpaid_order_is_reminded_of_after_a_day(client, backend_memory, capl
     backend_memory.drain()
     backend_memory.move_time(timedelta(days=1))
     backend_memory.drain()
-    assert "waits for its payment" in mails(caplog)[-1]
+    assert any("waits for its payment" in mail for mail in mails(caplog))
 
 
 def test_a_reminder_that_would_come_days_late_is_dropped(client, backend_memory):
     order(client)
     backend_memory.move_time(timedelta(days=4))
-    assert [ran.scheduled.endpoint for ran in backend_memory.drain()] == ["confirm_order"]
+    endpoints = [ran.scheduled.endpoint for ran in backend_memory.drain()]
+    assert "confirm_order" in endpoints
+    assert "remind_of_payment" not in endpoints
 
 
 def test_a_mail_server_that_is_away_gets_the_mail_later(client, app, backend_memory, caplog):

@@ -29,5 +29,11 @@ def test_yesterday_and_today_are_reported_and_yesterday_is_mailed_once(owner, ba
     assert page.index(str(today)) < page.index("1,007.80 €")
 
 
+def test_a_report_is_due_each_day(backend_memory):
+    for _ in range(3):
+        backend_memory.move_time(timedelta(hours=25))  # the longest day
+        assert "report_sales" in {ran.scheduled.endpoint for ran in backend_memory.drain()}
+
+
 def test_reports_are_for_the_owner(client):
     assert client.get("/reports/").status_code == 401
