@@ -358,6 +358,32 @@ def test_status_says_so_if_no_supervisor_runs(listed):
     assert not result.stdout
 
 
+def test_one_of_several_supervisors_is_shown(listed):
+    with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            check_one_of_several(listed, one.pid, other.pid)
+        finally:
+            one.kill()
+            other.kill()
+
+
+def check_one_of_several(listed, here, there):
+    listed([(pid, "flask-backend: master [1 queue, 2 workers]") for pid in (here, there)])
+
+    def shown(*args):
+        result = CliRunner().invoke(main, ["status", *args])
+        return re.findall(r"^supervisor (\d+),", result.stdout, re.MULTILINE)
+
+    assert sorted(shown()) == sorted([str(here), str(there)])
+    assert shown("--pid", str(here)) == [str(here)]
+    told = json.loads(CliRunner().invoke(main, ["status", "--json", "--pid", str(there)]).stdout)
+    assert [each["pid"] for each in told] == [there]
+    listed([(there, "flask-backend: master [1 queue, 2 workers]")])
+    result = CliRunner().invoke(main, ["status", "--pid", str(here)])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: no supervisor with the pid {here} runs here\n"
+
+
 def test_a_supervisor_that_ends_during_the_reading_is_not_shown(listed):
     gone = subprocess.Popen(["true"])
     gone.wait()

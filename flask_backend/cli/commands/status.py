@@ -35,8 +35,9 @@ WATCH_S = 1.0
 
 @click.command()
 @json_option
+@click.option("--pid", type=click.IntRange(min=1), help="The supervisor. Default: all.")
 @click.option("--watch", is_flag=True, help="Show it again each second, until Ctrl-C.")
-def status(*, as_json: bool, watch: bool) -> None:
+def status(*, as_json: bool, pid: int | None, watch: bool) -> None:
     """Show the supervisors on this machine, their workers, tasks and memory.
 
     It reads the status page of each supervisor, and asks neither the supervisor nor the app nor the broker. Values that
@@ -45,20 +46,21 @@ def status(*, as_json: bool, watch: bool) -> None:
     worker, mostly the app's memory at the time of the fork. PSS is the private memory and a share of the rest; the PSS
     of all processes adds up to their total memory.
 
-    Exit code 1 if no supervisor runs.
+    Exit code 1 if no supervisor runs, or not that of --pid.
     """
     if not PROC_IS_THERE:
         raise click.ClickException("status reads /proc, which only Linux has")
+    nothing = NO_SUPERVISOR if pid is None else f"no supervisor with the pid {pid} runs here"
     if not watch:
-        if not _show(as_json=as_json):
-            raise click.ClickException(NO_SUPERVISOR)
+        if not _show(pid, as_json=as_json):
+            raise click.ClickException(nothing)
         return
     try:
         while True:
             if sys.stdout.isatty():
                 click.clear()
-            if not _show(as_json=as_json) and not as_json:
-                echo(NO_SUPERVISOR)
+            if not _show(pid, as_json=as_json) and not as_json:
+                echo(nothing)
             sys.stdout.flush()
             time.sleep(WATCH_S)
             if not sys.stdout.isatty() and not as_json:
@@ -67,9 +69,9 @@ def status(*, as_json: bool, watch: bool) -> None:
         return
 
 
-def _show(*, as_json: bool) -> bool:
-    """Print all supervisors; return whether there is one."""
-    supervisors = find()
+def _show(pid: int | None, *, as_json: bool) -> bool:
+    """Print all supervisors, or only one; return whether there is one."""
+    supervisors = [each for each in find() if pid in (None, each.process.pid)]
     if as_json and supervisors:
         echo_json([supervisor_as_dict(supervisor) for supervisor in supervisors])
     elif supervisors:
