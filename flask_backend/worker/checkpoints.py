@@ -15,7 +15,7 @@ SWEEP_EVERY_S = 3600.0
 
 
 def without_group(error: BaseException) -> BaseException:
-    """Return the interruption in place of an exception group of nothing else: ``asyncio.TaskGroup`` raises that."""
+    """Return the interruption in place of a group of only interruptions, such as one of ``asyncio.TaskGroup``."""
     found, unseen = error, [error]
     while unseen:  # a group may be nested too deeply for recursion
         found = unseen.pop()

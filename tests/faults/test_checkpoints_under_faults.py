@@ -132,7 +132,7 @@ def test_a_stop_leaves_the_task_at_a_checkpoint_uncounted_and_exits_with_0(start
     assert done < 400
     again = start(*args)
     assert_done_once(again, broker, 400)
-    assert numbers(again) == list(range(1, 401))  # nothing ran twice
+    assert numbers(again) == list(range(1, 401))  # each step ran once
     assert starts(again) == [(0, 1), (done, 1)]
 
 

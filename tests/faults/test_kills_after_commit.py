@@ -116,7 +116,7 @@ if __name__ == "__main__":
     elif sys.argv[1] == "work":
         work(1, int(sys.argv[2]))
     else:
-        work(1, 10)  # what is made once is inherited, so that the children are fast
+        work(1, 10)  # the children inherit the imports and caches, and are fast
         with app.app_context():
             db.engine.dispose()
         for round in range(int(sys.argv[2])):
@@ -286,7 +286,7 @@ class Clients:
 
 
 def check(tmp_path, database, calls: list[int], acknowledged: set[int], what: str) -> int:
-    """Compare what was committed with what was sent; return how many calls are lost."""
+    """Compare the committed rows with the sent calls; return how many calls are lost."""
     committed, sent, failed = rows(database), set(calls), set(logged(tmp_path))
     lost = committed - sent - failed
     print(f"{what}: {len(committed)} commits, {len(sent)} sent, {len(failed)} logged, {len(lost)} lost")  # noqa: T201  # what was tried
@@ -383,7 +383,7 @@ class Steps:
                 client.put(json.dumps({"endpoint": "step", "args": [self.scheduled]}).encode())
 
     def _kick(self) -> None:
-        """Retry what was there when a third worker was killed."""
+        """Retry the jobs that were buried after their third killed worker."""
         if self._broker.count("work", "buried"):
             with self._broker.client("work") as client:
                 client.kick(100)
