@@ -13,6 +13,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -101,7 +102,7 @@ class Story:
         value = decode_json(body)
         if not isinstance(value, dict):
             raise MessageDecodeError("a note must be a JSON object")
-        told = _checked(cast("dict[str, Any]", value), _CHECKS)
+        told = _checked(cast("dict[str, Any]", value), _CHECKS, _NEEDED)
         if told.get("death") is not None:
             told["death"] = _checked(told["death"], _CHECKS_OF_DEATH)
         return cls(**told)
@@ -126,12 +127,16 @@ def _may_be(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or check(value)
 
 
-def _checked(value: dict[str, Any], checks: Mapping[str, Callable[[object], bool]]) -> dict[str, Any]:
+def _checked(
+    value: dict[str, Any], checks: Mapping[str, Callable[[object], bool]], needed: AbstractSet[str] = frozenset()
+) -> dict[str, Any]:
     """Return the fields that have a check; raise :exc:`MessageDecodeError` if one does not pass."""
     told = {name: each for name, each in value.items() if name in checks}
-    for name, check in checks.items():
-        if not check(told.get(name)):
-            raise MessageDecodeError(f"{name!r} of a note is missing, has the wrong type or is out of range")
+    for name, each in told.items():
+        if not checks[name](each):
+            raise MessageDecodeError(f"{name!r} of a note has the wrong type or is out of range")
+    if not told.keys() >= needed:
+        raise MessageDecodeError(f"a note lacks {', '.join(sorted(needed - told.keys()))}")
     return told
 
 
@@ -145,6 +150,7 @@ _CHECKS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("scheduled_at", "expires_at", "ran_s"), _may_be(_is_seconds)),
     "death": _may_be(lambda value: isinstance(value, dict)),
 }
+_NEEDED = {"job", "queue", "reason", "buried_at", "host", "pid"}
 # As Death.as_dict returns them.
 _CHECKS_OF_DEATH: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("queue", "exit_kind", "task"), _may_be(_is_text)),

@@ -134,7 +134,8 @@ class Dashboard(Blueprint):
         if request.method == "HEAD":
             return Response(status=shown.status)
         if as_json:
-            return Response(render_json(shown.data), shown.status, mimetype="application/json")
+            data = shown.data() if callable(shown.data) else shown.data
+            return Response(render_json(data), shown.status, mimetype="application/json")
         return self._render(visit, shown)
 
     def _render(self, visit: Visit, page: Page) -> Response:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a view shows: a template with its values, or ``data`` as JSON."""
+    """What a view shows: a template with its values, or ``data`` as JSON, which may be a function that makes it."""
 
     template: str
     values: Mapping[str, Any]

@@ -120,6 +120,14 @@ class TestFailures:
         answer = answer_form(client, question, "/failures/retry")
         assert "retried 5 jobs" in client.get(answer.location).text
 
+    def test_many_groups_are_cut_and_filtered(self, client, bury):
+        bury(60, exception=lambda number: f"E{number:02}")
+        page = client.get("/backend/failures").text
+        assert page.count("<tr id=") == 50
+        assert "And 10 older groups" in page
+        assert len(client.get("/backend/failures.json").json["groups"]) == 60
+        assert client.get("/backend/failures?pattern=/E0*").text.count("<tr id=") == 10
+
     def test_a_get_of_each_page_writes_nothing(self, broker, client, bury):
         [job_id] = bury(1)
         waits = broker.put("mail", a_call(), delay=100)
