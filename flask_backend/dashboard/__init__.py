@@ -23,8 +23,8 @@ How it is written, for those who add a page:
   POST answers with ``progress.html``, whose button with ``data-continue`` the script presses.
 - A view raises :class:`~.visit.RefusalError` for a page with a status, a title and one sentence. The errors of the
   broker need no handling: :mod:`.blueprint` shows them, with status 503.
-- The templates are rendered in an environment of their own (:mod:`.rendering`), with autoescape on whatever the app has
-  chosen. A page extends ``flask_backend/layout.html``, which an app may replace by its own one that extends
+- The templates are rendered in an environment of their own (:mod:`.rendering`), with autoescape, also if the app has
+  switched it off. A page extends ``flask_backend/layout.html``, which an app may replace by its own one that extends
   ``flask_backend/base.html``, and fills ``title`` and ``main``. ``ui.html`` has the macros: ``ui.form`` for each POST,
   ``ui.time``, ``ui.empty``. ``may("pause", queue=name)`` is whether to render a control. Text of others goes through
   the filter ``shown``, or ``shown_lines``: control and bidi characters become visible, and it is cut.

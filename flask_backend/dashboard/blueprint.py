@@ -26,7 +26,7 @@ from .rights import Authorize, Rights
 from .routing import ActRoute, Done, Page, PageRoute
 from .visit import RefusalError, Visit
 
-# No asset comes from elsewhere, and none is in a page: this needs no nonce.
+# All assets are files of this server, so this needs no nonce.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"

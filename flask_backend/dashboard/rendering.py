@@ -1,4 +1,4 @@
-"""Render the templates in an environment of their own: whatever the app has chosen for its own, text is escaped."""
+"""Render the templates in an environment of their own: text is escaped, also if the app has switched that off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may see and do what: the app decides, and without its decision nobody may do anything."""
+"""The rights of a person: the app decides, and without its decision each action is denied."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = get_logger("flask_backend.dashboard")
 ACTIONS = ("view", "view_arguments", "retry", "delete", "cancel", "pause", "schedule", "control")
 
 CLOSED = (
-    "The dashboard is closed, since nothing says who may see it. In the app, pass a function: "
+    "The dashboard is closed until the app decides who may see it. Pass a function: "
     "`Dashboard(authorize=may)`, with `def may(action, what): return current_user.is_authenticated`, for example."
 )
-# Takes one of the actions, and what it is about: the page, or the queue, the ids and the pid of an act. Returns True,
+# Takes one of the actions, and its facts: the page, or the queue, the ids and the pid of an act. Returns True,
 # False, or a response to send in place of the refusal, such as a redirect to the login.
 Authorize = Callable[[str, Mapping[str, Any]], bool | Response]
 
@@ -57,7 +57,7 @@ class Rights:
             answer: object = self._app.ensure_sync(self._authorize)(action, dict(what))
         except HTTPException as error:  # such as those of abort(401)
             return error.get_response()
-        except Exception as error:  # whatever it is, it is not a permission
+        except Exception as error:  # an error is not a permission
             log_failure(logger, logging.ERROR, "authorize of the dashboard failed: %s is denied", action, error=error)
             return False
         if answer is None:

@@ -24,7 +24,7 @@ class Page:
 class Done:
     """What an act has done, in words, and the URL of the page that shows it next, or that page itself.
 
-    ``count`` and ``ids`` are of the jobs that it affected. An act that did nothing says why in ``failure``. The next
+    ``count`` and ``ids`` are of the jobs that it affected. ``failure`` is the reason if it was not done. The next
     page shows ``notice`` in place of ``what``, if it is set.
     """
 

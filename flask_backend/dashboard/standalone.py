@@ -1,7 +1,7 @@
 """The dashboard as a server of its own on the loopback interface, for one person.
 
-Whoever has the link, which works once, gets a cookie. A name that another site resolves to 127.0.0.1 is refused: with
-it that site's pages would be of the same origin.
+The browser that opens the link, which works once, gets a cookie. A Host header that is not a loopback name is refused:
+another site may resolve its own name to 127.0.0.1, and its pages would have the same origin as ours.
 """
 
 from __future__ import annotations

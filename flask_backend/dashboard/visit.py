@@ -107,7 +107,7 @@ class Visit:
 
     @cached_property
     def may_view_arguments(self) -> bool:
-        """Whether values of calls may be shown: arguments, messages, and those that exceptions repeat."""
+        """Whether arguments may be shown, and the texts of exceptions, which may repeat them."""
         return self.may("view_arguments", **self.what())
 
     # -- what the request says -------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Visit:
         return [int(text) for text in texts]
 
     def known_ids(self) -> list[int]:
-        """Return the ids of jobs that the form names, without what is not a whole number."""
+        """Return the ids of jobs that the form names, without other texts."""
         return [int(text) for text in request.form.getlist("id") if _is_number(text)]
 
     def what(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Retry or delete all jobs of a queue in one state, one after the other, at most so many at once.
 
-The protocol shows the first job of a state only. The first buried job is the one that was buried first, so the first
-``count`` are those that were there when they were counted, whatever is buried later.
+The protocol shows the first job of a state only. Jobs that are buried later come last, so the first ``count`` buried
+jobs are the ones that a person has seen counted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _step(find: Callable[[], int | None], act: Callable[[Iterable[int]], list[in
     last = None
     while len(done) < min(count, STEP) and time.monotonic() < until:
         job_id = find()
-        if job_id is None or job_id == last:  # nothing is left, or the server refuses
+        if job_id is None or job_id == last:  # the last one was taken, or the server refuses
             break
         last = job_id
         done += act([job_id])

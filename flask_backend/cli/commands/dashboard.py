@@ -43,13 +43,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 @broker_option
 @click.pass_context
 def dashboard(ctx: click.Context, host: str, port: int, broker_uri: str | None, *, read_only: bool) -> None:
-    """Serve the dashboard of a broker on this machine, and print the link to it.
+    r"""Serve the dashboard of a broker on this machine, and print the link to it.
 
     The link works once: the browser that opens it gets a cookie for this run, and a link for another browser is
     printed. With --broker, no app is needed; with an app, named by --app, the dashboard knows its tasks too.
 
-    For a remote machine, forward a port: ssh -L 8000:127.0.0.1:8000 HOST flask-backend dashboard --port 8000. For
-    several people, mount the dashboard in an app.
+    For several people, mount the dashboard in an app. For a remote machine, forward a port:
+
+    \b
+      ssh -t -L 8000:127.0.0.1:8000 HOST flask-backend dashboard --port 8000
 
     TERM and INT stop it.
     """
@@ -57,8 +59,8 @@ def dashboard(ctx: click.Context, host: str, port: int, broker_uri: str | None, 
 
     if host not in HOSTS:
         raise click.BadParameter(
-            f"{host!r}: expected {' or '.join(HOSTS)}, since whoever reaches the dashboard controls the broker; for "
-            "others, forward a port with ssh, or mount it in an app, which decides who may do what",
+            f"{host!r}: expected {' or '.join(HOSTS)}, since each program that reaches the dashboard controls the "
+            "broker; for others, forward a port with ssh, or mount it in an app, which decides who may do what",
             param_hint="--host",
         )
     backend, config = _find_backend(ctx, broker_uri)
