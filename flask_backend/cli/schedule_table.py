@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def table_of(queue: ScheduledQueue) -> tuple[list[Column], list[list[str]]]:
     """Return the columns and the rows."""
-    columns = [Column("name", least=12), Column("when", least=24), Column("policy", least=16)]
+    columns = [Column("name", least=24), Column("when"), Column("policy")]
     columns += [Column(title) for title in ("last", "next")]
     columns += [Column(title, is_number=True) for title in ("made", "missed", "skipped")]
     rows = [
@@ -47,14 +47,14 @@ def _policy(schedule: Schedule) -> str:
 
 
 def _show_time(at: int | None, zone: str) -> str:
-    """Return a time in a time zone; without its date if it is today there."""
+    """Return a time in a time zone, without its year or its date if that is the one of today there."""
     if at is None:
         return "-"
-
     try:
         here: tzinfo = ZoneInfo(zone)
     except (LookupError, ValueError, OSError):  # newer than this machine's database
         here = UTC
-    local = datetime.fromtimestamp(at, here)
-    is_today = local.date() == datetime.fromtimestamp(time.time(), here).date()
-    return local.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M")
+    local, now = datetime.fromtimestamp(at, here), datetime.fromtimestamp(time.time(), here)
+    if local.date() == now.date():
+        return local.strftime("%H:%M:%S")
+    return local.strftime("%m-%d %H:%M" if local.year == now.year else "%Y-%m-%d %H:%M")
