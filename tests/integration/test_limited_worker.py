@@ -259,9 +259,9 @@ def test_the_numbers_of_the_code_that_was_loaded_last_count(fleet, start, broker
     new = [start(LIMIT_N="3") for _ in range(2)]
     for number in range(4):
         put(broker, GPU, "train_until", str(go), number)
+    wait_until(lambda: sum(line.startswith("begin") for line in kinds(new[0])) == 4, "three of four run now")
     wait_until(lambda: waiting(broker, "gpu") == 1, "one waits")
     assert count_tokens(broker, "gpu")[0] == 3
-    assert len([line for line in kinds(new[0]) if line.startswith("begin")]) == 4  # the first one, and three now
     go.touch()
     wait_for(new[0], *(f"end {number}" for number in range(4)))
     assert count_tokens(broker, "gpu") == (3, 3)
