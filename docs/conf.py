@@ -40,8 +40,10 @@ myst_heading_anchors = 4
 nitpicky = True
 smartquotes = False  # they make a dash of the hyphens of an option
 default_role = "code"  # for the single backticks in the help of commands
-# Type variables have no page.
-nitpick_ignore_regex = [("py:(class|obj)", ".*~?\\b(P|R|R_co|T|AnyTask|AroundRun|AroundSchedule|Hook|Receiver)")]
+# Type variables and aliases have no page.
+nitpick_ignore_regex = [
+    ("py:(class|obj)", ".*~?\\b(P|R|R_co|T|AfterCommit|AnyTask|AroundRun|AroundSchedule|Hook|Receiver)")
+]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
