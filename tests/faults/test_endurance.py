@@ -391,11 +391,11 @@ def endure_deploys(ordeal: Ordeal, count: int) -> None:
 
 
 def test_faults_of_every_kind_repeat_only_what_follows_the_last_saved_cursor(begin):
-    endure_everything(begin(int(os.environ.get("SEED", "1"))), 30)
+    endure_everything(begin(int(os.environ.get("SEED", "1"))), 20)
 
 
 def test_stops_reloads_and_recycles_repeat_nothing_and_count_no_attempt(begin):
-    endure_deploys(begin(int(os.environ.get("SEED", "1"))), 25)
+    endure_deploys(begin(int(os.environ.get("SEED", "1"))), 15)
 
 
 def test_a_task_that_is_interrupted_many_times_is_neither_counted_nor_buried(begin):

@@ -203,7 +203,7 @@ def logged(tmp_path) -> list[int]:
 def test_kills_lose_at_most_the_calls_of_the_last_commit_and_send_none_that_was_rolled_back(
     run, broker, tmp_path, database
 ):
-    kills = KILLS if database.startswith("sqlite") else KILLS // 4
+    kills = KILLS if database.startswith("sqlite") else KILLS // 8
     process = run(broker, "kill", kills)
     assert process.wait(300) == 0, (tmp_path / "log").read_text()
     committed, sent = rows(database), calls(broker)
@@ -447,7 +447,7 @@ def test_killed_web_processes_lose_only_calls_whose_commit_has_not_returned(run,
 def test_killed_workers_and_supervisors_lose_only_calls_whose_commit_has_not_returned(
     run, durable_broker, tmp_path, database
 ):
-    kill_workers(run, durable_broker, tmp_path, database, 20, seed())
+    kill_workers(run, durable_broker, tmp_path, database, 10, seed())
 
 
 @pytest.mark.soak
