@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
+from flask_backend.broker.connection import PIPELINE_JOBS
 from flask_backend.broker.stats import JobRecord
 from flask_backend.names import failures_tube, is_queue_name
 
@@ -83,8 +83,7 @@ def list_stories(
     tube = failures_tube(queue)
     if not is_queue_name(tube):
         return StoryPage([], None)
-    scanned = console.scan(before - 1, LOOKED_UP, {tube}, {"ready", "reserved"})
-    notes = chain.from_iterable(records for _, records in scanned)
+    notes = _notes_before(console, tube, before)
     stories: list[StoredStory] = []
     for number, part in enumerate(parts(notes, AT_ONCE), 1):
         chosen = [story for story in _told(console, queue, part) if covers(story)]
@@ -94,14 +93,20 @@ def list_stories(
             stories = stories[:most]
             return StoryPage(stories, stories[-1].id)
         if number * AT_ONCE >= _MOST_BODIES:
-            return StoryPage(stories, part[-1].id)
+            return StoryPage(stories, part[-1])
     last = before - LOOKED_UP
     return StoryPage(stories, last if last > 1 else None)
 
 
-def _told(console: Console, queue: str, notes: Sequence[JobRecord]) -> Iterator[StoredStory]:
-    bodies = console.bodies(record.id for record in notes)
-    for record in notes:
-        note = decode_note(bodies.get(record.id, b""))
+def _notes_before(console: Console, tube: str, before: int) -> Iterator[int]:
+    """Yield the ids of the notes in a tube, from the newest down."""
+    for part in parts(range(before - 1, max(0, before - 1 - LOOKED_UP), -1), PIPELINE_JOBS):
+        yield from (job_id for job_id, (queue, _) in console.places_of(part).items() if queue == tube)
+
+
+def _told(console: Console, queue: str, notes: Sequence[int]) -> Iterator[StoredStory]:
+    bodies = console.bodies(notes)
+    for note_id in notes:
+        note = decode_note(bodies.get(note_id, b""))
         if note is not None and note.queue == queue:
-            yield stored(record.id, note, MAX_MESSAGE)
+            yield stored(note_id, note, MAX_MESSAGE)

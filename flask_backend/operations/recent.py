@@ -121,6 +121,13 @@ class StoryReader:
         finally:
             lock.release()
 
+    def read_of(self, console: Console, queue: str) -> RecentStories:
+        """Return the newest stories of a queue: those of the last read of all queues if that had all of them."""
+        kept = self._kept.get(None) if self._pid == os.getpid() else None
+        if kept is not None and not self._is_due(kept) and not kept.state.of(queue).unread:
+            return kept.state
+        return self.read(console, queue)
+
     def last(self, queue: str | None = None) -> RecentStories | None:
         """Return the last known state without asking the broker, for example while it is away."""
         kept = self._kept.get(queue) if self._pid == os.getpid() else None

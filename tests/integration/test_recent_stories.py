@@ -290,3 +290,13 @@ def test_a_reader_that_hangs_is_left_out_after_some_seconds(settings, console, m
     wait_until(lambda: reader.read(console).held == 1, "it reads without the others")
     assert reader.read(console).of("q").total == 3
     other.quit()
+
+
+def test_the_stories_of_a_queue_are_those_of_all_if_that_read_had_them_all(settings, console):
+    bury_many(settings, "small", 2, buried_at=lambda n: time.time() + 100 + n)
+    bury_many(settings, "large", 30)
+    reader = StoryReader(most=20)
+    whole = reader.read(console)
+    assert reader.read_of(console, "small") is whole
+    assert reader.read_of(console, "large") is not whole
+    assert StoryReader(most=20).read_of(console, "small").failures[0].queue == "small"

@@ -57,9 +57,7 @@ def failures(visit: Visit) -> Page:
 def group(visit: Visit) -> Page:
     name, endpoint, kind = visit.queue_name(), visit.value("task") or None, visit.value("kind")
     visit.require("view", {"page": "group", "queue": name})
-    recent = visit.stories.read(visit.console)
-    if recent.of(name).unread:  # by those of all queues together: read what this queue has
-        recent = visit.stories.read(visit.console, name)
+    recent = visit.stories.read_of(visit.console, name)
     found = group_of(recent.of(name), endpoint, kind)
     before = visit.number("before", 0)
     stories: Sequence[StoredStory] = [each for each in found.stories if not before or each.id < before]

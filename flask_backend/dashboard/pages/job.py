@@ -87,9 +87,7 @@ def _find_story(visit: Visit, record: JobRecord) -> tuple[Story | None, int]:
         return None, 0
     note = visit.number("note", 0)
     if not note:
-        recent = visit.stories.read(visit.console)
-        if recent.of(record.queue).unread:
-            recent = visit.stories.read(visit.console, record.queue)
+        recent = visit.stories.read_of(visit.console, record.queue)
         note = next((each.id for each in recent.of(record.queue).stories if each.job == record.id), 0)
     story = decode_note(visit.console.bodies([note]).get(note, b"")) if note else None
     if story is None or (story.job, story.queue) != (record.id, record.queue):
