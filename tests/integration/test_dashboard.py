@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from support.dashboards import OWN, make_app
+from support.stories import bury_many
 
+from flask_backend.config import Address, Settings
 from flask_backend.signals import dashboard_action
 
 
@@ -185,3 +187,20 @@ def test_the_page_of_a_queue_links_to_its_metrics(broker):
     config = {"BACKEND_DASHBOARD_METRICS_URL": "https://example.com/?q={queue}"}
     page = make_app(broker.uri, config=config).test_client().get("/backend/queue?queue=com.example/mail").text
     assert 'href="https://example.com/?q=com.example%2Fmail"' in page
+
+
+def test_the_strip_shows_when_a_job_was_last_buried(app, broker):
+    bury_many(Settings(Address("127.0.0.1", broker.port)), "mail", 2, b"{}", buried_at=lambda number: 1000.0 + number)
+    broker.put("z" * 200, b"{}")  # a queue without room for the tube of its stories
+    client = app.test_client()
+    assert client.get("/backend/queues.json").json["last_failure_at"] == 1001.0
+    assert '<time datetime="1970-01-01T00:16:41Z"' in client.get("/backend/").text
+
+
+def test_the_page_of_a_job_links_to_its_trace(broker):
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = f'{{"traceparent": "00-{trace}-b7ad6b7169203331-01"}}'
+    job = broker.put("mail", f'{{"endpoint": "welcome", "args": ["ann"], "headers": {headers}}}'.encode())
+    config = {"BACKEND_DASHBOARD_TRACE_URL": "https://example.com/trace/{trace}"}
+    page = make_app(broker.uri, config=config).test_client().get(f"/backend/job?id={job}&queue=mail").text
+    assert f'href="https://example.com/trace/{trace}"' in page

@@ -57,6 +57,7 @@ def job(visit: Visit) -> Page:
     reason = explain(facts)
     masked = visit.console.masking.body(record.queue, body)
     call = call_in(masked)
+    trace = _trace_of(call.headers if call else {})
     values = {
         "record": record,
         "address": visit.address,
@@ -70,7 +71,8 @@ def job(visit: Visit) -> Page:
         "call": show_body(masked)[:_MAX_CALL] if may_view and call else None,
         "lines": show_at_length(masked)[:_MAX_LINES] if may_view and call is None else None,
         "cursor": show_cursor(facts.cursor.value) if facts.cursor else None,
-        "trace": _trace_of(call.headers if call else {}),
+        "trace": trace,
+        "trace_url": visit.settings.trace_link.to(trace) if trace and visit.settings.trace_link else None,
         "scheduled_at": scheduled_at(call.headers) if call else None,
         "expires_at": expires_at(call.headers) if call else None,
         "parts": fold(shown.traceback) if shown and shown.traceback else None,

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flask import request, url_for
+from flask import url_for
 
 from flask_backend.broker.stats import UNTIL_RESUMED_S, JobRecord, Queue
 from flask_backend.dashboard.audit import in_words
@@ -51,7 +51,6 @@ def queue(visit: Visit) -> Page:
         "before": before,
         "tasks": tasks,
         "metrics_url": visit.settings.metrics_link and visit.settings.metrics_link.to(found.name),
-        "has_job_page": f"{request.blueprint}.job" in visit.app.view_functions,
     }
     data = {
         **queue_as_dict(visit.address, found, waits.get(found.name)),

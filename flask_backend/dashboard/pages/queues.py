@@ -9,7 +9,9 @@ from dataclasses import asdict
 from flask_backend.broker.stats import Queue
 from flask_backend.dashboard.routing import Page, Pages
 from flask_backend.dashboard.visit import Visit
+from flask_backend.names import failures_tube, is_queue_name
 from flask_backend.operations.console import Console, Rates, measure_rates
+from flask_backend.operations.notes import decode_note
 from flask_backend.operations.records import queue_as_dict
 from flask_backend.operations.supervisors import find_pids
 
@@ -24,6 +26,7 @@ def queues(visit: Visit) -> Page:
     found, rates = _look(visit.console, is_measured="measure" in visit.query)
     waits = visit.console.next_waits(found)
     server = visit.console.server()
+    failed_at = _find_last_failure(visit.console, found)
     values = {
         "queues": found,
         "rates": rates,
@@ -32,16 +35,26 @@ def queues(visit: Visit) -> Page:
         "buried": sum(queue.buried for queue in found),
         "address": visit.address,
         "supervisors": len(find_pids()),
+        "failed_at": failed_at,
     }
     data = {
         "broker": visit.address,
         "at": visit.now,
         "server": asdict(server) if server else None,
+        "last_failure_at": failed_at,
         "queues": [
             queue_as_dict(visit.address, queue, waits.get(queue.name), rates.get(queue.name)) for queue in found
         ],
     }
     return Page("queues.html", values, data)
+
+
+def _find_last_failure(console: Console, queues: Sequence[Queue]) -> float | None:
+    """Return when the newest story that the broker shows was written: each tube of stories shows its newest one."""
+    tubes = [failures_tube(queue.name) for queue in queues if queue.buried]
+    notes = console.next_ready_of(filter(is_queue_name, tubes)).values()
+    stories = map(decode_note, console.bodies(note.id for note in notes).values())
+    return max((story.buried_at for story in stories if story), default=None)
 
 
 def _look(console: Console, *, is_measured: bool) -> tuple[Sequence[Queue], Mapping[str, Rates]]:
