@@ -542,11 +542,6 @@ class Connection:
         """Return the delayed job that will be ready first, of each of these tubes that has one."""
         return self._peek_first(b"peek-delayed\r\n", tubes, _job)
 
-    def try_to_reserve(self, job_id: int) -> bool:
-        """Reserve a job in any state but reserved; return whether that was possible."""
-        [reply] = self.ask([b"reserve-job %d\r\n" % job_id])
-        return reply.status == "RESERVED"
-
     def put_all_aside(self, tube: str, bodies: Sequence[bytes], options: PutOptions) -> list[int]:
         """Put jobs that no worker reserves, as :meth:`put_aside` does; return their ids.
 

@@ -144,12 +144,10 @@ class MemoryBroker:
                 store.advance(at)
         return None
 
-    def reserve_job(self, job_id: int) -> ReservedJob:
+    def reserve_job(self, job_id: int) -> ReservedJob | None:
         with self._lock:
             job = self._store.reserve_job(self._client, job_id, self.now)
-            if job is None:
-                raise _gone(job_id)
-            return ReservedJob(job.id, job.body)
+            return None if job is None else ReservedJob(job.id, job.body)
 
     def release(self, job_id: int, priority: int, delay_s: int) -> None:
         with self._lock:
@@ -229,10 +227,6 @@ class MemoryBroker:
             self._store.use(self._client, tube)
             numbers = options.priority, options.delay_s, options.ttr_s
             return [self._store.put(self._client, *numbers, body, self.now).id for body in bodies]
-
-    def try_to_reserve(self, job_id: int) -> bool:
-        with self._lock:
-            return self._store.reserve_job(self._client, job_id, self.now) is not None
 
     def max_job_size(self) -> int:
         return MAX_JOB_SIZE

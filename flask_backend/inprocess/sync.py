@@ -263,7 +263,7 @@ class SyncProducer(MemoryProducer):
         worker = InProcessWorker(app, handlers, broker, self.settings, keeps_cursors=False)
         for job_id in job_ids:
             job = broker.reserve_job(job_id)
-            if worker.discard_if_expired(job):
+            if job is None or worker.discard_if_expired(job):  # an earlier call may have cancelled it
                 continue
             try:
                 worker.begin()

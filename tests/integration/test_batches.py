@@ -174,7 +174,7 @@ def test_a_finisher_that_dies_leaves_the_callback_to_the_next_run_of_its_job(tas
     job = take(dying)
     member = Membership.of_body(job.body)
     dying.delete_each([member.marker])
-    dying.try_to_reserve(member.store)
+    dying.reserve_job(member.store)
     dying.close()
     assert started(broker) == 0
     assert finish(connect(QUEUE)).id == job.id
@@ -279,7 +279,7 @@ class Dying:
 
     def __getattr__(self, name):
         method = getattr(self._connection, name)
-        if name not in ("put_all_aside", "send_puts", "delete_each", "put", "try_to_reserve"):
+        if name not in ("put_all_aside", "send_puts", "delete_each", "put", "reserve_job"):
             return method
 
         def call(*args):
