@@ -48,3 +48,14 @@ def mistakes() -> None:
     resize(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     resize("cat.jpg", height=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     resize.run("cat.jpg", width="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def send_batch() -> None:
+    with backend.batch(when="ended") as batch:
+        assert_type(batch.on_complete(resize.options(priority=1), "cat.jpg", crop=True), None)
+        assert_type(batch.add(resize, "cat.jpg", 50), Job)
+        assert_type(batch.add(fetch, url="https://example.com"), Job)
+        assert_type(batch.map(resize, ["cat.jpg"]), Jobs)
+        batch.add(resize)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        batch.add(resize, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        batch.add(resize.options(delay=1), "cat.jpg", height=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
