@@ -55,7 +55,7 @@ def workers_of(supervisors: Iterable[Supervisor], address: str, limit: str) -> S
     return [
         worker
         for supervisor in supervisors
-        if supervisor.facts.get("broker") == address
+        if supervisor.serves(address)
         for worker in supervisor.workers
         if worker.limit == limit and worker.job is not None
     ]

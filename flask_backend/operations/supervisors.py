@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flask_backend.config import Address
+from flask_backend.errors import ConfigError
 from flask_backend.system import page as pages
 from flask_backend.system.page import (
     BUCKETS,
@@ -193,6 +195,10 @@ class Supervisor:
         page = self.found and self.found.page
         return max(0, page.now_ns - page.header[pages.SINCE_NS]) / 1e9 if page else None
 
+    def serves(self, broker: str) -> bool:
+        """Whether its workers use the broker at this address, which may have another name for this machine."""
+        return is_same_broker(str(self.facts.get("broker")), broker)
+
     @property
     def private_bytes(self) -> int | None:
         """The sum of the private memory of its processes; None if one of them cannot be read."""
@@ -208,6 +214,29 @@ class Supervisor:
         processes = [self.process, *(worker.process for worker in self.workers)]
         memories = [process.memory for process in processes if process.memory]
         return memories if len(memories) == len(processes) else []
+
+
+def is_same_broker(one: str, other: str) -> bool:
+    """Whether two addresses are those of one broker. No name server is asked: only this machine has known names."""
+    if one == other:
+        return True
+    try:
+        first, second = Address.parse(one), Address.parse(other)
+    except ConfigError:
+        return False
+    hosts = first.host.lower(), second.host.lower()
+    return first.port == second.port and (hosts[0] == hosts[1] or all(map(_is_this_machine, hosts)))
+
+
+def _is_this_machine(host: str) -> bool:
+    from ipaddress import ip_address
+
+    if host in ("localhost", "ip6-localhost", "ip6-loopback"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def find(memory_s: float = math.inf) -> list[Supervisor]:

@@ -85,7 +85,7 @@ def _count_tasks(visit: Visit, name: str) -> Mapping[str, Counts]:
     """Return what the workers of this host have done in a queue of this broker, by task."""
     tasks: dict[str, Counts] = {}
     for supervisor in find(0) if PROC_IS_THERE else ():
-        if supervisor.facts.get("broker") == visit.address:
+        if supervisor.serves(visit.address):
             for served in supervisor.queues:
                 if served.name == name:
                     for task, counts in served.tasks.items():

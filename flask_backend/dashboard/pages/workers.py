@@ -70,8 +70,8 @@ def workers(visit: Visit) -> Page:
 def _show(visit: Visit, supervisor: Supervisor) -> Shown:
     if supervisor.found is None:
         return Shown(supervisor, _why_hidden(supervisor.process.pid), is_controlled=False)
-    if (broker := supervisor.facts.get("broker")) != visit.address:
-        return Shown(supervisor, f"It serves another broker, {broker}.", is_controlled=False)
+    if not supervisor.serves(visit.address):
+        return Shown(supervisor, f"It serves another broker, {supervisor.facts.get('broker')}.", is_controlled=False)
     return Shown(supervisor, None, is_controlled=True)
 
 
