@@ -1,4 +1,4 @@
-"""Secret values of calls and messages, hidden where they are shown. Which ones are secret, their names say. Pure."""
+"""Hide the secret values of calls and messages where they are shown: their names make them secret. Pure."""
 
 from __future__ import annotations
 

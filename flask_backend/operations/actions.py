@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from flask_backend.broker.connection import PIPELINE_JOBS
-from flask_backend.broker.stats import JobRecord, Queue
+from flask_backend.broker.stats import JobRecord
 from flask_backend.errors import MessageDecodeError
 from flask_backend.message import decode
 from flask_backend.names import failures_tube, internal_use, is_internal_tube
@@ -317,10 +317,3 @@ def _act_on_stories(
     kept -= set(acted)
     delete_notes(each.id for each in stories if each.job not in kept)
     return acted
-
-
-def set_pause(console: Console, queue: str, seconds: int) -> Queue | None:
-    """Pause a queue for ``seconds``, or resume it with 0; return it, or None if it is not a queue."""
-    if is_internal_tube(queue) or not console.pause(queue, seconds):
-        return None
-    return console.queue(queue)

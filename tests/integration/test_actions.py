@@ -20,7 +20,6 @@ from flask_backend.operations.actions import (
     act_on_jobs,
     act_on_selection,
     mark_of,
-    set_pause,
 )
 from flask_backend.operations.console import Console
 from flask_backend.operations.failures import Pattern
@@ -210,15 +209,6 @@ class TestAllThatMatch:
     def test_an_empty_selection_affects_nothing(self, settings, console):
         bury_many(settings, "q", 1)
         assert act_on_selection(console, Action.DELETE, Selection.of([])).done == []
-
-
-def test_a_queue_is_paused_and_resumed_and_no_internal_tube_is(console, broker):
-    broker.put("q", b"x")
-    broker.put(TUBE, b"x")
-    assert set_pause(console, "q", 100).is_paused
-    assert not set_pause(console, "q", 0).is_paused
-    assert set_pause(console, TUBE, 100) is None
-    assert set_pause(console, "absent", 100) is None
 
 
 class TestLists:
