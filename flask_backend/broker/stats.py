@@ -60,8 +60,12 @@ class JobCounters:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server's statistics of itself; ``connections`` has the asking one too."""
+    """The server's statistics of itself; ``connections`` has the asking one too.
 
+    ``id`` is new with each start of the server; empty for one before 1.5.
+    """
+
+    id: str
     version: str
     up_s: int
     connections: int
@@ -70,6 +74,7 @@ class Server:
     @classmethod
     def from_stats(cls, stats: Stats) -> Server:
         return cls(
+            id=str(stats.get("id", "")),
             version=str(stats["version"]),
             up_s=stat(stats, "uptime"),
             connections=stat(stats, "current-connections"),

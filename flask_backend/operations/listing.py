@@ -21,7 +21,7 @@ LOOKED_UP = 2000
 # The jobs or stories of a view.
 PAGE = 50
 # The part of LOOKED_UP that may be spent on the search for the newest id.
-_FOR_NEWEST = 600
+FOR_NEWEST = 600
 # Bodies that are read for a page of stories: those of other groups are read too.
 _MOST_BODIES = 500
 
@@ -48,7 +48,7 @@ def list_jobs(
     counted = sum(int(getattr(known, state)) for state in states) if known is not None else 0
     if not counted:
         return JobPage([], 0, 0, None)
-    newest, looked_up = (before - 1, 0) if before is not None else console.find_last_id(queue, _FOR_NEWEST)
+    newest, looked_up = (before - 1, 0) if before is not None else console.find_last_id(queue, FOR_NEWEST)
     found: list[JobRecord] = []
     looked = 0
     for seen, records in console.scan(newest, LOOKED_UP - looked_up, {queue}, set(states)):

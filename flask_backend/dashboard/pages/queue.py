@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flask import url_for
@@ -15,7 +15,7 @@ from flask_backend.dashboard.visit import RefusalError, Visit
 from flask_backend.operations import heads
 from flask_backend.operations.bodies import call_in, show_body
 from flask_backend.operations.console import Console
-from flask_backend.operations.listing import list_jobs
+from flask_backend.operations.listing import FOR_NEWEST, list_jobs
 from flask_backend.operations.records import attempts_made, job_as_dict, queue_as_dict
 from flask_backend.operations.supervisors import Counts, find
 from flask_backend.quantities import count_of, show_seconds
@@ -160,19 +160,27 @@ class Bulk:
         return question(
             f"{self.verb.capitalize()} {count_of(count, f'{self.state} job')} of {found.name}?",
             f"{self.verb.capitalize()} {count_of(count, 'job')}",
-            [("queue", found.name), ("left", count), ("total", count)],
+            [("queue", found.name), ("left", count), ("total", count), *self._bounds(visit, found.name)],
             url_for(".queue", queue=found.name),
             details=[self.detail],
             typed=found.name if self.is_final else None,
             command=command,
         )
 
+    def _bounds(self, visit: Visit, queue: str) -> Iterator[tuple[str, object]]:
+        """Yield what keeps the act from jobs that come after the question. Ids begin again with the server."""
+        yield "server", _server_id(visit)
+        if self.is_final:  # buried jobs are in the order of their burial, ready ones in that of their priorities
+            yield "newest", visit.console.find_last_id(queue, FOR_NEWEST)[0]
+
     def act(self, visit: Visit) -> Done:
         name, left, total = visit.queue_name(), visit.number("left"), visit.number("total")
         if self.is_final and visit.value("typed").strip() != name:
             raise RefusalError(400, "Not confirmed", f"Nothing was done: type the name of the queue, {name}.")
-        # A GET cannot find it: that takes a put.
-        newest = visit.number("newest", 0) or visit.console.last_id()
+        newest = visit.number("newest", 0)
+        if visit.value("server") != _server_id(visit):
+            text = "Nothing was done: the broker was restarted since. Go back to the queue, and look again."
+            raise RefusalError(409, "These jobs may be others now", text)
         ids = self.step(visit.console, name, left, newest)
         left = max(0, left - len(ids))
         so_far, what = max(0, total - left), in_words(self.past, len(ids), f"{self.state} job", name)
@@ -180,11 +188,17 @@ class Bulk:
         back = url_for(".queue", queue=name) if found else url_for(".queues")
         if ids and left and found and getattr(found, self.state):
             fields = [("queue", name), ("left", left), ("total", total), ("newest", newest), ("typed", name)]
+            fields.append(("server", visit.value("server")))
             values = {"bulk": self, "queue": name, "fields": fields, "total": total, "so_far": so_far, "back": back}
             return Done(what, Page("progress.html", values), len(ids), ids)
         notice = in_words(self.past, so_far, f"{self.state} job", name)
         notice += f"; {count_of(left, 'job')} fewer than asked for, as they are no longer there" if left else ""
         return Done(what, back, len(ids), ids, notice=notice)
+
+
+def _server_id(visit: Visit) -> str:
+    server = visit.console.server()
+    return server.id if server else ""
 
 
 _RETRY = Bulk(
