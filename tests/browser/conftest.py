@@ -39,6 +39,13 @@ def chromium(shared_chromium):
     assert shared_chromium.problems() == []
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item):
+    """Leave the page before its server ends: a refresh in between would be an error in the browser's log."""
+    if chromium := getattr(item, "funcargs", {}).get("chromium"):
+        chromium.open("about:blank")
+
+
 class Site:
     """The dashboard of an app, on a server with threads, and the app's broker."""
 
