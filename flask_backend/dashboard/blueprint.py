@@ -106,16 +106,16 @@ class Dashboard(Blueprint):
     # -- pages -----------------------------------------------------------------------------------------------
 
     def _show(self, route: PageRoute, *, as_json: bool) -> AnyResponse:
-        with self._visit() as visit:
+        with self._visit(route.name) as visit:
             return self._answer(visit, partial(self._view, visit, route), as_json=as_json)
 
     def _view(self, visit: Visit, route: PageRoute) -> Page:
         visit.require("view", {"page": route.name, **visit.what()})
         return Page("", {}) if request.method == "HEAD" else route.view(visit)
 
-    def _visit(self) -> Visit:
+    def _visit(self, page: str) -> Visit:
         app = app_ctx.app  # the app itself, since current_app is a proxy
-        return Visit(self.past, app, Rights(self._authorize, app))
+        return Visit(page, self.past, app, Rights(self._authorize, app))
 
     def _answer(self, visit: Visit, view: Callable[[], Page | AnyResponse], *, as_json: bool) -> AnyResponse:
         """Return the answer of a view, or the page of its error."""
@@ -157,7 +157,7 @@ class Dashboard(Blueprint):
     # -- acts ------------------------------------------------------------------------------------------------
 
     def _act(self, route: ActRoute) -> AnyResponse:
-        with self._visit() as visit:
+        with self._visit(route.name) as visit:
             view = self._do if request.method == "POST" else self._ask
             return self._answer(visit, partial(view, visit, route), as_json=False)
 

@@ -47,7 +47,8 @@ class RefusalError(Exception):
 class Visit:
     """A request to a page of the dashboard. The connection to the broker is opened when it is first used."""
 
-    def __init__(self, record: Record, app: Flask, rights: Rights) -> None:
+    def __init__(self, page: str, record: Record, app: Flask, rights: Rights) -> None:
+        self.page = page  # the name of the page, or of the act
         self.record = record
         self.app = app
         self.rights = rights
@@ -97,6 +98,10 @@ class Visit:
     def may(self, action: str, **what: Any) -> bool:
         """Whether the person may do this: only then the control is rendered. Templates have it as ``may``."""
         return self.rights.has(action, what)
+
+    def may_view(self, queue: str) -> bool:
+        """Whether the person may view a queue: a page that lists several leaves out the others."""
+        return self.may("view", page=self.page, queue=queue)
 
     def require(self, action: str, what: Mapping[str, Any]) -> None:
         """Raise :exc:`RefusalError` unless the person may do this."""

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flask_backend.broker.connection import Connection
@@ -74,6 +74,10 @@ class RecentStories:
     def total(self) -> int:
         """The number of buried jobs, as the server counts them."""
         return sum(each.total for each in self.failures)
+
+    def only(self, is_wanted: Callable[[str], bool]) -> RecentStories:
+        """Return these stories without those of the queues that are not wanted."""
+        return replace(self, failures=[each for each in self.failures if is_wanted(each.queue)])
 
     def of(self, queue: str) -> Failures:
         """Return the failures of a queue; empty ones if it has none."""

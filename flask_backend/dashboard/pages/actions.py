@@ -14,6 +14,6 @@ pages = Pages()
 
 @pages.page("/actions", "/actions.json", nav="Actions")
 def actions(visit: Visit) -> Page:
-    found = visit.record.latest()
+    found = [each for each in visit.record.latest() if each.queue is None or visit.may_view(each.queue)]
     values = {"actions": found, "pid": os.getpid(), "most": REMEMBERED}
     return Page("actions.html", values, {"pid": os.getpid(), "actions": [asdict(each) for each in found]})

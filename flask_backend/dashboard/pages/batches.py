@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from flask_backend.dashboard.routing import Page, Pages
 from flask_backend.dashboard.visit import Visit
+from flask_backend.operations.batches import Batches
 
 pages = Pages()
 
@@ -15,7 +16,9 @@ MOST = 100
 
 @pages.page("/batches", "/batches.json", nav="Batches")
 def batches(visit: Visit) -> Page:
-    found = visit.console.batches(MOST)
+    all_batches = visit.console.batches(MOST)
+    shown = [batch for batch in all_batches.found if visit.may_view(batch.queue)]
+    found = Batches(shown, all_batches.count - len(all_batches.found) + len(shown))
     data = {
         "broker": visit.address,
         "at": visit.now,

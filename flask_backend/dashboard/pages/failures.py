@@ -35,7 +35,7 @@ _MOST_GROUPS = 50
 @pages.page("/failures", "/failures.json", nav="Failures")
 def failures(visit: Visit) -> Page:
     queue = visit.queue_name() if visit.value("queue") else None
-    recent = visit.stories.read(visit.console, queue)
+    recent = _read(visit, queue)
     pattern = find_pattern(visit)
     found = count_by_age(recent, visit.now, pattern)
     others = [each for each in recent.failures if each.untold or each.unread]
@@ -57,7 +57,7 @@ def failures(visit: Visit) -> Page:
 def group(visit: Visit) -> Page:
     name, endpoint, kind = visit.queue_name(), visit.value("task") or None, visit.value("kind")
     visit.require("view", {"page": "group", "queue": name})
-    recent = visit.stories.read_of(visit.console, name)
+    recent = visit.stories.read_of(visit.console, name).only(visit.may_view)
     found = group_of(recent.of(name), endpoint, kind)
     before = visit.number("before", 0)
     stories: Sequence[StoredStory] = [each for each in found.stories if not before or each.id < before]
@@ -89,6 +89,11 @@ def group(visit: Visit) -> Page:
         "jobs": [{key: row[key] for key in ("job", "note", "buried_at", "message", "call")} for row in rows],
     }
     return Page("group.html", values, data)
+
+
+def _read(visit: Visit, queue: str | None) -> RecentStories:
+    """Return the newest stories of all queues that the person may view, or of one."""
+    return visit.stories.read(visit.console, queue).only(visit.may_view)
 
 
 def _oldest(stories: Sequence[StoredStory]) -> int | None:
@@ -206,7 +211,7 @@ def _count(selection: Selection, recent: RecentStories, queues: Iterable[str]) -
 
 def _ask(visit: Visit, action: Action) -> Page:
     selection = _selection_in(visit)
-    recent = visit.stories.read(visit.console, selection.queue)
+    recent = _read(visit, selection.queue)
     count = _count(selection, recent, _queues_of(visit, action, selection, recent))
     if not count.number:
         raise RefusalError(409, "Nothing to do", "No buried job matches any longer.")
@@ -243,7 +248,7 @@ def _back(selection: Selection) -> str:
 def _act(visit: Visit, action: Action) -> Done:
     selection = _selection_in(visit)
     so_far, skipped = visit.number("so_far", 0), visit.number("skipped", 0)
-    recent = visit.stories.read(visit.console, selection.queue)
+    recent = _read(visit, selection.queue)
     done: list[int] = []
     is_finished = True
     unread = 0

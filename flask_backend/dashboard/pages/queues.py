@@ -23,7 +23,8 @@ _MEASURE_S = 1.0
 
 @pages.page("/", "/queues.json", nav="Queues")
 def queues(visit: Visit) -> Page:
-    found, rates = _look(visit.console, is_measured="measure" in visit.query)
+    all_queues, rates = _look(visit.console, is_measured="measure" in visit.query)
+    found = [queue for queue in all_queues if visit.may_view(queue.name)]
     waits = visit.console.next_waits(found)
     server = visit.console.server()
     failed_at = _find_last_failure(visit.console, found)

@@ -19,7 +19,7 @@ pages = Pages()
 @pages.page("/schedules", "/schedules.json", nav="Schedules")
 def schedules(visit: Visit) -> Page:
     with Schedules(visit.settings) as reader:
-        found = reader.queues()
+        found = [queue for queue in reader.queues() if visit.may_view(queue.name)]
     data = {"broker": visit.address, "at": visit.now, "queues": [asdict(queue) for queue in found]}
     return Page("schedules.html", {"queues": found, "policy_of": policy_of}, data)
 

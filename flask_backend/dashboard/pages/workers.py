@@ -59,12 +59,22 @@ class Shown:
 
 @pages.page("/workers", "/workers.json", nav="Workers")
 def workers(visit: Visit) -> Page:
-    found = find(_MEMORY_S) if PROC_IS_THERE else []
+    found = _find(visit, _MEMORY_S)
     shown = [_show(visit, each) for each in found]
     jobs, away = _jobs_of(visit, shown)
     values = {"supervisors": shown, "jobs": jobs, "away": away, "is_linux": PROC_IS_THERE, "host": os.uname().nodename}
     data = {"host": os.uname().nodename, "at": visit.now, "supervisors": [supervisor_as_dict(each) for each in found]}
     return Page("workers.html", values, data)
+
+
+def _find(visit: Visit, memory_s: float = 0) -> list[Supervisor]:
+    """Return the supervisors of this host, without those that serve a queue that the person may not view."""
+    found = find(memory_s) if PROC_IS_THERE else []
+    return [each for each in found if all(map(visit.may_view, _queues_of(each)))]
+
+
+def _queues_of(supervisor: Supervisor) -> set[str]:
+    return {queue.name for queue in supervisor.queues} | {worker.queue for worker in supervisor.workers}
 
 
 def _show(visit: Visit, supervisor: Supervisor) -> Shown:
@@ -168,7 +178,7 @@ def _send(visit: Visit, act: Callable[[int], None], what: str) -> Done:
 def _controlled(visit: Visit) -> int:
     """Return the pid of the supervisor that the request names; raise :exc:`RefusalError` if it is not one of here."""
     pid = visit.number("pid")
-    known = {each.process.pid: each for each in find(0)} if PROC_IS_THERE else {}
+    known = {each.process.pid: each for each in _find(visit)}
     supervisor = known.get(pid)
     if supervisor is None:
         raise RefusalError(404, "No such supervisor", f"No supervisor with the pid {pid} runs here any longer.")
