@@ -11,6 +11,8 @@ from support import dashboard_app
 from support.dashboard_app import CARD, MAIL, invoice, welcome
 from support.waiting import wait_until
 
+from flask_backend.dashboard.pages import failures as pages
+
 pytestmark = pytest.mark.any_broker
 
 APP = f"{dashboard_app.__file__}:create_app"
@@ -71,6 +73,26 @@ def test_all_that_match_are_retried_after_a_question_with_their_number(chromium,
     assert "retried 3 jobs" in chromium.find(".notice").text
     wait_until(lambda: failed.broker.count(MAIL, "buried") == 4, "they have run")
     assert [action["count"] for action in failed.actions if action["action"] == "retry"] == [3]
+
+
+def test_all_that_match_are_deleted_in_steps_and_no_others(chromium, failed, monkeypatch):
+    monkeypatch.setattr(pages, "CHUNK", 3)  # of the server, which runs in this process
+    chromium.open(failed.url("/failures", pattern="welcome"))
+    chromium.follow("a", "Delete all that match")
+    assert chromium.find("h1").text == "Delete 4 jobs of all queues that failed with welcome?"
+    chromium.click("button.danger", "Delete 4 jobs")
+    chromium.wait_for_text("deleted 4 jobs", ".notice")
+    assert failed.broker.count(MAIL, "buried") == 3
+    assert [each["count"] for each in failed.actions] == [3, 1]
+    chromium.hasten(0.001)  # the page does not go on by itself
+    monkeypatch.setattr(pages, "CHUNK", 2)
+    open_group(chromium, failed, "Bury")
+    chromium.follow("a", "Delete all (3)")
+    chromium.follow("button.danger", "Delete 3 jobs")
+    assert chromium.find("h1").text == "Deleted 2 of 3 buried jobs of com.example/mail"
+    chromium.follow("a", "Stop")
+    assert chromium.find("h1").text == "invoice: Bury"
+    assert failed.broker.count(MAIL, "buried") == 1
 
 
 def test_id_of_another_job_after_a_restart_is_refused(chromium, site, supervise):

@@ -58,6 +58,19 @@ def test_refresh_pauses_while_a_dialog_is_open_or_a_field_is_in_use(page, site):
     assert turns_without_refresh(page, site)
 
 
+def test_refresh_pauses_while_the_page_is_hidden_and_goes_on_at_once(page, site):
+    page.wait(lambda: site.refreshes, "a refresh")
+    page.driver.minimize_window()
+    try:
+        assert page.run("return document.hidden")
+        assert turns_without_refresh(page, site)
+        assert page.find("#status").get_property("textContent") == ""
+        before = site.refreshes
+    finally:
+        page.driver.set_window_rect(0, 0, 1280, 800)
+    page.wait(lambda: site.refreshes > before, "a refresh")
+
+
 def test_choices_of_refresh_theme_and_keys_are_remembered(page, site):
     page.press("r", "t", "t")
     assert page.find("#refresh").get_attribute("value") == "off"
