@@ -20,6 +20,9 @@ FOLDER = "flask_backend"
 _ENVIRONMENT = f"{EXTENSION_KEY}.dashboard"
 # Characters of a text of others on one page.
 MAX_TEXT = 1 << 16
+# Bytes of a body that is parsed for a row of a list, which is the most that Beanstalkd takes unless its option -z says
+# otherwise, and for the page of one job. A body that is not parsed cannot be masked, so nothing of it is shown.
+LISTED_BYTES, PARSED_BYTES = 1 << 16, 1 << 20
 _TENFOLD = 10  # from here on a rate has no decimals
 
 
@@ -52,6 +55,11 @@ def _make_environment(app: Flask) -> Environment:
     environment.filters = filters
     environment.tests = {**own.tests, **TESTS}
     return environment
+
+
+def show_large(body: bytes) -> str:
+    """Return what is shown of a body that is not parsed."""
+    return f"{len(body):,} bytes, too large to show here"
 
 
 def show_rate(rate: float) -> str:

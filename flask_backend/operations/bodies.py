@@ -50,15 +50,15 @@ def show_cursor(value: Any) -> str:
     return visible(cut(json.dumps(value, ensure_ascii=False), _MAX_CURSOR))
 
 
-def show_body(body: bytes) -> str:
-    """Return a body in one line: as a call, as JSON, or as escaped text."""
+def show_body(body: bytes, limit: int | None = None) -> str:
+    """Return a body in one line: as a call, as JSON, or as escaped text. ``limit`` is the maximum of characters."""
     call = call_in(body)
     if call is not None:
-        return visible(show_call(call.endpoint, call.args, call.kwargs))
+        return visible(show_call(call.endpoint, call.args, call.kwargs), limit)
     try:
-        return visible(json.dumps(decode_json(body), ensure_ascii=False))
+        return visible(json.dumps(decode_json(body), ensure_ascii=False), limit)
     except MessageDecodeError:
-        return visible(body.decode(errors="backslashreplace"))
+        return visible(body.decode(errors="backslashreplace"), limit)
 
 
 def show_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from flask import url_for
 
+from flask_backend.dashboard.rendering import LISTED_BYTES, show_large
 from flask_backend.dashboard.routing import Done, Page, Pages, question
 from flask_backend.dashboard.visit import RefusalError, Visit
 from flask_backend.operations.actions import CHUNK, Action, Selection, Target, act_on_jobs, act_on_selection, mark_of
@@ -109,7 +110,10 @@ def _rows(visit: Visit, queue: str, stories: Sequence[StoredStory]) -> list[dict
         body = bodies.get(each.job)
         if body is None:  # retried or deleted since
             continue
-        call = visible(show_body(visit.console.masking.body(queue, body)), _MAX_CALL) if may_view else None
+        call = None
+        if may_view:
+            is_large = len(body) > LISTED_BYTES
+            call = show_large(body) if is_large else show_body(visit.console.masking.body(queue, body), _MAX_CALL)
         rows.append(
             {
                 "job": each.job,

@@ -11,9 +11,10 @@ from typing import Any
 from flask import url_for
 
 from flask_backend.broker.stats import JobRecord
+from flask_backend.dashboard.rendering import MAX_TEXT, PARSED_BYTES, show_large
 from flask_backend.dashboard.routing import Done, Page, Pages, question
 from flask_backend.dashboard.visit import RefusalError, Visit
-from flask_backend.message import expires_at, scheduled_at
+from flask_backend.message import cut, expires_at, scheduled_at
 from flask_backend.names import is_internal_tube
 from flask_backend.operations.actions import Action, Target, mark_of
 from flask_backend.operations.bodies import GONE, call_in, show_at_length, show_body, show_cursor
@@ -28,8 +29,7 @@ from .failures import act_on
 pages = Pages()
 
 HIDDEN = "hidden: you may not see arguments"
-# Characters of a call, and lines of another message.
-_MAX_CALL, _MAX_LINES = 1 << 16, 2000
+_MAX_LINES = 2000  # of a message that is not a call
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, traceparent
 
 
@@ -49,13 +49,14 @@ def job(visit: Visit) -> Page:
     story, note = _find_story(visit, record)
     shown = story if may_view or story is None else _without_values(story)
     app = KnownApp(visit.backend.queues, visit.settings)
-    facts = gather(visit.console, record, body, shown, app)
+    is_large = len(body) > PARSED_BYTES
+    facts = gather(visit.console, record, b"" if is_large else body, shown, app)
     if facts is None:
         raise RefusalError(404, "No such job", f"Job {job_id} {GONE}.")
-    if not may_view:
+    if is_large or not may_view:
         facts = replace(facts, misfit=None, cursor=None)
     reason = explain(facts)
-    masked = visit.console.masking.body(record.queue, body)
+    masked = b"" if is_large else visit.console.masking.body(record.queue, body)
     call = call_in(masked)
     trace = _trace_of(call.headers if call else {})
     values = {
@@ -68,8 +69,8 @@ def job(visit: Visit) -> Page:
         "mark": mark_of(body),
         "may_view_arguments": may_view,
         "size": len(body),
-        "call": show_body(masked)[:_MAX_CALL] if may_view and call else None,
-        "lines": show_at_length(masked)[:_MAX_LINES] if may_view and call is None else None,
+        "call": show_body(masked, MAX_TEXT) if may_view and call else None,
+        "lines": _lines(body, masked) if may_view and call is None else None,
         "cursor": show_cursor(facts.cursor.value) if facts.cursor else None,
         "trace": trace,
         "trace_url": visit.settings.trace_link.to(trace) if trace and visit.settings.trace_link else None,
@@ -94,7 +95,16 @@ def _find_story(visit: Visit, record: JobRecord) -> tuple[Story | None, int]:
     story = decode_note(visit.console.bodies([note]).get(note, b"")) if note else None
     if story is None or (story.job, story.queue) != (record.id, record.queue):
         return None, 0
-    return visit.console.masking.story(story), note
+    # Our workers' stories are shorter; another program may have written this one.
+    texts = {name: cut(text, MAX_TEXT) for name in ("message", "traceback", "call") if (text := getattr(story, name))}
+    return visit.console.masking.story(replace(story, **texts)), note
+
+
+def _lines(body: bytes, masked: bytes) -> list[str]:
+    """Return the lines of a message that is not a call, as many as a page shows."""
+    if len(body) > PARSED_BYTES:
+        return [show_large(body)]
+    return cut("\n".join(show_at_length(masked)[:_MAX_LINES]), MAX_TEXT).split("\n")
 
 
 def _without_values(story: Story) -> Story:

@@ -10,6 +10,7 @@ from flask import url_for
 
 from flask_backend.broker.stats import UNTIL_RESUMED_S, JobRecord, Queue
 from flask_backend.dashboard.audit import in_words
+from flask_backend.dashboard.rendering import LISTED_BYTES, show_large
 from flask_backend.dashboard.routing import Done, Page, Pages, question
 from flask_backend.dashboard.visit import RefusalError, Visit
 from flask_backend.operations import heads
@@ -75,8 +76,10 @@ class JobRow:
 
 
 def _show_call(visit: Visit, record: JobRecord, body: bytes) -> str | None:
+    if len(body) > LISTED_BYTES:
+        return show_large(body)
     if visit.may("view_arguments", queue=record.queue):
-        return visible(show_body(visit.console.masking.body(record.queue, body)), _MAX_CALL)
+        return show_body(visit.console.masking.body(record.queue, body), _MAX_CALL)
     call = call_in(body)
     return f"{visible(call.endpoint, MAX_NAME)}(…)" if call else None
 
