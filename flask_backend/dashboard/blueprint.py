@@ -82,7 +82,7 @@ class Dashboard(Blueprint):
             for act in pages.acts:
                 methods = ("GET", "POST") if act.ask else ("POST",)
                 self._add(act.path, act.name, partial(self._act, act), methods)
-        self.after_request(_set_headers)
+        self.after_request(set_headers)
 
     def register(self, app: Any, options: dict[str, Any]) -> None:
         if app.url_map.host_matching and not options.get("host"):
@@ -233,7 +233,7 @@ def _message(status: int, title: str, text: str, *, is_broker_away: bool = False
     return Page("message.html", values, {"error": text}, status)
 
 
-def _set_headers(response: Response) -> Response:
+def set_headers(response: Response) -> Response:
     """Set the headers that the app, or its Flask-Talisman, has not set."""
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)

@@ -20,7 +20,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from flask_backend.extension import Backend
 
-from .blueprint import HEADERS, Dashboard
+from .blueprint import HEADERS, Dashboard, set_headers
 
 NAME = "flask-backend"
 HOSTS = ("127.0.0.1", "::1", "localhost")
@@ -63,6 +63,7 @@ def make_app(
 
     app.register_blueprint(Dashboard(may, user=lambda: user), url_prefix="/")
     app.before_request(lambda: _admit(links))
+    app.after_request(set_headers)  # also for pages that do not exist
     return app
 
 
@@ -74,7 +75,7 @@ def _admit(links: Links) -> AnyResponse | None:
     name = f"flask_backend_{urlsplit(f'//{request.host}').port or 80}"
     has_cookie = hmac.compare_digest(request.cookies.get(name, "").encode(), links.cookie.encode())
     if (token := request.args.get("token")) is not None and request.method == "GET":
-        if not has_cookie and not links.use(token):
+        if not links.use(token) and not has_cookie:  # a reload of the link that this browser has opened
             return _refuse(403, "This link was used already, or is of an earlier run. The terminal shows the next one.")
         response = redirect("/")
         response.headers["Cache-Control"] = "no-store"
@@ -106,7 +107,9 @@ def make_wsgi_server(listener: socket.socket, app: Flask) -> BaseWSGIServer:
 
 
 class _Handler(WSGIRequestHandler):
-    """Logs no requests: their URLs have the tokens of links."""
+    """Logs no requests: their URLs have the tokens of links. A client that sends nothing does not keep its thread."""
+
+    timeout = 30  # seconds: browsers open connections before they need them
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002  # Werkzeug's name
         pass
