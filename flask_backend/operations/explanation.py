@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -223,13 +224,13 @@ def _held_up(facts: Facts) -> Iterator[Reason]:
     if queue.is_paused:
         left = show_seconds(queue.pause_left_s)
         until = "until it is resumed" if queue.is_paused_until_resumed else f"for another {left}"
-        resume = f"flask-backend resume {queue.name}"
+        resume = f"flask-backend resume {shlex.quote(queue.name)}"
         text = f"Queue {queue.name} is paused {until}, so job {job} waits; `{resume}` ends the pause."
         yield Reason("paused", text, {"pause_left_s": queue.pause_left_s})
     if not queue.watching:
         text = (
             f"No worker watches {queue.name} to take job {job}: start one with "
-            f"`flask-backend supervise --queue {queue.name}`."
+            f"`flask-backend supervise --queue {shlex.quote(queue.name)}`."
         )
         yield Reason("no-worker", text, {"ready": queue.ready, "workers": 0, "idle": 0})
     if facts.record.state == "ready":

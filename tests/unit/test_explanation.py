@@ -74,6 +74,12 @@ def test_without_workers_it_shows_how_to_start_some():
     assert reason.text == ("No worker watches q to take job 7: start one with `flask-backend supervise --queue q`.")
 
 
+def test_a_queue_name_cannot_become_a_command_in_a_line_to_copy():
+    queue = replace(QUEUE, name="q;$(reboot)", watching=0)  # a valid name of a tube
+    assert "`flask-backend supervise --queue 'q;$(reboot)'`" in explained(queue).text
+    assert "`flask-backend resume 'q;$(reboot)'`" in explained(replace(queue, pause_left_s=60)).text
+
+
 def test_a_pause_is_the_first_reason_for_a_ready_job():
     reason = explained(replace(QUEUE, pause_left_s=300, watching=0), misfit=UNKNOWN)
     assert reason.code == "paused"

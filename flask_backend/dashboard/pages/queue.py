@@ -159,7 +159,7 @@ class Bulk:
         count = int(getattr(found, self.state))
         if not count:
             raise RefusalError(409, "Nothing to do", f"Queue {found.name} has no {self.state} jobs.")
-        command = self.command and f"{self.command} --queue {shlex.quote(found.name)} --broker {visit.address}"
+        command = self.command and f"{self.command} {shlex.join(['--queue', found.name, '--broker', visit.address])}"
         return question(
             f"{self.verb.capitalize()} {count_of(count, f'{self.state} job')} of {found.name}?",
             f"{self.verb.capitalize()} {count_of(count, 'job')}",
