@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from flask_backend.broker.connection import Connection
 from flask_backend.broker.stats import Queue
 from flask_backend.broker.wire import ReservedJob
+from flask_backend.errors import BrokerConnectionError
 from flask_backend.names import failures_tube, is_queue_name
 
 from .console import Console, Failures
@@ -115,8 +116,14 @@ class StoryReader:
         if kept is not None and not self._is_due(kept):
             return kept.state
         lock = self._lock
-        if not lock.acquire(blocking=kept is None) and kept is not None:
-            return kept.state
+        # Where the broker hangs, the requests that wait here must not wait for one another in turn.
+        if not lock.acquire(timeout=0 if kept is not None else console.settings.timeout_s):
+            if kept is not None:
+                return kept.state
+            raise BrokerConnectionError(
+                f"the broker at {console.address} has not answered another reader of its stories for "
+                f"{console.settings.timeout_s:g} s"
+            )
         try:
             newer = self._kept.get(queue)
             if newer is None or self._is_due(newer):

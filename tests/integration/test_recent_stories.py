@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from support.proxy import Proxy
@@ -300,3 +301,23 @@ def test_the_stories_of_a_queue_are_those_of_all_if_that_read_had_them_all(setti
     assert reader.read_of(console, "small") is whole
     assert reader.read_of(console, "large") is not whole
     assert StoryReader(most=20).read_of(console, "small").failures[0].queue == "small"
+
+
+def test_where_the_broker_hangs_readers_do_not_wait_for_one_another_in_turn(settings, monkeypatch):
+    reader, reads, goes_on = StoryReader(), threading.Event(), threading.Event()
+
+    def hang():
+        reads.set()
+        assert goes_on.wait(60)
+        return []
+
+    with Console(settings) as first, Console(replace(settings, timeout_s=0.2)) as other, ThreadPoolExecutor() as pool:
+        monkeypatch.setattr(first, "failure_tubes", hang)
+        slow = pool.submit(reader.read, first)
+        try:
+            assert reads.wait(60)
+            with pytest.raises(BrokerConnectionError, match="another reader"):
+                reader.read(other)
+        finally:
+            goes_on.set()
+        assert slow.result() is reader.read(other)
