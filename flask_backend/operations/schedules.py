@@ -123,12 +123,16 @@ class Schedules:
     def address(self) -> str:
         return str(self._settings.address)
 
-    def queues(self, names: Iterable[str] | None = None) -> list[ScheduledQueue]:
-        """Return the queues with periodic tasks, by name; ``names`` are the ones to look at, by default all."""
+    def queues(self, names: Iterable[str] | None = None, within_s: float = WITHIN_S) -> list[ScheduledQueue]:
+        """Return the queues with periodic tasks, by name; ``names`` are the ones to look at, by default all.
+
+        For the tokens that are held it waits for at most ``within_s`` seconds in all.
+        """
+        until = time.monotonic() + within_s
         if names is None:
             suffix = schedule_tube("")
             names = [tube.removesuffix(suffix) for tube in self._connection.list_tubes() if is_schedule_tube(tube)]
-        found = (self._queue(name, time.monotonic() + WITHIN_S) for name in sorted(names))
+        found = (self._queue(name, until) for name in sorted(names))
         return [queue for queue in found if queue is not None]
 
     def find(self, name: str, queue: str | None = None) -> Schedule:

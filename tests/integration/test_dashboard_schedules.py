@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from support import dashboard_app
 from support.dashboard_app import REPORTS
 from support.dashboards import OWN, answer_form
 from support.waiting import wait_until
 
+from flask_backend.names import schedule_tube
+from flask_backend.periodic.definition import Definition
+from flask_backend.periodic.token import Entry, Release, Token
+from flask_backend.periodic.when import Every
 from flask_backend.signals import dashboard_action
 
 
@@ -77,3 +83,18 @@ def test_acts_need_the_right(scheduled):
     for act in ("run", "pause", "resume"):
         fields = {"queue": REPORTS, "name": "tidy"}
         assert scheduled.post(f"/backend/schedules/{act}", data=fields, headers=OWN).status_code == 403
+
+
+def test_states_that_are_held_or_are_no_states_neither_hide_others_nor_delay_the_page(client, broker):
+    for number in range(30):
+        broker.put(schedule_tube(f"q{number:02}"), b"not a state")
+    broker.put(schedule_tube("held"), b"{}")
+    definition = Definition("daily", "readable", "report", Every(86400))
+    broker.put(schedule_tube("readable"), Token("readable", 1, Release(), {"daily": Entry(definition, 1)}).encode())
+    with broker.client(schedule_tube("held")) as holder:
+        holder.reserve(timeout=5)
+        begun = time.monotonic()
+        page = client.get("/backend/schedules").text
+        assert time.monotonic() - begun < 0.5 * 31
+    assert page.count("could not be read") == 31
+    assert "daily" in page

@@ -15,11 +15,14 @@ from flask_backend.visible import MAX_NAME, visible
 
 pages = Pages()
 
+# How long the page waits for tokens that a scheduler holds: it does so for milliseconds.
+_WITHIN_S = 0.5
+
 
 @pages.page("/schedules", "/schedules.json", nav="Schedules")
 def schedules(visit: Visit) -> Page:
     with Schedules(visit.settings) as reader:
-        found = [queue for queue in reader.queues() if visit.may_view(queue.name)]
+        found = [queue for queue in reader.queues(within_s=_WITHIN_S) if visit.may_view(queue.name)]
     data = {"broker": visit.address, "at": visit.now, "queues": [asdict(queue) for queue in found]}
     return Page("schedules.html", {"queues": found, "policy_of": policy_of}, data)
 
