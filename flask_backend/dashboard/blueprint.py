@@ -194,23 +194,23 @@ class Dashboard(Blueprint):
         action = Action(
             route.action,
             outcome,
-            self._name_user() if is_remembered else None,
+            self._name_user(visit),
             named["queue"],
-            done.pattern if done else named["pattern"],
+            visible(done.pattern) if done and done.pattern else named["pattern"],
             done.count if done else 0,
             (done.ids if done else visit.known_ids())[:MAX_IDS],
             done.what if done else route.name.replace("_", " "),
         )
         self.past.note(visit.app, action, is_remembered=is_remembered)
 
-    def _name_user(self) -> str | None:
+    def _name_user(self, visit: Visit) -> str | None:
         if self._user is None:
             return None
         try:
-            user = self._user()
+            user = visit.app.ensure_sync(self._user)()
+            return None if user is None else visible(str(user), MAX_NAME)
         except Exception as error:  # the act is recorded in any case
             return f"unknown ({message_of(error)})"
-        return None if user is None else visible(str(user), MAX_NAME)
 
 
 def _check_origin() -> None:
