@@ -11,7 +11,10 @@ import os
 import random
 import select
 import signal
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -47,6 +50,8 @@ from .token import LOOK_EVERY_S, Entry, Release, Token
 
 logger = get_logger("flask_backend.periodic")
 
+# How long before the end of TICK_S, in seconds, the call that takes so long is named in the log.
+NAMED_S = 1.0
 # How often a scheduler looks whether the token is there, in seconds: no longer does a lost one stop the schedules.
 CENSUS_S = 10
 # A token that is held for so long, in seconds, is lost with its holder: the server does not always notice.
@@ -263,7 +268,9 @@ class Scheduler:
             logger.info(wording.OVERLAPS, definition.name, due.after.job)
             return due.skipped()
         uid = definition.uid(due.slot)
-        return due.scheduled(self.fire(definition, due.slot, uid), uid)
+        with _named_if_killed(definition):
+            job_id = self.fire(definition, due.slot, uid)
+        return due.scheduled(job_id, uid)
 
     # -- the census --------------------------------------------------------------------------------------------
 
@@ -358,6 +365,7 @@ def serve(  # noqa: PLR0913  # what it gets from its supervisor, and what it sch
     os.set_blocking(term_w, False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave_it_to_the_pipe)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the app may have set a handler, and the alarm must kill
     signal.set_wakeup_fd(term_w, warn_on_full_buffer=False)
     accept_signals()
     settings = replace(settings, timeout_s=min(settings.timeout_s, MAX_TIMEOUT_S))
@@ -378,3 +386,24 @@ def _limited() -> Generator[None, None, None]:
         yield
     finally:
         signal.alarm(0)
+
+
+@contextmanager
+def _named_if_killed(definition: Definition) -> Generator[None, None, None]:
+    """Name the periodic task in the log, with the stack, just before :func:`_limited` kills this process."""
+    timer = None
+    if left_s := signal.getitimer(signal.ITIMER_REAL)[0]:
+        # A thread: the app's code may be in a call that no signal handler of Python interrupts.
+        timer = threading.Timer(max(0.0, left_s - NAMED_S), _log_hang, (definition, threading.get_ident()))
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _log_hang(definition: Definition, thread_id: int) -> None:
+    stack = "".join(traceback.format_stack(sys._current_frames().get(thread_id)))  # noqa: SLF001  # the documented way
+    logger.error(wording.HANGS, definition.name, definition.queue, TICK_S, stack.rstrip())

@@ -413,6 +413,23 @@ def test_a_token_that_the_server_would_not_take_keeps_the_old_definitions(host, 
     assert list(tokens(broker)[0].entries) == ["a"]
 
 
+def test_a_call_that_hangs_in_the_code_of_the_app_is_named_before_the_process_is_killed(host, caplog, monkeypatch):
+    one = host(define("a"))
+    monkeypatch.setattr(scheduler_module.signal, "getitimer", lambda _: (1.5, 0.0))  # until the kill
+
+    def hangs(_definition, _slot, _uid):
+        wait_until(lambda: "app's middleware" in caplog.text, "a line that names the call")
+        return 1
+
+    one.scheduler.fire = hangs
+    one.look()
+    one.tick()
+    one.now = HOUR + 60
+    one.tick()
+    assert "the call of the periodic task a of q takes longer than 20 s in the app's middleware" in caplog.text
+    assert "in hangs" in caplog.text
+
+
 def test_code_of_the_app_that_raises_counts_as_missed_and_the_others_are_scheduled(host, broker, caplog):
     one = host(define("a"), define("b"))
     fire = one.fire
