@@ -1,4 +1,4 @@
-"""The periodic tasks of all queues, as the tokens on the broker have them: read, run, pause, resume.
+"""The periodic tasks of all queues, as the tokens on the broker have them: read, run, pause, resume, forget.
 
 Reading changes nothing on the broker, and needs no app.
 """
@@ -178,6 +178,23 @@ class Schedules:
         """End a pause: the next call is that of the next time. Raises :exc:`ScheduleError`."""
         return Schedule.of(self._change(queue, name, lambda entry: entry.resumed(time.time())))
 
+    def forget(self, queue: str, name: str) -> None:
+        """Remove a periodic task that no scheduler has any more; without a last one, the queue's token goes too.
+
+        Raises :exc:`ScheduleError` if a scheduler that watches the queue may still schedule it.
+        """
+
+        def change(token: Token) -> Token:
+            entry = _known_entry(token, name)
+            if entry.retired is None and self._count_schedulers(queue):
+                raise ScheduleError(
+                    f"{name} is still scheduled by supervisors that serve {queue}: remove it from the app, and reload "
+                    "or restart them first"
+                )
+            return token.without(name)
+
+        self._replace(queue, change)
+
     # -- inner workings ----------------------------------------------------------------------------------------
 
     def _queue(self, name: str, until: float) -> ScheduledQueue | None:
@@ -190,8 +207,16 @@ class Schedules:
             time.sleep(_AGAIN_S)
         return None
 
+    def _count_schedulers(self, queue: str) -> int:
+        return sum(counts.watching for counts in self._connection.stats_tube([schedule_tube(queue)]))
+
     def _change(self, queue: str, name: str, change: Callable[[Entry], Entry]) -> Entry:
-        """Change an entry while no scheduler holds the token, in the order of writes of a scheduler."""
+        """Change an entry; return it as it is then."""
+        token = self._replace(queue, lambda token: token.next_written([change(_active_entry(token, name))]))
+        return token.entries[name]
+
+    def _replace(self, queue: str, change: Callable[[Token], Token]) -> Token:
+        """Replace the token while no scheduler holds it, in the order of writes of a scheduler; return the new one."""
         until = time.monotonic() + WITHIN_S
         while time.monotonic() < until:
             if (found := find_newest(self._connection, queue)) is None:
@@ -201,8 +226,11 @@ class Schedules:
                 try:
                     token = read(held)
                     if token and check_standing(self._connection, queue, held, token) is Standing.ONLY:
-                        changed = change(_entry_of(token, name))
-                        replace_token(self._connection, held, token.next_written([changed]), time.time())
+                        changed = change(token)
+                        if changed.entries or self._count_schedulers(queue):
+                            replace_token(self._connection, held, changed, time.time())
+                        else:
+                            self._connection.delete_each([held.id])
                         return changed
                 finally:
                     self._give_back(held.id)
@@ -217,10 +245,15 @@ class Schedules:
             self._connection.release(job_id, DEFAULT_PRIORITY, 0)
 
 
-def _entry_of(token: Token, name: str) -> Entry:
+def _known_entry(token: Token, name: str) -> Entry:
     entry = token.entries.get(name)
     if entry is None:
         raise ScheduleError(f"there is no periodic task {name!r} on {token.queue}")
+    return entry
+
+
+def _active_entry(token: Token, name: str) -> Entry:
+    entry = _known_entry(token, name)
     if entry.retired is not None:
         raise ScheduleError(f"the periodic task {name!r} is not in the newest release of the app, and is not scheduled")
     return entry

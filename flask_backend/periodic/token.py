@@ -148,6 +148,11 @@ class Token:
         changed = {entry.definition.name: entry for entry in entries}
         return replace(self, number=self.number + 1, entries={**self.entries, **changed})
 
+    def without(self, name: str) -> Token:
+        """Return the token that replaces this one, without an entry."""
+        entries = {other: entry for other, entry in self.entries.items() if other != name}
+        return replace(self, number=self.number + 1, entries=entries)
+
     def with_release(self, release: Release, definitions: Iterable[Definition], now: float) -> Token:
         """Return the token with the definitions of a release, if this was loaded after the one that wrote it last.
 

@@ -1,4 +1,4 @@
-"""`flask-backend schedules`: the list, and run, pause and resume, without an app."""
+"""`flask-backend schedules`: the list, and run, pause, resume and forget, without an app."""
 
 from __future__ import annotations
 
@@ -91,6 +91,27 @@ def test_pause_and_resume_ask_and_keep_the_state(run, known, broker):
     assert "paused" in run().stdout
     assert json.loads(run("resume", "nightly", "--yes", "--json").stdout)["is_paused"] is False
     assert run("resume", "nightly").stdout == "nightly is not paused\n"
+
+
+def test_forget_removes_a_task_and_the_last_one_ends_the_warning(run, known, broker):
+    assert "use `flask-backend schedules forget NAME`" in " ".join(run().stderr.split())
+    assert run("forget", "nightly", "--yes").stdout == "forgot nightly\n"
+    assert "there is no periodic task 'nightly'" in run("forget", "nightly", "--yes", code=1).output
+    forgotten = json.loads(run("forget", "a-name-that-is-rather-long", "--yes", "--json").stdout)
+    assert forgotten["queue"] == QUEUE
+    assert run().stderr == f"no periodic tasks at {broker.uri}: no scheduler has run there\n"
+    assert broker.is_empty(schedule_tube(QUEUE))
+
+
+def test_forget_is_refused_while_a_scheduler_has_the_task(run, known, broker):
+    retired = Entry(Definition("gone", QUEUE, "report", Every(5)), 1, retired=1)
+    put(broker, "other", retired, Entry(Definition("here", "other", "report", Every(5)), 1))
+    with broker.client(schedule_tube("other")):
+        refused = " ".join(run("forget", "here", "--yes", code=1).output.split())
+        assert "here is still scheduled by supervisors that serve other: remove it from the app" in refused
+        run("forget", "gone", "--yes")
+        [other] = [each for each in json.loads(run("--json").stdout) if each["queue"] == "other"]
+    assert [each["name"] for each in other["schedules"]] == ["here"]
 
 
 def test_run_prints_the_id_of_the_job_and_does_not_overlap(run, known, broker):

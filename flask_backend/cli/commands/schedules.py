@@ -1,4 +1,4 @@
-"""The command that shows the periodic tasks, and those that run, pause and resume one."""
+"""The command that shows the periodic tasks, and those that run, pause, resume and forget one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def schedules(ctx: click.Context, broker_uri: str | None, *, as_json: bool) -> N
     if unwatched := [queue.name for queue in found if not queue.schedulers]:
         echo(
             f"no scheduler watches {listed(unwatched)}: its periodic tasks are not scheduled; start a supervisor that "
-            "serves the queue",
+            "serves the queue, or use `flask-backend schedules forget NAME` if a task was removed from the app",
             err=True,
             fg="red",
         )
@@ -112,6 +112,27 @@ def resume(  # noqa: PLR0913  # one parameter for each option
             confirm(f"Resume {known.name} ({_sentence(known)}, on {known.queue})?", yes=yes)
             known, done = opened.resume(known.queue, known.name), f"resumed {known.name}"
         _echo_changed(opened, known, done, as_json=as_json)
+
+
+@schedules.command()
+@click.argument("name")
+@queue_option
+@yes_option
+@json_option
+@broker_option
+@click.pass_context
+def forget(  # noqa: PLR0913  # one parameter for each option
+    ctx: click.Context, name: str, queue: str | None, broker_uri: str | None, *, yes: bool, as_json: bool
+) -> None:
+    """Remove the state of the periodic task NAME, which was removed from the app.
+
+    It is refused while a supervisor that serves the queue has the task. Its jobs stay.
+    """
+    with _open(ctx, broker_uri) as opened:
+        known = opened.find(name, queue)
+        confirm(f"Forget {known.name} ({_sentence(known)}, on {known.queue})?", yes=yes)
+        opened.forget(known.queue, known.name)
+        _echo_changed(opened, known, f"forgot {known.name}", as_json=as_json)
 
 
 _BROKER = "flask_backend.broker"
