@@ -17,7 +17,6 @@ from flask_backend.config import Settings
 from flask_backend.errors import BackendError
 from flask_backend.message import new_uid
 from flask_backend.names import is_schedule_tube, schedule_tube
-from flask_backend.options import DEFAULT_PRIORITY
 from flask_backend.periodic.due import next_slot
 from flask_backend.periodic.keeping import Standing, check_standing, find_newest, is_unfinished, read, replace_token
 from flask_backend.periodic.token import Entry, Token
@@ -241,8 +240,8 @@ class Schedules:
 
     def _give_back(self, job_id: int) -> None:
         """Release the token if it is still held: it was not replaced."""
-        if self._connection.is_usable and self._connection.stats_job([job_id]):
-            self._connection.release(job_id, DEFAULT_PRIORITY, 0)
+        if self._connection.is_usable and (held := self._connection.stats_job([job_id])):
+            self._connection.release(job_id, held[0].priority, 0)
 
 
 def _known_entry(token: Token, name: str) -> Entry:

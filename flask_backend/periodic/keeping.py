@@ -16,7 +16,7 @@ from flask_backend.broker.wire import ReservedJob
 from flask_backend.errors import BrokerError, MessageDecodeError
 from flask_backend.message import cut, has_uid
 from flask_backend.names import schedule_tube
-from flask_backend.options import DEFAULT_PRIORITY, PutOptions
+from flask_backend.options import MAX_PRIORITY, PutOptions
 from flask_backend.system.loggers import get_logger
 
 from . import wording
@@ -102,8 +102,21 @@ def put_token(connection: KeepingConnection, token: Token, now: float) -> int:
     The delay is rounded down: a scheduler waits for the rest of a second itself.
     """
     delay_s = max(0, int(look_at(token, now) - now))
-    options = PutOptions(priority=DEFAULT_PRIORITY, delay_s=delay_s, ttr_s=TTR_S)
+    options = PutOptions(priority=_priority(token, now), delay_s=delay_s, ttr_s=TTR_S)
     return connection.put(schedule_tube(token.queue), token.encode(), options)
+
+
+def release_token(connection: KeepingConnection, job_id: int, token: Token, now: float, delay_s: int = 0) -> None:
+    """Release a held token as it is."""
+    connection.release(job_id, _priority(token, now), delay_s)
+
+
+def _priority(token: Token, now: float) -> int:
+    """Return the second in which the token is to be looked at.
+
+    So a scheduler of several queues reserves the one that is due first, and waits for none while another one is due.
+    """
+    return min(MAX_PRIORITY, int(look_at(token, now)))
 
 
 def check_size(connection: KeepingConnection, token: Token) -> None:

@@ -27,7 +27,6 @@ from flask_backend.broker.wire import ReservedJob
 from flask_backend.config import Settings
 from flask_backend.errors import BrokerError, JobTooBigError
 from flask_backend.names import schedule_tube
-from flask_backend.options import DEFAULT_PRIORITY
 from flask_backend.system.exits import ExitCode
 from flask_backend.system.loggers import get_logger
 
@@ -44,6 +43,7 @@ from .keeping import (
     is_unfinished,
     put_token,
     read,
+    release_token,
     replace_token,
 )
 from .token import LOOK_EVERY_S, Entry, Release, Token
@@ -120,6 +120,7 @@ class Scheduler:
     clock: Callable[[], float] = time.time
     _census_at: float = field(default=0.0, init=False)
     _is_away: bool = field(default=False, init=False)
+    _kicked: list[int] = field(default_factory=list[int], init=False)  # by the census, and not reserved since
 
     def run(self) -> None:
         """Serve until :exc:`Stopped`, which it does not raise."""
@@ -157,6 +158,7 @@ class Scheduler:
 
     def _serve(self, connection: Connection) -> None:
         self._census_at = time.monotonic()
+        self._kicked.clear()  # these ids may be of other jobs now
         while True:
             if time.monotonic() >= self._census_at:
                 with _limited():
@@ -166,11 +168,19 @@ class Scheduler:
                 if self._is_away:
                     self._is_away = False
                     logger.warning(wording.CONNECTED_AGAIN)
-            job = self._reserve(connection)
+            job = self._reserve_kicked(connection) or self._reserve(connection)
             while job is not None:
                 with _limited():
                     due_at = self.tick(connection, job)
                 job = None if due_at is None else self._wait_for(connection, job, due_at)
+
+    def _reserve_kicked(self, connection: Connection) -> ReservedJob | None:
+        """Reserve a token that the census has made ready: by its priority it might never come first."""
+        while self._kicked:
+            with _limited():
+                if (job := connection.reserve_job(self._kicked.pop())) is not None:
+                    return job
+        return None
 
     def _reserve(self, connection: Connection) -> ReservedJob | None:
         """Wait for a token, at most until the next census."""
@@ -209,7 +219,7 @@ class Scheduler:
         watch.remember(token)
         updated = self._updated(connection, watch, token, now)
         if updated is token and 0 < look_at(token, now) - now < 1:
-            connection.release(job.id, DEFAULT_PRIORITY, 0)
+            release_token(connection, job.id, token, now)
             return look_at(token, now)
         if not self._may_act(connection, watch, job, token):
             return None
@@ -236,7 +246,7 @@ class Scheduler:
         watch.unclear_since = watch.unclear_since or now
         if now - watch.unclear_since > UNCLEAR_S:
             return True
-        connection.release(job.id, DEFAULT_PRIORITY, random.randint(1, 3))
+        release_token(connection, job.id, token, self.clock(), random.randint(1, 3))
         return False
 
     def _act_on(self, connection: Connection, due: Iterable[Due]) -> tuple[list[Entry], BrokerError | None]:
@@ -293,6 +303,7 @@ class Scheduler:
         watch.remember(token)
         if self._is_to_be_looked_at(connection, job, token):
             connection.kick_job([job.id])
+            self._kicked.append(job.id)
 
     def _is_to_be_looked_at(self, connection: Connection, job: ReservedJob, token: Token) -> bool:
         """Whether the token waits although it should not: buried, of an earlier release, or for a clock."""

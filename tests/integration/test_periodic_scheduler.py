@@ -17,9 +17,10 @@ from flask_backend.errors import BrokerConnectionError
 from flask_backend.message import decode
 from flask_backend.names import lock_tube, schedule_tube
 from flask_backend.operations.schedules import ScheduleError, Schedules
-from flask_backend.options import PutOptions
+from flask_backend.options import MAX_PRIORITY, PutOptions
 from flask_backend.periodic import scheduler as scheduler_module
 from flask_backend.periodic.definition import Definition
+from flask_backend.periodic.keeping import put_token
 from flask_backend.periodic.scheduler import Scheduler, Stop, Watch
 from flask_backend.periodic.token import Release, Token
 from flask_backend.periodic.when import Every
@@ -152,6 +153,35 @@ def test_the_rest_of_a_second_is_waited_for_without_holding_the_token(host, brok
     assert one.fired == []
 
 
+def test_the_token_that_is_due_first_is_reserved_first(settings):
+    """A scheduler of several queues must not wait for the rest of a second while calls of another queue are due."""
+    other = Definition("b", "other", "report", Every(1))
+    connection = Connection(settings.address, 5, watch=TUBE)
+    connection.watch([schedule_tube("other")])
+    now = HOUR + 0.5
+    later = Token("other").with_release(OLD, [other], now)
+    overdue = Token(QUEUE).with_release(OLD, [define()], now - 60)
+    put_token(connection, later, now)
+    put_token(connection, overdue, now)
+    found = [Token.decode(job.body).queue for job in connection.reserve_ready(2)]
+    assert found == [QUEUE, "other"]
+    connection.close()
+
+
+def test_a_token_that_the_census_has_made_ready_is_not_kept_waiting_by_another_one(host, settings):
+    old, new = host(define("a"), release=OLD), host(define("b"), release=NEW)
+    old.look()
+    old.tick()
+    second = Token("other").with_release(OLD, [Definition("c", "other", "report", Every(1))], HOUR)
+    put_token(new.connection, second, HOUR + 0.5)
+    new.connection.watch([schedule_tube("other")])
+    new.look()
+    job = new.scheduler._reserve_kicked(new.connection)
+    assert job is not None
+    assert Token.decode(job.body).queue == QUEUE
+    assert new.scheduler._reserve_kicked(new.connection) is None
+
+
 def test_a_death_between_the_writes_loses_no_slot(host, broker):
     """Between the calls and the new token; and between the new token and the delete of the old one."""
     one, two = host(define(), define("b")), host(define(), define("b"))
@@ -194,7 +224,7 @@ def test_a_second_token_that_another_one_holds_is_waited_for_and_resolved(host, 
     one, two = host(define()), host(define())
     one.look()
     with broker.client(TUBE) as client:
-        client.put(tokens(broker)[0].encode())
+        client.put(tokens(broker)[0].encode(), priority=MAX_PRIORITY)
     one.now = two.now = HOUR + 60
     first, second = one.reserve(), two.reserve()
     assert one.scheduler.tick(one.connection, first) is None
