@@ -13,7 +13,7 @@ from flask.blueprints import BlueprintSetupState
 from flask.globals import app_ctx
 from werkzeug.wrappers import Response as AnyResponse
 
-from flask_backend.errors import BackendError, BrokerConnectionError, RegistrationError
+from flask_backend.errors import BackendError, BrokerConnectionError, ConfigError, RegistrationError
 from flask_backend.operations.control import ControlError
 from flask_backend.tracebacks import message_of
 from flask_backend.visible import MAX_NAME, visible
@@ -127,6 +127,8 @@ class Dashboard(Blueprint):
             shown = _message(503, "The broker does not answer", f"{error}.", is_broker_away=True)
         except ControlError as error:
             shown = _message(409, "Not done", f"{error}.")
+        except ConfigError as error:  # of memory:// and sync://; init_app refuses all other values
+            shown = _message(503, "No broker to show", f"{error}.")
         except BackendError as error:
             shown = _message(500, "The dashboard cannot be shown", f"{error}.")
         if isinstance(shown, AnyResponse):

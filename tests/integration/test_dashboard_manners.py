@@ -307,13 +307,23 @@ def test_with_a_server_name_and_a_subdomain_it_works(uri):
     assert 'action="/jobs/queue/pause"' in page.text
 
 
-def test_without_a_backend_or_with_a_stand_in_one_sentence_says_so(uri):
+def test_without_a_backend_one_sentence_says_so():
     app = Flask("shop")
     app.register_blueprint(Dashboard(allow))
     answer = app.test_client().get("/backend/")
     assert (answer.status_code, "has no Backend" in answer.text) == (500, True)
-    answer = make_app("memory://").test_client().get("/backend/")
-    assert (answer.status_code, "stand-in for tests" in answer.text) == (500, True)
+
+
+@pytest.mark.parametrize("stand_in", ["memory://", "sync://"])
+def test_in_the_tests_of_an_app_pages_answer_503_to_those_who_may_see_them(stand_in):
+    client = make_app(stand_in).test_client()
+    for path in ("", "queues.json", "queue?queue=mail", "failures", "job?id=1", "schedules", "batches"):
+        answer = client.get(f"/backend/{path}")
+        assert (answer.status_code, f"{stand_in}, which is a stand-in" in answer.text) == (503, True), path
+    assert client.post("/backend/queue/pause", data=PAUSE, headers=OWN).status_code == 503
+    for path in ("workers", "actions"):  # of this host and process
+        assert client.get(f"/backend/{path}").status_code == 200
+    assert make_app(stand_in, None).test_client().get("/backend/").status_code == 403
 
 
 # -- templates -------------------------------------------------------------------------------------------------
