@@ -162,7 +162,8 @@ class Chromium:
 
     def violations(self) -> list[str]:
         """Return what axe-core finds wrong with the page: the rule, and the element. Under any policy of the page."""
-        self.run(AXE.read_text())
+        if not self.run("return typeof axe === 'object'"):
+            self.run(AXE.read_text())
         found = self.run("return axe.run({resultTypes: ['violations']}).then(result => result.violations)")
         return [f"{rule['id']}: {node['html'][:200]}" for rule in found for node in rule["nodes"]]
 
