@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
+from html import unescape
 
 import flask
 import jinja2
@@ -14,11 +16,13 @@ from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_talisman import Talisman
 from flask_wtf import CSRFProtect
 from support.dashboards import OWN, Form, allow, answer_form, make_app
+from support.stories import bury_many
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 
 from flask_backend import Backend, RegistrationError
+from flask_backend.config import Settings, parse_broker
 from flask_backend.dashboard import Dashboard
 
 PAUSE = {"queue": "mail", "seconds": "60"}
@@ -349,6 +353,54 @@ def test_nothing_that_the_app_does_to_jinja_reaches_the_pages(uri):
     app.context_processor(lambda: {"nav": "clash", "queue": "clash", "may": None, "now": None, "ui": "clash"})
     client = app.test_client()
     assert {path: client.get(f"/backend/{path}").status_code for path in PAGES} == plain
+
+
+ODD_NAMES = ["..", "a//b", "+plus", "$(id);x", "queue.json", "n" * 180]
+
+
+def follow_links(client) -> dict[str, int]:
+    """Return the status of each page that a link leads to, with HEAD too."""
+    urls, found = ["/backend/"], {}
+    while urls:
+        if (url := urls.pop()) in found:
+            continue
+        answer = client.get(url)
+        found[url] = answer.status_code
+        found[f"HEAD {url}"] = client.head(url).status_code
+        urls += map(unescape, re.findall(r'<a[^>]* href="(/backend[^"]*)"', answer.text))
+    return found
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_all_pages_are_there_while_the_app_is_debugged_and_undefined_values_are_errors(broker, is_empty):
+    app = make_app(broker.uri, config={"DEBUG": True, "TEMPLATES_AUTO_RELOAD": True, "TESTING": True})
+    app.jinja_options = {"undefined": jinja2.StrictUndefined}
+    for name in () if is_empty else ODD_NAMES:
+        broker.put(name, b"{}", delay=60)
+        bury_many(Settings(parse_broker(broker.uri)), name, 1, b"{}", endpoint="e/..?&#+", exception="ValueError")
+    found = follow_links(app.test_client())
+    assert len(found) >= (12 if is_empty else 100)
+    assert {url: status for url, status in found.items() if status != 200} == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["queue", "failures", "failures/group", "job", "failures/delete", "queue/retry-buried"]
+)
+def test_unknown_values_of_a_query_are_never_an_error_of_the_server(uri, path):
+    client = make_app(uri).test_client()
+    for query in (
+        "queue=%ff&id=x",
+        "queue=%00",
+        "queue=mail&state=none&before=-1&task=%00&kind=%e2%80%ae",
+        "queue=mail&before=9999999999999999999&id=9999999999999999999&note=9999999999999999999",
+        "queue=mail&until=nan&newest=1&kind=x&pattern=[",
+        "queue=mail&until=1e999&newest=9999999999999999999&kind=x",
+        "queue=mail&queue=..&id=1&id=2",
+        "queue=mail&id=%D9%A1",
+        f"pattern={'*' * 400}&until=inf&newest=1",
+    ):
+        assert client.get(f"/backend/{path}?{query}").status_code < 500, query
+        assert client.head(f"/backend/{path}?{query}").status_code < 500, query
 
 
 def test_text_of_others_is_escaped_whatever_the_app_has_chosen(uri):
