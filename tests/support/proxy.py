@@ -18,6 +18,7 @@ class Proxy:
         self._budget = budget
         self._piece = piece
         self.cuts = 0
+        self.requests: list[bytearray] = []  # what each client has sent
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.uri = f"btq://127.0.0.1:{self._listener.getsockname()[1]}"
         self._is_closed = False
@@ -41,14 +42,18 @@ class Proxy:
             server = socket.create_connection(self._target)
             for sock in (client, server):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.requests.append(bytearray())
             for source, sink, budget in ((client, server, None), (server, client, self._budget())):
-                thread = threading.Thread(target=self._forward, args=(source, sink, budget))
+                heard = self.requests[-1] if source is client else None
+                thread = threading.Thread(target=self._forward, args=(source, sink, budget, heard))
                 self._threads.append(thread)
                 thread.start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket, budget: int | None) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, budget: int | None, heard: bytearray | None) -> None:
         try:
             while data := source.recv(4096 if source is sink else self._piece()):
+                if heard is not None:
+                    heard += data
                 if budget is not None and len(data) >= budget:
                     sink.sendall(data[:budget])
                     self.cuts += 1
