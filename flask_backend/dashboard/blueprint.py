@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -11,6 +10,7 @@ from typing import Any
 from flask import Blueprint, Response, redirect, request, url_for
 from flask.blueprints import BlueprintSetupState
 from flask.globals import app_ctx
+from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.wrappers import Response as AnyResponse
 
 from flask_backend.errors import BackendError, BrokerConnectionError, ConfigError, RegistrationError
@@ -246,7 +246,7 @@ def set_headers(response: Response) -> Response:
 
 def _write_notice(response: AnyResponse, done: Done) -> None:
     text = f"not done: {done.failure}" if done.failure else done.notice or done.what
-    value = urlsafe_b64encode(visible(text, _MAX_NOTICE).encode()).decode()
+    value = _serializer().dumps(visible(text, _MAX_NOTICE))
     response.set_cookie(
         _NOTICE,
         value,
@@ -260,6 +260,12 @@ def _write_notice(response: AnyResponse, done: Done) -> None:
 
 def _read_notice() -> str | None:
     try:
-        return visible(urlsafe_b64decode(request.cookies.get(_NOTICE, "")).decode(), _MAX_NOTICE)
-    except ValueError:  # a cookie of somebody else
+        text: object = _serializer().loads(request.cookies.get(_NOTICE, ""), max_age=_NOTICE_S)
+    except BadData:  # a cookie of another site below the same domain, or of an earlier key
         return None
+    return visible(text, _MAX_NOTICE) if isinstance(text, str) else None
+
+
+def _serializer() -> URLSafeTimedSerializer:
+    """Return what signs the notice. Without a key of the app, another site below the same domain could set one."""
+    return URLSafeTimedSerializer(app_ctx.app.secret_key or b"", salt=_NOTICE)

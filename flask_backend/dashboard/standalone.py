@@ -55,7 +55,7 @@ def make_app(
 ) -> Flask:
     """Return the app of the server: the dashboard of a ``Backend`` with these settings."""
     app = Flask(NAME, static_folder=None, template_folder=None)
-    app.config.from_mapping(config)
+    app.config.from_mapping(config, SECRET_KEY=secrets.token_hex())
     backend.init_app(app)
 
     def may(action: str, _what: Mapping[str, Any]) -> bool:

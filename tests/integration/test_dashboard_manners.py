@@ -15,6 +15,7 @@ from flask_httpauth import HTTPBasicAuth
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_talisman import Talisman
 from flask_wtf import CSRFProtect
+from itsdangerous import URLSafeTimedSerializer
 from support.dashboards import OWN, Form, allow, answer_form, make_app
 from support.stories import bury_many
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -33,6 +34,11 @@ NOT_FOUND = "/backend/queue?queue=none"
 def uri(broker):
     broker.put("mail", b'{"endpoint": "welcome", "args": ["ann"]}')
     return broker.uri
+
+
+def notice(text: str, key: str = "") -> str:
+    """Return the cookie with a notice, signed by an app with this key."""
+    return URLSafeTimedSerializer(key.encode(), salt="flask_backend_notice").dumps(text)
 
 
 def status_of(client, path, **options) -> int:
@@ -413,8 +419,20 @@ def test_text_of_others_is_escaped_whatever_the_app_has_chosen(uri):
     assert page.status_code == 404
     assert "<img" not in page.text
     assert "\u202e" not in page.text
-    client.set_cookie("flask_backend_notice", base64.urlsafe_b64encode(b"<b>x</b>").decode(), path="/backend/")
+    client.set_cookie("flask_backend_notice", notice("<b>x</b>"), path="/backend/")
     assert "<b>x" not in client.get("/backend/").text
+
+
+@pytest.mark.parametrize("forged", ["", "x", "eyJ4IjoxfQ", b"Your jobs are gone: call 555".hex(), ".", "\xff", "a.b.c"])
+def test_a_notice_that_another_site_has_set_is_not_shown(uri, forged):
+    app = make_app(uri, config={"SECRET_KEY": "s"})
+    client = app.test_client()
+    for value in (forged, notice(forged), notice(forged, "other")):
+        client.set_cookie("flask_backend_notice", value, path="/backend/")
+        assert 'class="notice"' not in client.get("/backend/").text
+    client.post("/backend/queue/pause", data=PAUSE, headers=OWN)
+    assert "paused mail for 1m" in client.get("/backend/").text
+    assert 'class="notice"' not in client.get("/backend/").text  # it is shown once
 
 
 def test_the_app_may_have_its_own_layout_and_its_own_base(uri, tmp_path):
