@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
+
+from flask_backend.zones import load_zone
 
 from .output import Column, show_seconds
 
@@ -51,7 +52,7 @@ def _show_time(at: int | None, zone: str) -> str:
     if at is None:
         return "-"
     try:
-        here: tzinfo = ZoneInfo(zone)
+        here = load_zone(zone)
     except (LookupError, ValueError, OSError):  # newer than this machine's database
         here = UTC
     local, now = datetime.fromtimestamp(at, here), datetime.fromtimestamp(time.time(), here)

@@ -6,18 +6,18 @@ one begins to look, so that any scheduler finds them again after the death of an
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo
 
 from flask_backend.durations import MAX_SECONDS
 from flask_backend.errors import RegistrationError
 from flask_backend.message import show_value
+from flask_backend.zones import load_zone
 
 if TYPE_CHECKING:
     from cronsim import CronSim
@@ -38,6 +38,9 @@ NOT_INSTALLED = (
     "cron expressions need cronsim: install it with `pip install 'flask-backend[cron]'`, or use every=, which does not "
     "need it"
 )
+# cronsim writes 31th.
+_WRONG_ORDINAL = re.compile(r"(?<=[02-9])([123])th\b")
+_ORDINALS = {"1": "st", "2": "nd", "3": "rd"}
 # After a long time without a scheduler, slots are counted up to this number: each takes some microseconds.
 MAX_COUNTED = 5000
 # How far back the newest slot is looked for if there are more, in seconds: the first of these with a slot.
@@ -121,9 +124,10 @@ class Cron:
     def words(self) -> str:
         """Return it in words; where cronsim is not installed, return the expression itself."""
         try:
-            return _simulate(_fields_of(self.expression), datetime.now(UTC)).explain()
+            words = _simulate(_fields_of(self.expression), datetime.now(UTC)).explain()
         except RegistrationError:
             return self.expression
+        return _WRONG_ORDINAL.sub(lambda found: found[1] + _ORDINALS[found[1]], words)
 
     def __str__(self) -> str:
         return self.expression
@@ -151,7 +155,7 @@ class Cron:
     def _slots(self, after: float) -> Iterator[int]:
         fields = _fields_of(self.expression)
         minute, hour, *_ = fields.split()
-        start, zone = datetime.fromtimestamp(after // 1, UTC), _zone(self.zone)
+        start, zone = datetime.fromtimestamp(after // 1, UTC), load_zone(self.zone)
         if minute.startswith("*") or hour.startswith("*"):
             slots = _slots_by_the_clock(fields, start, zone)
         else:  # cronsim moves or drops those in the hours that are left out or come twice
@@ -172,7 +176,7 @@ def whole_or_none(value: object) -> int | None:
     return int(seconds) if 0 <= seconds <= MAX_SECONDS and seconds == seconds // 1 else None
 
 
-def _slots_by_the_clock(fields: str, start: datetime, zone: ZoneInfo) -> Iterator[int]:
+def _slots_by_the_clock(fields: str, start: datetime, zone: tzinfo) -> Iterator[int]:
     """Yield each moment at which a clock on the wall matches: such expressions follow the clock in both nights.
 
     cronsim does the same, but loses slots where a clock is changed by half an hour. So it gets local times without a
@@ -195,13 +199,13 @@ def _slots_by_the_clock(fields: str, start: datetime, zone: ZoneInfo) -> Iterato
             return
 
 
-def _changes_between(start: datetime, end: datetime, zone: ZoneInfo) -> bool:
+def _changes_between(start: datetime, end: datetime, zone: tzinfo) -> bool:
     """Whether the offset changes in between and back again."""
     days = range(1, (end - start).days, 20)  # no zone has changed back sooner
     return any(_offset(start + timedelta(days), zone) != _offset(start, zone) for days in days)
 
 
-def _first_change(start: datetime, end: datetime, zone: ZoneInfo) -> datetime:
+def _first_change(start: datetime, end: datetime, zone: tzinfo) -> datetime:
     """Return the first second in between with another offset than the start."""
     offset = _offset(start, zone)
     step = timedelta(20)
@@ -214,7 +218,7 @@ def _first_change(start: datetime, end: datetime, zone: ZoneInfo) -> datetime:
     return end
 
 
-def _offset(at: datetime, zone: ZoneInfo) -> timedelta:
+def _offset(at: datetime, zone: tzinfo) -> timedelta:
     return at.astimezone(zone).utcoffset() or timedelta()
 
 
@@ -254,8 +258,3 @@ def _warn_of_step(expression: str, name: str, size: int, field: str) -> None:
                 f"only the first one matches. For such an interval use every=",
                 stacklevel=5,
             )
-
-
-@lru_cache
-def _zone(name: str) -> ZoneInfo:
-    return ZoneInfo(name)

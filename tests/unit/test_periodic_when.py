@@ -11,6 +11,7 @@ import pytest
 from flask_backend import RegistrationError
 from flask_backend.periodic import when
 from flask_backend.periodic.when import Cron, Every, Passed
+from flask_backend.zones import check_zone
 
 PRAGUE, LORD_HOWE = "Europe/Prague", "Australia/Lord_Howe"
 
@@ -137,6 +138,8 @@ def test_other_intervals_are_refused(every):
         ("*/5 * * * *", "Every fifth minute of every hour"),
         ("@daily", "At 00:00 every day"),
         ("@weekly", "At 00:00 on Sunday"),
+        ("0 0 31 * *", "At 00:00 on the 31st day of every month"),
+        ("0 0 1,11,12,22,23 * *", "At 00:00 on the first, the 11th, the 12th, the 22nd, and the 23rd day of month"),
         ("  30  2 * *  MON-FRI ", "At 02:30 on Monday through Friday"),
     ],
 )
@@ -187,6 +190,18 @@ def test_without_cronsim_the_error_names_the_extra(monkeypatch):
         Cron.of("@daily", "UTC")
     assert Cron("@daily", "UTC").words() == "@daily"
     assert Every.of(5).next_after(0) == 5
+
+
+def test_without_a_time_zone_database_utc_is_known_and_the_error_of_others_names_it(monkeypatch):
+    def missing(_name):
+        raise LookupError
+
+    monkeypatch.setattr("flask_backend.zones.ZoneInfo", missing)
+    monkeypatch.setattr("flask_backend.zones.available_timezones", set)
+    assert check_zone("UTC") == "UTC"
+    assert Cron.of("@daily", "UTC").next_after(0) == 86400
+    with pytest.raises(ValueError, match="'Asia/Nowhere', which cannot be loaded: this machine has no time zone"):
+        check_zone("Asia/Nowhere")
 
 
 def test_time_zones_far_from_utc():
