@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from itertools import dropwhile
 
 from flask_backend.errors import BackendError
 from flask_backend.system import page as pages
@@ -135,13 +136,12 @@ def _wait(condition: Callable[[], bool], patience_s: float) -> bool:
 
 
 def _in_order(text: str) -> str:
-    """Return the stack of the main thread, which runs the task, before the others, without the frame that answered."""
+    """Return the stack of the main thread, which runs the task, before the others, without the frames that answered."""
     parts = [part.strip("\n") for part in text.split("\n\n") if part.strip()]
     parts.sort(key=lambda part: (not part.startswith("Coroutine"), not part.startswith(("Current thread", "Stack"))))
     return "\n\n".join(_without_answer(part) for part in parts)
 
 
 def _without_answer(part: str) -> str:
-    lines = part.split("\n")
-    is_answer = len(lines) > 1 and lines[1].endswith(" in answer") and "/system/stacks.py" in lines[1]
-    return "\n".join(lines[:1] + lines[2:] if is_answer else lines)
+    heading, *frames = part.split("\n")
+    return "\n".join([heading, *dropwhile(lambda frame: '/flask_backend/system/stacks.py"' in frame, frames)])
