@@ -24,7 +24,7 @@ launched()
 
 # Each command, which has a module of its name, and its summary: `--help` imports none of the modules.
 COMMANDS = {
-    "batches": "Show how far each batch is.",
+    "batches": "List the batches that are not complete, oldest first.",
     "broker": "Run the embedded broker: for development, tests and small installs on one machine.",
     "call": "Schedule a call of the task ENDPOINT, and print the job's id.",
     "check": "Load the app and show its queues and tasks, without running any.",

@@ -290,9 +290,9 @@ def test_replies_without_end_on_the_connection_of_a_dead_worker_are_not_read_for
 
 
 def test_each_of_many_replies_has_the_whole_timeout():
-    with lying(b"INSERTED 123\r\n", every_s=TIMEOUT_S / 20) as connection:
+    with lying(b"INSERTED 123\r\n", every_s=TIMEOUT_S / 50) as connection:
         started = time.monotonic()
-        assert len(connection.ask([b"put 1 1 1 0\r\n\r\n"] * 4)) == 4
+        assert len(connection.ask([b"put 1 1 1 0\r\n\r\n"] * 8)) == 8
         assert time.monotonic() - started > TIMEOUT_S
 
 
