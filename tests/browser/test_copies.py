@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -89,3 +90,21 @@ def test_command_line_of_a_hostile_name_is_one_word_of_a_shell(chromium, site, b
     assert words[5] == "--broker"
     assert command.isprintable()
     assert site.broker.count(failures_tube(MAIL), "ready") == 1
+
+
+def test_long_traceback_is_printed_whole_on_two_pages(chromium, site, bury, tmp_path):
+    frames = [
+        f'  File "/srv/{"lib/python3/dist-packages/" if number % 3 else "shop/"}part{number}.py", line 7, in step\n'
+        f"    return self.execute(statement, {'x' * (number * 7 % 120)})"
+        for number in range(60)
+    ]
+    traceback = "\n".join(["Traceback (most recent call last):", *frames, "ValueError: the end"])
+    assert len(traceback) > 6000
+    chromium.open(site.url("/job", id=bury(traceback=traceback[-6000:])))
+    chromium.print(tmp_path / "printed.pdf")
+    assert len(re.findall(rb"/Type /Page\b", (tmp_path / "printed.pdf").read_bytes())) == 2
+    chromium.devtools("Emulation.setEmulatedMedia", media="print")
+    text = chromium.text
+    assert [number for number in range(30, 60) if f"part{number}.py" not in text] == []
+    assert "of libraries" not in text  # they are not folded
+    assert "Schedules" not in text  # no navigation
