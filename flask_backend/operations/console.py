@@ -115,9 +115,13 @@ class Console:
 
     # -- queues ----------------------------------------------------------------------------------------------
 
-    def queues(self) -> list[Queue]:
-        """Return all queues by name, without our internal tubes and without an unused ``default``."""
-        found = self._connection.stats_tube(name for name in self._tubes() if not is_internal_tube(name))
+    def queue_names(self) -> list[str]:
+        """Return the names of all queues, sorted, without our internal tubes."""
+        return [name for name in self._tubes() if not is_internal_tube(name)]
+
+    def queues(self, names: Iterable[str] | None = None) -> list[Queue]:
+        """Return all queues by name, or those of these ``names`` that exist, without an unused ``default``."""
+        found = self.find_queues(self.queue_names() if names is None else names)
         # Every connection, of any program, uses and watches `default` until it chooses another tube.
         return [queue for queue in found if queue.name != "default" or queue.jobs or queue.waiting]
 

@@ -204,3 +204,20 @@ def test_the_page_of_a_job_links_to_its_trace(broker):
     config = {"BACKEND_DASHBOARD_TRACE_URL": "https://example.com/trace/{trace}"}
     page = make_app(broker.uri, config=config).test_client().get(f"/backend/job?id={job}&queue=mail").text
     assert f'href="https://example.com/trace/{trace}"' in page
+
+
+def test_very_many_queues_are_cut_and_what_is_shown_says_so(app, broker, monkeypatch):
+    monkeypatch.setattr("flask_backend.dashboard.pages.queues.MOST", 3)  # "default" is there, and not shown
+    client = app.test_client()
+    for name in ("b", "c"):
+        broker.put(name, b"{}")
+    assert client.get("/backend/queues.json").json["is_complete"]
+    assert "≥" not in client.get("/backend/").text
+    for name in ("a", "d"):
+        broker.put(name, b"{}")
+    told = client.get("/backend/queues.json").json
+    assert ([queue["queue"] for queue in told["queues"]], told["is_complete"]) == (["a", "b", "c"], False)
+    page = client.get("/backend/").text
+    assert "Only the first 3 queues by name are shown and counted." in page
+    assert "<dt>jobs</dt><dd>≥ 3</dd>" in page
+    assert client.get("/backend/queue?queue=d").status_code == 200
