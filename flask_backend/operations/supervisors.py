@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -266,6 +267,18 @@ def find(memory_s: float = math.inf) -> list[Supervisor]:
 def find_pids() -> list[int]:
     """Return the pids of the supervisors whose pages this user can read; quicker than :func:`find`."""
     return list(pages.find())
+
+
+def reload_times(broker: str) -> list[float]:
+    """Return when the supervisors of a broker last took new code, in seconds since the epoch; of those by this user."""
+    times: list[float] = []
+    for found in pages.find().values():
+        with suppress(ValueError, LookupError, TypeError, AttributeError):  # a page of another user may hold anything
+            facts = found.page.facts()
+            record: Mapping[str, Any] | None = facts.get("reload")
+            if record and not record["has_failed"] and facts["broker"] == broker:
+                times.append(float(record["at"]))
+    return times
 
 
 def describe(found: Found, processes: dict[int, Process]) -> Supervisor:

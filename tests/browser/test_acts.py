@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from support import dashboard_app
 from support.dashboard_app import MAIL, REPORTS, welcome
@@ -128,4 +130,6 @@ def test_workers_are_controlled(chromium, site, supervise):
     chromium.open(site.url("/workers"))
     chromium.follow(f"{section} button", "Reload")
     chromium.wait(lambda: chromium.find_all(f"{section} p", "Last reload"), "the open page shows the reload")
+    chromium.open(site.url())
+    assert re.match(r"M\d+\.\d,0v18", chromium.find(f"tr[data-queue='{MAIL}'] path").get_attribute("d"))
     assert [(each["action"], each["outcome"]) for each in site.actions] == [("control", "done")] * 5

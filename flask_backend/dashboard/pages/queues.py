@@ -14,7 +14,7 @@ from flask_backend.names import failures_tube, is_queue_name
 from flask_backend.operations.console import Console, Rates, measure_rates
 from flask_backend.operations.notes import decode_note
 from flask_backend.operations.records import queue_as_dict
-from flask_backend.operations.supervisors import find_pids
+from flask_backend.operations.supervisors import find_pids, reload_times
 
 pages = Pages()
 
@@ -41,6 +41,7 @@ def queues(visit: Visit) -> Page:
         "buried": sum(queue.buried for queue in found),
         "address": visit.address,
         "supervisors": len(find_pids()),
+        "reloads": reload_times(visit.address),
         "failed_at": failed_at,
     }
     data = {

@@ -52,12 +52,14 @@
         cell.textContent = +rate(before, now, cell.dataset.rate === "put" ? 1 : 2).toPrecision(2);
       const samples = past.length && past.at(-1)[0] > now[0] - 4.5 ? past : [...past, now].slice(-SAMPLES);
       attempt(() => { sessionStorage[name] = JSON.stringify(samples); });
-      const rates = samples.slice(1).map((each, n) => [100 - (now[0] - each[0]) / 3, rate(samples[n], each, 2)]);
+      const x = (at) => (100 - (now[0] - at) / 3).toFixed(1), { reloads = "" } = row.closest("[data-at]").dataset;
+      const rates = samples.slice(1).map((each, n) => [x(each[0]), rate(samples[n], each, 2)]);
       const most = Math.max(1, ...rates.map((each) => each[1]));
-      const points = rates.map(([x, value]) => `${x.toFixed(1)},${(17 - 15 * value / most).toFixed(1)}`).join(" ");
+      const points = rates.map(([at, value]) => `${at},${(17 - 15 * value / most).toFixed(1)}`).join(" ");
       for (const cell of all("[data-spark]", row)) cell.innerHTML = `<svg viewBox="0 0 100 18" width="100" height="18"
         aria-hidden="true" fill="none" stroke="currentColor" stroke-width="1.5"><polyline points="${points}"/><polygon
-        points="${parseFloat(points) || 0},17 ${points} 100,17" fill="currentColor" fill-opacity="0.15" stroke="none"/></svg>`;
+        points="${parseFloat(points) || 0},17 ${points} 100,17" fill="currentColor" fill-opacity="0.15" stroke="none"/>
+        <path d="${reloads.replace(/\S+ ?/g, (at) => `M${x(at)},0v18`)}" stroke-dasharray="2"/></svg>`;
     }
   }
   const set = {
@@ -83,8 +85,7 @@
     const box = target.closest("td input[type=checkbox]"), boxes = all("td input[type=checkbox]");
     const [from, to] = [boxes.indexOf(lastBox), boxes.indexOf(box)].sort((a, b) => a - b);
     if (box && shiftKey && from >= 0) for (const each of boxes.slice(from, to + 1)) each.checked = box.checked;
-    lastBox = box ?? lastBox;
-    ACTS[target.dataset.act]?.();
+    lastBox = box ?? lastBox, ACTS[target.dataset.act]?.();
     if (target.dataset.copy) getSelection().selectAllChildren(find(target.dataset.copy)), // no clipboard without HTTPS
       say(document.execCommand("copy") ? "Copied" : "Press Ctrl+C to copy");
   }
@@ -93,8 +94,7 @@
     find("#refresh").onchange = (event) => set.refresh(event.target.value);
     find("#has-keys").onchange = (event) => set.keys(event.target.checked ? "on" : "off");
     document.onvisibilitychange = () => { if (!isPaused()) refresh(); };
-    [document.onclick, document.onkeydown] = [onClick, onKey];
-    measure();
+    [document.onclick, document.onkeydown] = [onClick, onKey], measure();
     setTimeout(() => find("[data-continue]")?.click(), 300); // the next step of a large act, unless it is stopped
   });
 })();
