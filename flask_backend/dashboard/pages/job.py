@@ -96,8 +96,10 @@ def _find_story(visit: Visit, record: JobRecord) -> tuple[Story | None, int]:
     if story is None or (story.job, story.queue) != (record.id, record.queue):
         return None, 0
     # Our workers' stories are shorter; another program may have written this one.
-    texts = {name: cut(text, MAX_TEXT) for name in ("message", "traceback", "call") if (text := getattr(story, name))}
-    return visit.console.masking.story(replace(story, **texts)), note
+    message, traceback, call = (
+        cut(text or "", MAX_TEXT) or None for text in (story.message, story.traceback, story.call)
+    )
+    return visit.console.masking.story(replace(story, message=message, traceback=traceback, call=call)), note
 
 
 def _lines(body: bytes, masked: bytes) -> list[str]:
