@@ -274,13 +274,15 @@ def send(
     if not members:
         connection.put(callback.queue, body, callback.options)
         return sent
-    _check_sizes(connection, batch, when, members)
     facts = Facts(when, callback.endpoint, callback.queue, sorted({each.queue for each in members}), len(members))
     options = callback.options
     store = Store(callback.queue, callback.endpoint, body.decode(), options.priority, options.delay_s, options.ttr_s)
+    stored = encode_json(asdict(store))
+    _check_members(limit := connection.max_job_size(), batch, when, members)
+    if len(stored) > limit:
+        raise _too_big(f"its callback, {callback.endpoint}, is kept as JSON in JSON, which has", len(stored), limit)
     [opened] = connection.put_all_aside(tube, [encode_json(asdict(facts))], PutOptions(OPEN_PRIORITY, 0, 1))
     try:
-        stored = encode_json(asdict(store))
         [store_id] = connection.put_all_aside(tube, [stored], PutOptions(STORE_PRIORITY, 0, _STORE_TTR_S))
     except BrokerConnectionError:
         raise
@@ -305,15 +307,19 @@ def send(
     return sent
 
 
-def _check_sizes(connection: SendingConnection, batch: str, when: When, members: Sequence[Outgoing]) -> None:
-    limit = connection.max_job_size()
+def _check_members(limit: int, batch: str, when: When, members: Sequence[Outgoing]) -> None:
     header = Membership(batch, _LONGEST, _LONGEST, when).header()
+    added = len(encode_json({"headers": {HEADER: header}}))  # at most: most bodies need not be read
     for member in members:
-        if len(member.body) + _RUN_BYTES >= limit and len(body := add_header(member.body, HEADER, header)) > limit:
-            raise JobTooBigError(
-                f"nothing of the batch was sent: a call of {member.endpoint} has {len(body)} bytes, but Beanstalkd "
-                f"takes at most {limit} (its option -z); pass a reference to the data, for example a row's id"
-            )
+        if len(member.body) + added > limit and len(body := add_header(member.body, HEADER, header)) > limit:
+            raise _too_big(f"a call of {member.endpoint} has", len(body), limit)
+
+
+def _too_big(what: str, size: int, limit: int) -> JobTooBigError:
+    return JobTooBigError(
+        f"nothing of the batch was sent: {what} {size} bytes, but Beanstalkd takes at most {limit} (its option -z); "
+        "pass a reference to the data, for example a row's id"
+    )
 
 
 def _send_members(

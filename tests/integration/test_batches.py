@@ -355,9 +355,33 @@ def test_a_call_that_is_too_big_is_named_and_nothing_is_sent(tasks, broker):
     assert broker.jobs() == 0
 
 
-def test_a_callback_that_is_too_big_is_an_error_and_nothing_is_sent(tasks, broker):
-    with pytest.raises(JobTooBigError, match="the job has 7"):
-        send(tasks, "a", callback="b" * 70_000)
+def test_a_call_that_fits_only_without_the_header_of_its_batch_is_refused_before_anything_is_sent(tasks, broker):
+    """For each size around the limit: the whole batch is sent, or none of it."""
+    with tasks.app.app_context():
+        most = next(size for size in range(65_200, 66_000) if not fits(tasks, "x" * size)) - 1
+    before, refused = broker.jobs(), 0
+    for size in range(most - 150, most + 1, 5):
+        try:
+            send(tasks, "a", "x" * size)
+        except JobTooBigError:
+            assert broker.jobs() == before
+            refused += 1
+        before = broker.jobs()
+    assert 10 < refused < 30
+
+
+def fits(tasks, argument: str) -> bool:
+    try:
+        tasks.hello(argument)
+    except JobTooBigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("callback", ["b" * 70_000, '"' * 20_000])
+def test_a_callback_that_is_too_big_is_named_and_nothing_is_sent(tasks, broker, callback):
+    with pytest.raises(JobTooBigError, match="nothing of the batch was sent: its callback, done, is kept as JSON"):
+        send(tasks, "a", callback=callback)
     assert broker.jobs() == 0
 
 
