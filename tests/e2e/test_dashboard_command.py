@@ -18,6 +18,8 @@ from support.dashboards import Form
 
 from flask_backend.cli import main
 
+pytestmark = pytest.mark.any_broker
+
 PROGRAM = Path(sys.executable).parent / "flask-backend"
 APP = """
 from flask import Flask

@@ -32,6 +32,8 @@ from support.databases import Postgres
 from support.supervised import Supervised
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.any_broker
+
 KILLS = 200
 FAULTS = int(os.environ.get("FAULTS", "500"))
 CLIENTS = 4

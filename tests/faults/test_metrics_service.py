@@ -22,7 +22,7 @@ from support.workload import INBOX, QUEUE
 from flask_backend import __version__
 from flask_backend.system.procfs import PROC_IS_THERE
 
-pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
+pytestmark = [pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux"), pytest.mark.any_broker]
 
 URL = r"metrics at (http://\S+)"
 

@@ -12,6 +12,8 @@ from flask_backend.config import Address, Settings
 from flask_backend.dashboard.pages import ALL
 from flask_backend.signals import dashboard_action
 
+pytestmark = pytest.mark.any_broker
+
 ACTS = [act for pages in ALL for act in pages.acts]
 FORGED = "mail\r\n2026-11-29 flask_backend.audit: root: deleted 1 job: done\x1b[2J\u202e"
 

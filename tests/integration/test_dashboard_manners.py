@@ -26,6 +26,8 @@ from flask_backend import Backend, RegistrationError
 from flask_backend.config import Settings, parse_broker
 from flask_backend.dashboard import Dashboard
 
+pytestmark = pytest.mark.any_broker
+
 PAUSE = {"queue": "mail", "seconds": "60"}
 NOT_FOUND = "/backend/queue?queue=none"
 

@@ -13,6 +13,8 @@ from flask_backend import Backend
 from flask_backend.config import Address, Settings
 from flask_backend.dashboard import Dashboard
 
+pytestmark = pytest.mark.any_broker
+
 MINE, OTHERS = "mail", "payroll"
 GROUP = "failures/group?task=welcome&kind=ValueError"
 PAGES = ("", "queue", "failures", GROUP, "job?id=1", "workers", "schedules", "batches", "actions")
