@@ -6,6 +6,7 @@ that dies gives the token back within milliseconds, since its connection closes.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import random
@@ -52,6 +53,8 @@ logger = get_logger("flask_backend.periodic")
 
 # How long before the end of TICK_S, in seconds, the call that takes so long is named in the log.
 NAMED_S = 1.0
+# How long the token of a queue at which schedulers die lets those of other queues go first, in seconds.
+PUT_OFF_S = 1
 # How often a scheduler looks whether the token is there, in seconds: no longer does a lost one stop the schedules.
 CENSUS_S = 10
 # A token that is held for so long, in seconds, is lost with its holder: the server does not always notice.
@@ -120,6 +123,7 @@ class Scheduler:
     clock: Callable[[], float] = time.time
     _census_at: float = field(default=0.0, init=False)
     _is_away: bool = field(default=False, init=False)
+    _put_off: set[int] = field(default_factory=set[int], init=False)  # tokens that let other queues go first, once
     _kicked: list[int] = field(default_factory=list[int], init=False)  # by the census, and not reserved since
 
     def run(self) -> None:
@@ -158,6 +162,7 @@ class Scheduler:
 
     def _serve(self, connection: Connection) -> None:
         self._census_at = time.monotonic()
+        self._put_off.clear()
         self._kicked.clear()  # these ids may be of other jobs now
         while True:
             if time.monotonic() >= self._census_at:
@@ -221,10 +226,15 @@ class Scheduler:
         if updated is token and 0 < look_at(token, now) - now < 1:
             release_token(connection, job.id, token, now)
             return look_at(token, now)
+        deaths = found[0].reserves - found[0].releases - 1
+        if deaths > 1 and len(self.watches) > 1 and job.id not in self._put_off:
+            self._put_off.add(job.id)  # what killed two schedulers may kill this one: first the other queues
+            release_token(connection, job.id, token, now, PUT_OFF_S)
+            return None
         if not self._may_act(connection, watch, job, token):
             return None
         due = find_due(updated, now)
-        if found[0].reserves > found[0].releases + 1:
+        if deaths > 0:
             logger.warning(wording.DIED_BEFORE, watch.queue)
             # If the app's code around one of them kills us, again and again, the others must have their turn.
             due = iter(random.sample(among := list(due), len(among)))
@@ -416,5 +426,9 @@ def _named_if_killed(definition: Definition) -> Generator[None, None, None]:
 
 
 def _log_hang(definition: Definition, thread_id: int) -> None:
-    stack = "".join(traceback.format_stack(sys._current_frames().get(thread_id)))  # noqa: SLF001  # the documented way
-    logger.error(wording.HANGS, definition.name, definition.queue, TICK_S, stack.rstrip())
+    # Documented, in spite of its name.
+    frame = sys._current_frames().get(thread_id)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    stack = "".join(["Stack (most recent call last):\n", *traceback.format_stack(frame)]).rstrip()
+    args = (definition.name, definition.queue, TICK_S)
+    # The stack of another thread than this one, which stack_info=True would take.
+    logger.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, wording.HANGS, args, None, sinfo=stack))

@@ -21,5 +21,5 @@ AHEAD = (
 CANNOT_TELL = "cannot tell when the periodic task %s is due: %s"
 HANGS = (
     "the call of the periodic task %s of %s takes longer than %d s in the app's middleware or in a receiver of its "
-    "signals: this process is killed now, and replaced. It is here:\n%s"
+    "signals: this process is killed now, and replaced"
 )

@@ -458,6 +458,26 @@ def test_a_call_that_hangs_in_the_code_of_the_app_is_named_before_the_process_is
     one.tick()
     assert "the call of the periodic task a of q takes longer than 20 s in the app's middleware" in caplog.text
     assert "in hangs" in caplog.text
+    assert "\n" not in caplog.messages[-1]  # the formatters escape what is in the message, and not the stack
+
+
+def test_a_queue_at_which_schedulers_die_lets_the_other_queues_go_first(host, broker):
+    one = host(define("a"))
+    one.look()
+    one.tick()
+    one.now = HOUR + 60
+    for _ in range(2):
+        dying = Connection(one.settings.address, 5, watch=TUBE)
+        [job] = dying.firsts(TUBE)
+        assert dying.reserve_job(job.id)
+        dying.close()
+        wait_until(lambda: broker.count(TUBE, "ready") == 1, "the server has given the token back")
+    one.scheduler.watches = {**one.scheduler.watches, schedule_tube("other"): Watch("other", ())}
+    assert one.scheduler.tick(one.connection, one.reserve()) is None
+    assert one.fired == []
+    assert broker.count(TUBE, "delayed") == 1
+    one.tick()
+    assert one.fired == [("a", 60)]
 
 
 def test_code_of_the_app_that_raises_counts_as_missed_and_the_others_are_scheduled(host, broker, caplog):
