@@ -140,7 +140,7 @@ class Token:
                 raise ValueError("no queue or no number")  # noqa: TRY301  # all errors become one
             entries = {name: Entry.read(name, queue, each) for name, each in value["schedules"].items()}
             return cls(queue, number, Release(float(loaded_at), str(release)), entries)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MessageDecodeError(f"not the state of periodic tasks: {error}") from error
 
     def next_written(self, entries: Iterable[Entry] = ()) -> Token:

@@ -52,6 +52,7 @@ def test_it_survives_the_wire():
         {"queue": 5},
         {"loaded": 5},
         {"loaded": ["x", ""]},
+        {"loaded": [10**400, ""]},
         {"schedules": []},
         {"schedules": {"a": {}}},
         {"schedules": {"a": {"endpoint": "e", "every": 0, "last": 1}}},
