@@ -48,6 +48,8 @@ OPEN_PRIORITY, MARKER_PRIORITY, STORE_PRIORITY = 0, 1, MAX_PRIORITY
 _STORE_TTR_S = 60
 # Records are never ready. The head of a chain is the first of the delayed jobs.
 _HEAD_DELAY_S, _PART_DELAY_S = 800_000_000, 1_600_000_000
+# Ids of jobs are less than this.
+_MAX_ID = 2**63
 # What a record takes beside its runs, and what a run takes, in bytes.
 _RECORD_BYTES, _RUN_BYTES = 2000, 70
 _MAX_RUNS = 1000
@@ -138,7 +140,7 @@ class Membership:
 
 
 def _is_id(value: Any) -> TypeGuard[int]:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value < _MAX_ID
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
@@ -168,7 +170,8 @@ class Facts:
         facts = cls(*(fields.get(name) for name in cls.__slots__))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         texts, queues = (facts.when, facts.callback, facts.queue), facts.queues
         has_queues = isinstance(queues, list) and all(isinstance(each, str) and is_queue_name(each) for each in queues)  # pyright: ignore[reportUnnecessaryIsInstance]
-        return facts if has_queues and all(map(_is_text, texts)) and type(facts.members) is int else None
+        has_members = type(facts.members) is int and 0 <= facts.members < _MAX_ID
+        return facts if has_queues and all(map(_is_text, texts)) and has_members else None
 
 
 def _is_text(value: Any) -> bool:
@@ -467,8 +470,20 @@ def read_record(connection: ReadingConnection, tube: str) -> tuple[Facts, Member
 def read_ids(connection: ReadingConnection, body: bytes) -> MemberIds:
     """Return the ids of the members of a batch from the body of the head of its records."""
     runs: list[list[int]] = []
+    seen: set[int] = set()
     while fields := _as_dict(_read_json(body)):
-        runs += fields.get("ids", [])
+        found = fields.get("ids")
+        runs += filter(_is_run, cast("list[Any]", found) if isinstance(found, list) else ())
         more = fields.get("more")
-        body = connection.peek([more]).get(more, b"") if _is_id(more) else b""
+        if not _is_id(more) or more in seen:  # a forged record may lead back to itself
+            break
+        seen.add(more)
+        body = connection.peek([more]).get(more, b"")
     return MemberIds(runs)
+
+
+def _is_run(value: Any) -> TypeGuard[list[int]]:
+    """Whether it is a run of ids: any program may put a record."""
+    if not isinstance(value, list) or len(cast("list[Any]", value)) != 3:  # noqa: PLR2004  # marker, member, length
+        return False
+    return all(_is_id(each) for each in cast("list[Any]", value))
