@@ -147,7 +147,7 @@ def test_two_live_supervisors_schedule_each_slot_once_and_give_a_broker_that_los
     ]
     assert told["scheduler"] == {"pid": scheduler_of(one), "queues": [QUEUE]}
     with Schedules(Settings(Address("127.0.0.1", fleet.broker.port))) as schedules:
-        fleet.wait_for_runs(1)
+        fleet.wait_for_runs(1, "b")
         schedules.pause(QUEUE, "b")
     fleet.wait_for_runs(len(fleet.runs_of("a")) + 2)  # both have seen the pause, or the token with it
     for name in ("a", "b"):
