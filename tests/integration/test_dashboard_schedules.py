@@ -77,10 +77,42 @@ def test_act_on_an_unknown_periodic_task_is_refused_and_recorded(scheduled):
     assert "failed" in scheduled.get("/backend/actions").text
 
 
+def put_token(broker, queue, entry):
+    broker.put(schedule_tube(queue), Token(queue, 1, Release(), {entry.definition.name: entry}).encode())
+
+
+def test_periodic_task_without_a_scheduler_is_forgotten_after_a_question(client, broker):
+    put_token(broker, "old", Entry(Definition("daily & co", "old", "report", Every(86400)), 1))
+    page = client.get("/backend/schedules").text
+    assert "No scheduler watches" in page
+    question = client.get("/backend/schedules/forget", query_string={"queue": "old", "name": "daily & co"}).text
+    assert "Forget daily &amp; co of old?" in question
+    assert "schedules forget &#39;daily &amp; co&#39;" in question
+    assert schedules_of(client)
+    answer = answer_form(client, question, "/schedules/forget")
+    assert "forgot daily &amp; co of old" in client.get(answer.location).text
+    assert not schedules_of(client)
+
+
+def test_periodic_task_that_is_scheduled_cannot_be_forgotten(scheduled):
+    assert "Forget" not in scheduled.get("/backend/schedules").text
+    answer = scheduled.post("/backend/schedules/forget", data={"queue": REPORTS, "name": "tidy"}, headers=OWN)
+    assert answer.status_code == 409
+    assert "is still scheduled by supervisors" in answer.text
+
+
+def test_last_call_of_a_periodic_task_is_linked_to_its_job(client, broker):
+    job = broker.put("old", b'{"endpoint": "report"}')
+    put_token(broker, "old", Entry(Definition("daily", "old", "report", Every(86400)), 1, ran=86400, job=job))
+    page = client.get("/backend/schedules").text
+    assert f'<a href="/backend/job?id={job}&amp;queue=old">' in page
+    assert client.get(f"/backend/job?id={job}&queue=old").status_code == 200
+
+
 def test_acts_need_the_right(scheduled):
     scheduled.set_cookie("role", "reader")
     assert "Run now" not in scheduled.get("/backend/schedules").text
-    for act in ("run", "pause", "resume"):
+    for act in ("run", "pause", "resume", "forget"):
         fields = {"queue": REPORTS, "name": "tidy"}
         assert scheduled.post(f"/backend/schedules/{act}", data=fields, headers=OWN).status_code == 403
 
@@ -89,8 +121,7 @@ def test_states_that_are_held_or_are_no_states_neither_hide_others_nor_delay_the
     for number in range(30):
         broker.put(schedule_tube(f"q{number:02}"), b"not a state")
     broker.put(schedule_tube("held"), b"{}")
-    definition = Definition("daily", "readable", "report", Every(86400))
-    broker.put(schedule_tube("readable"), Token("readable", 1, Release(), {"daily": Entry(definition, 1)}).encode())
+    put_token(broker, "readable", Entry(Definition("daily", "readable", "report", Every(86400)), 1))
     with broker.client(schedule_tube("held")) as holder:
         holder.reserve(timeout=5)
         begun = time.monotonic()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 
 from flask import url_for
 
-from flask_backend.dashboard.routing import Done, Page, Pages
+from flask_backend.dashboard.routing import Done, Page, Pages, question
 from flask_backend.dashboard.visit import RefusalError, Visit
 from flask_backend.operations.schedules import Schedule, ScheduleError, Schedules
 from flask_backend.quantities import show_seconds
@@ -57,6 +58,30 @@ def pause_schedule(visit: Visit) -> Done:
 @pages.act("/schedules/resume", "schedule")
 def resume_schedule(visit: Visit) -> Done:
     return _change(visit, "resumed", Schedules.resume)
+
+
+def _ask_to_forget(visit: Visit) -> Page:
+    queue, name = visit.queue_name(), visit.value("name")
+    shown = visible(name, MAX_NAME)
+    return question(
+        f"Forget {shown} of {queue}?",
+        f"Forget {shown}",
+        [("queue", queue), ("name", name)],
+        url_for(".schedules"),
+        details=["For a periodic task that was removed from the app: one that is there is registered again."],
+        command=f"flask-backend schedules forget {shlex.quote(name)} --broker {visit.address}",
+    )
+
+
+@pages.act("/schedules/forget", "schedule", ask=_ask_to_forget)
+def forget_schedule(visit: Visit) -> Done:
+    queue, name = visit.queue_name(), visit.value("name")
+    with Schedules(visit.settings) as schedules:
+        try:
+            schedules.forget(queue, name)
+        except ScheduleError as error:
+            raise _not_done(error) from error
+    return Done(f"forgot {visible(name, MAX_NAME)} of {queue}", url_for(".schedules"))
 
 
 def _change(visit: Visit, past: str, change: Callable[[Schedules, str, str], Schedule]) -> Done:
