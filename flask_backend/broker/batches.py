@@ -473,7 +473,7 @@ def read_ids(connection: ReadingConnection, body: bytes) -> MemberIds:
     seen: set[int] = set()
     while fields := _as_dict(_read_json(body)):
         found = fields.get("ids")
-        runs += filter(_is_run, cast("list[Any]", found) if isinstance(found, list) else ())
+        runs += filter(_is_run, cast("Sequence[Any]", found) if isinstance(found, list) else ())
         more = fields.get("more")
         if not _is_id(more) or more in seen:  # a forged record may lead back to itself
             break
@@ -484,6 +484,6 @@ def read_ids(connection: ReadingConnection, body: bytes) -> MemberIds:
 
 def _is_run(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a run of ids: any program may put a record."""
-    if not isinstance(value, list) or len(cast("list[Any]", value)) != 3:  # noqa: PLR2004  # marker, member, length
+    if not isinstance(value, list) or len(cast("Sequence[Any]", value)) != 3:  # noqa: PLR2004  # marker, member, length
         return False
-    return all(_is_id(each) for each in cast("list[Any]", value))
+    return all(_is_id(each) for each in cast("Sequence[Any]", value))
