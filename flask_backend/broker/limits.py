@@ -84,11 +84,11 @@ def census(connection: LimitConnection, limit: Limit) -> Registry | None:
     Raises :exc:`BrokerError` if the server does not take new tokens, and :exc:`BrokerConnectionError`.
     """
     tube = limit_tube(limit.name)
-    registry = load(connection, limit.name)
-    if registry and not registry.is_outdated_by(limit):
-        tokens = connection.stats_job(registry.ids)
-        if sum(_is_sound(token, tube, registry.per) for token in tokens) == registry.n:
-            return registry
+    current = load(connection, limit.name)
+    if current and not current.is_outdated_by(limit):
+        tokens = connection.stats_job(current.ids)
+        if sum(_is_sound(token, tube, current.per) for token in tokens) == current.n:
+            return current
     with election(connection, tube) as is_elected:
         return _repair(connection, limit, _load_or_drop(connection, limit.name)) if is_elected else None
 
@@ -107,8 +107,8 @@ def _is_sound(token: JobRecord, tube: str, per: int | None) -> bool:
 def _load_or_drop(connection: LimitConnection, name: str) -> Registry | None:
     """Return the registry, after the deletion of what other programs have put in its place."""
     while (found := connection.first_ready(registry_tube(name))) is not None:
-        if registry := _read(*found):
-            return registry
+        if current := _read(*found):
+            return current
         connection.delete_each([found[0]])
     return None
 

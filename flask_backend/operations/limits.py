@@ -37,17 +37,17 @@ def limit_names(tubes: Iterable[str]) -> list[str]:
 
 def find_use(connection: Connection, name: str) -> LimitUse | None:
     """Return the use of a limit, if it has ever been used. Raises :exc:`BrokerConnectionError`."""
-    registry = load(connection, name)
-    if registry is None:
+    current = load(connection, name)
+    if current is None:
         return None
     tube = limit_tube(name)
-    tokens = [token for token in connection.stats_job(registry.ids) if token.queue == tube]
+    tokens = [token for token in connection.stats_job(current.ids) if token.queue == tube]
     held = sum(token.state == "reserved" and token.time_left_s >= -EXPIRED_S for token in tokens)
     delayed = sum(token.state == "delayed" for token in tokens)
     ready = sum(token.state == "ready" for token in tokens)
     waiting = sum(each.waiting for each in connection.stats_tube([tube]))
-    used = held + (delayed if registry.per else 0)
-    return LimitUse(name, registry.n, registry.per, used, max(0, registry.n - held - delayed - ready), waiting)
+    used = held + (delayed if current.per else 0)
+    return LimitUse(name, current.n, current.per, used, max(0, current.n - held - delayed - ready), waiting)
 
 
 def workers_of(supervisors: Iterable[Supervisor], address: str, limit: str) -> Sequence[Worker]:

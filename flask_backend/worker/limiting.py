@@ -149,14 +149,14 @@ class Limiter:
 
     def _check(self, connection: Connection, token_id: int) -> Token | None:
         """Return a reserved token, unless it does not count: then delete it."""
-        registry = limits.load(connection, self._limit.name)
-        if registry is None or registry.is_outdated_by(self._limit):
-            registry = self._look_after_tokens(connection) or registry
-        if registry is None or token_id not in registry.ids:
+        current = limits.load(connection, self._limit.name)
+        if current is None or current.is_outdated_by(self._limit):
+            current = self._look_after_tokens(connection) or current
+        if current is None or token_id not in current.ids:
             connection.delete_each([token_id])
             return None
         touch_at = time.monotonic() + limits.TOKEN_TTR_S / TOUCHES_PER_TTR
-        return Token(connection, token_id, self._limit.name, registry.per, touch_at)
+        return Token(connection, token_id, self._limit.name, current.per, touch_at)
 
     def _look_after_tokens(self, connection: Connection) -> Registry | None:
         self._census_at = time.monotonic() + random.uniform(*CENSUS_AFTER_S)

@@ -52,10 +52,10 @@ def registries(broker) -> int:
 def test_the_first_census_makes_the_tokens(connect, broker):
     connection = connect()
     assert load(connection, "gpu") is None
-    registry = census(connection, Limit("gpu", 3))
-    assert (registry.n, registry.per, registry.number) == (3, None, 1)
-    assert sorted(take_all(connection)) == sorted(registry.ids)
-    assert census(connection, Limit("gpu", 3)) == registry
+    current = census(connection, Limit("gpu", 3))
+    assert (current.n, current.per, current.number) == (3, None, 1)
+    assert sorted(take_all(connection)) == sorted(current.ids)
+    assert census(connection, Limit("gpu", 3)) == current
     assert broker.is_empty(lock_tube(TUBE))
 
 
@@ -65,10 +65,10 @@ def test_many_at_once_make_n_tokens(connect, broker):
         for number in range(10):
             name = f"at-once-{number}"
             list(pool.map(lambda connection, name=name: census(connection, Limit(name, 3)), connections))
-            registry = load(connections[0], name)
+            current = load(connections[0], name)
             assert broker.count(registry_tube(name), "ready") == 1
             tube = broker.tube(limit_tube(name))
-            assert tube["current-jobs-ready"] == tube["total-jobs"] == len(registry.ids) == 3
+            assert tube["current-jobs-ready"] == tube["total-jobs"] == len(current.ids) == 3
 
 
 def test_a_token_that_was_deleted_is_replaced(connect, broker):
@@ -126,8 +126,8 @@ def test_when_the_number_shrinks_the_tokens_in_use_stay_listed(connect):
     connection, holder = connect(), connect()
     census(connection, at(Limit("gpu", 5), 100))
     held = [job.id for job in holder.reserve_ready(2)]
-    registry = census(connection, at(Limit("gpu", 2), 200))
-    assert sorted(registry.ids) == sorted(held)
+    current = census(connection, at(Limit("gpu", 2), 200))
+    assert sorted(current.ids) == sorted(held)
     assert not take_all(connection)
 
 
@@ -136,8 +136,8 @@ def test_tokens_delayed_by_a_longer_time_are_replaced(connect):
     census(connection, at(Limit("gpu", 2, per=3600), 100))
     for token in take_all(connection):
         connection.release(token, 0, 3600)
-    registry = census(connection, at(Limit("gpu", 2, per=1), 200))
-    assert sorted(take_all(connection)) == sorted(registry.ids)
+    current = census(connection, at(Limit("gpu", 2, per=1), 200))
+    assert sorted(take_all(connection)) == sorted(current.ids)
 
 
 def test_what_a_dead_process_has_left_is_tidied(connect, broker):
@@ -151,12 +151,12 @@ def test_what_a_dead_process_has_left_is_tidied(connect, broker):
             census(dying, limit)
         except InterruptedError:
             connection.delete_each(job_id for job_id, _ in filter(None, [connection.first_ready(lock_tube(TUBE))]))
-        registry = census(connection, limit)
-        assert registry.n == limit.n == len(registry.ids)
-        listed = connection.stats_job(registry.ids)
+        current = census(connection, limit)
+        assert current.n == limit.n == len(current.ids)
+        listed = connection.stats_job(current.ids)
         assert {token.state for token in listed} <= {"ready", "delayed"}  # those become ready by themselves
         assert registries(broker) <= 2
-    unlisted = broker.tube(TUBE)["current-jobs-ready"] + broker.tube(TUBE)["current-jobs-delayed"] - registry.n
+    unlisted = broker.tube(TUBE)["current-jobs-ready"] + broker.tube(TUBE)["current-jobs-delayed"] - current.n
     assert 0 <= unlisted <= 60 * 5
 
 
@@ -213,10 +213,10 @@ def test_the_loser_of_two_that_believe_they_are_elected_leaves_nothing(connect, 
     with ThreadPoolExecutor(len(connections)) as pool:
         list(pool.map(elect, connections))
     connection = connect()
-    registry = load(connection, "gpu")
-    assert registry.n == len(registry.ids) == 3
+    current = load(connection, "gpu")
+    assert current.n == len(current.ids) == 3
     wait_until(lambda: broker.count(TUBE, "ready") >= 3, "the tokens are ready")
-    assert set(registry.ids) <= set(take_all(connection))
+    assert set(current.ids) <= set(take_all(connection))
 
 
 def test_replace_keeps_the_time_of_the_code():
@@ -226,9 +226,9 @@ def test_replace_keeps_the_time_of_the_code():
 
 def test_the_largest_limit_fits(connect, broker):
     connection = connect()
-    registry = census(connection, Limit("gpu", 1000))
-    assert len(registry.ids) == broker.count(TUBE, "ready") == 1000
-    assert census(connection, Limit("gpu", 1000)) == registry
+    current = census(connection, Limit("gpu", 1000))
+    assert len(current.ids) == broker.count(TUBE, "ready") == 1000
+    assert census(connection, Limit("gpu", 1000)) == current
 
 
 def test_a_server_that_takes_no_jobs_is_an_error(connect, broker, monkeypatch):
