@@ -312,6 +312,8 @@ def test_a_server_that_hands_out_a_job_and_then_nonsense_causes_no_storm_of_reco
                             client.sendall(ok(b"---\nuptime: 100000\n"))
                         case b"stats-tube":
                             client.sendall(b"NOT_FOUND\r\n")
+                        case b"list-tubes":  # for the sweep of batches, at a random time
+                            client.sendall(ok(b"---\n- default\n"))
                         case b"reserve-with-timeout":
                             client.sendall(b"RESERVED 7 2\r\n[]\r\n")
                         case _:
