@@ -25,6 +25,8 @@ from flask_backend.cli.commands.reload import MARGIN_S
 from flask_backend.cli.commands.supervise import supervise
 from flask_backend.config import URI_KEY
 
+pytestmark = pytest.mark.any_broker
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "systemd" / "flask-backend@.service"
 DOCKER = DEPLOY / "docker"

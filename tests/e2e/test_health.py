@@ -17,7 +17,7 @@ from flask_backend.cli import main
 from flask_backend.system import health as module
 from flask_backend.system.procfs import PROC_IS_THERE
 
-pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
+pytestmark = [pytest.mark.any_broker, pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")]
 SCRIPT = Path(sys.executable).with_name("flask-backend")
 
 

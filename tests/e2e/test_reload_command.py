@@ -18,7 +18,7 @@ from flask_backend.cli.summary import choose
 from flask_backend.system import page
 from flask_backend.system.procfs import PROC_IS_THERE
 
-pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
+pytestmark = [pytest.mark.any_broker, pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")]
 
 
 @pytest.fixture

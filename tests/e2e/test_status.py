@@ -27,7 +27,7 @@ from flask_backend.supervisor.history import ReloadRecord
 from flask_backend.system import page
 from flask_backend.system.procfs import PROC_IS_THERE, read_memory
 
-pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
+pytestmark = [pytest.mark.any_broker, pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from flask_backend.operations.live import SupervisorWatch
 from flask_backend.system import page
 from flask_backend.system.procfs import PROC_IS_THERE
 
-pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
+pytestmark = [pytest.mark.any_broker, pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")]
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("BACKEND_", "FLASK_", "LC_"))}
 ENVIRONMENT |= {"TERM": "xterm", "LANG": "C.UTF-8", "PYTHONWARNINGS": "error"}

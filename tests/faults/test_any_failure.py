@@ -13,6 +13,8 @@ from support.workload import QUEUE
 from flask_backend.message import MAX_DEPTH
 from flask_backend.stories import Story
 
+pytestmark = pytest.mark.any_broker
+
 APP = f"""
 from support.hostile import MAKERS, Meta, fails, with_class
 from support.workload import app, backend, note

@@ -22,6 +22,8 @@ from flask_backend.config import Address
 from flask_backend.errors import BrokerError
 from flask_backend.names import is_batch_tube
 
+pytestmark = pytest.mark.any_broker
+
 APP = """
 import os
 import random

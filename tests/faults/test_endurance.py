@@ -31,6 +31,8 @@ from flask_backend.config import Address
 from flask_backend.names import is_cursor_tube
 from flask_backend.retry import MAX_CRASHES
 
+pytestmark = pytest.mark.any_broker
+
 QUEUE = "q"
 WORKERS = 3
 AHEAD = 5  # tasks at once: some wait while others are disturbed

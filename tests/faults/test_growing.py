@@ -16,6 +16,8 @@ from support.workload import INBOX, QUEUE
 from flask_backend.cli import main
 from flask_backend.system import page
 
+pytestmark = pytest.mark.any_broker
+
 APP = Path(__file__).parents[1] / "support" / "scaled_app.py"
 HELPER = "flask-backend: helper [looks at the queues]"
 

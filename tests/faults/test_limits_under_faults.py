@@ -24,6 +24,8 @@ from support.waiting import wait_until
 from flask_backend.broker.limits import registry_tube
 from flask_backend.names import limit_tube
 
+pytestmark = pytest.mark.any_broker
+
 TESTS = str(APP.parent.parent)
 N = 3
 # The TTR of tokens where a host vanishes: long enough for a heartbeat on a busy machine.

@@ -20,7 +20,7 @@ from flask_backend.config import Address, Settings
 from flask_backend.operations.schedules import Schedules
 from flask_backend.system.procfs import PROC_IS_THERE
 
-pytestmark = pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")
+pytestmark = [pytest.mark.any_broker, pytest.mark.skipif(not PROC_IS_THERE, reason="needs Linux")]
 
 QUEUE = "q"
 KILLS = int(os.environ.get("KILLS", "100"))  # of each run of the long version

@@ -15,6 +15,8 @@ from flask_backend.config import Address, Settings
 from flask_backend.names import failures_tube
 from flask_backend.operations.recent import StoryReader
 
+pytestmark = pytest.mark.any_broker
+
 TRACEBACK = """Traceback (most recent call last):
   File "/srv/shop/app.py", line 12, in welcome
     charge(user)

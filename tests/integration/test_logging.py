@@ -9,6 +9,8 @@ import pytest
 from support.waiting import wait_until
 from support.workload import INBOX, QUEUE
 
+pytestmark = pytest.mark.any_broker
+
 APP = f"""
 import logging
 import os

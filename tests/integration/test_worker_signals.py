@@ -8,6 +8,8 @@ import signal
 import pytest
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.any_broker
+
 APP = """
 import os
 import sys
