@@ -25,6 +25,7 @@ from support import hasty
 from support.deaths import death_at
 from support.lying import JOB_STATS, TUBE_STATS, Liar, Lie, Script, body_of, greetings, ok, scripts
 from support.supervised import Command
+from support.waiting import wait_until
 from support.workload import QUEUE
 
 from flask_backend import Backend
@@ -324,6 +325,7 @@ def test_a_server_that_hands_out_a_job_and_then_nonsense_causes_no_storm_of_reco
         thread.start()
         worker = command("worker", QUEUE, BACKEND_CONNECTION_URI=f"btq://127.0.0.1:{listener.getsockname()[1]}")
         thread.join(timeout=30)
+        wait_until(lambda: worker.log.count("job 7 of ") >= 6, "the last one is logged, after its connection is closed")
         worker.end()
     assert worker.log.count("job 7 of ") == 6
     assert started[-1] - started[0] > 1.5, "the delays have doubled, from 0.05 or more"
