@@ -56,17 +56,20 @@ class Example:
 
 @pytest.fixture
 def make():
-    contexts = []
+    made = []
 
     def make(**options):
         example = Example(**options)
-        contexts.append(example.app.app_context())
-        contexts[-1].push()
+        context = example.app.app_context()
+        made.append((example, context))
+        context.push()
         example.db.create_all()
         return example
 
     yield make
-    for context in reversed(contexts):
+    for example, context in reversed(made):
+        example.db.session.remove()
+        example.db.engine.dispose()
         context.pop()
 
 
