@@ -34,6 +34,8 @@ def health(*args):
 def supervised(supervise):
     supervised = supervise(workers=2)
     supervised.wait_ready()
+    # The workers are ready a moment before their supervisor has read so.
+    wait_until(lambda: ": running, " in health("--pid", str(supervised.pid))[1], "the supervisor runs")
     return supervised
 
 
