@@ -15,8 +15,18 @@ from .broker.batches import Outgoing, Sent, When
 from .broker.producer import Producer
 from .bulk import BulkOutcome
 from .config import StandIn
-from .deferral import FORGOTTEN, LEFT_OPEN, DeferredBulkCall, PendingCall, Target, find_session, logger, send_all
-from .errors import BackendError, BrokerConnectionError, BrokerError, OptionError
+from .deferral import (
+    FORGOTTEN,
+    LEFT_OPEN,
+    DeferredBulkCall,
+    PendingCall,
+    Target,
+    find_session,
+    logger,
+    make_calls,
+    send_all,
+)
+from .errors import BrokerConnectionError, BrokerError, OptionError
 from .job import BulkError, DeferredJob, Job, Jobs, JobState, bulk_uid
 from .message import new_uid, show_value
 from .options import AfterCommit, Options
@@ -128,7 +138,7 @@ class Batch:
         before = len(self._members)
         try:
             return self._checked(task).schedule_many_in(self._collector(), iterables)
-        except BaseException:
+        except BaseException:  # whatever ends it, no item may be added
             self._drop(self._members[before:])
             del self._members[before:]
             raise
@@ -159,7 +169,7 @@ class Batch:
             raise OptionError(f"{self!r} has no callback, and was not sent: call batch.on_complete(task, ...)")
         try:
             session = self._find_session(*place)
-        except BaseException:
+        except BaseException:  # whatever ends it, no call waits for a batch that is not sent
             self._drop(self._members)
             raise
         if session is not None:
@@ -222,7 +232,7 @@ class Batch:
     def _send_now(self) -> None:
         try:
             sent = self._put()
-        except BaseException:
+        except BaseException:  # whatever ends it, no call waits any longer
             if self.target.producer.settings.broker is StandIn.SYNC:  # the exception of a call, which has run
                 self.finish()
             self._drop(self._calls)
@@ -336,23 +346,15 @@ class _Collector:
         endpoint: str,
     ) -> Jobs:
         prefix, target = new_uid(12), self._target(queue, options, endpoint)
-        outcome = BulkOutcome()
-        pending: dict[int, PendingCall] = {}
         with self.sending(queue, endpoint, is_batch=True) as sending:
-            for index, item in enumerate(items):
-                uid = bulk_uid(prefix, index)
-                try:
-                    body = encode(item, uid, sending.headers)
-                except BackendError as error:
-                    outcome.refuse(index, error)
-                    continue
-                pending[index] = self._add(target, body, uid)
-                outcome.accepted.add(index, index)
-            sending.sent = len(pending)
-        call = DeferredBulkCall(queue, outcome, pending)
-        if not outcome.is_complete:
-            raise BulkError(call)
-        return Jobs(call)
+            call = make_calls(
+                queue,
+                items,
+                lambda index, item: encode(item, bulk_uid(prefix, index), sending.headers),
+                lambda index, body: self._add(target, body, bulk_uid(prefix, index)),
+            )
+            sending.sent = len(call.pending)
+        return call.jobs()
 
     def _target(self, queue: str, options: Options, endpoint: str) -> Target:
         return Target(self._app, self._producer, queue, options, endpoint)

@@ -167,11 +167,34 @@ class DeferredBulkCall:
     def __init__(self, queue: str, outcome: BulkOutcome, pending: Mapping[int, PendingCall]) -> None:
         self.queue = queue
         self.outcome = outcome
-        self._pending = pending
+        self.pending = pending
 
     def job(self, index: int) -> Job | None:
-        pending = self._pending.get(index)
+        pending = self.pending.get(index)
         return None if pending is None else DeferredJob(pending)
+
+    def jobs(self) -> Jobs:
+        """Return the jobs. Raises :exc:`BulkError` unless all items are accepted."""
+        if not self.outcome.is_complete:
+            raise BulkError(self)
+        return Jobs(self)
+
+
+def make_calls(
+    queue: str, items: Iterable[T], encode: Callable[[int, T], bytes], make: Callable[[int, bytes], PendingCall]
+) -> DeferredBulkCall:
+    """Make a call of each item that can be encoded; the outcome names the others."""
+    outcome = BulkOutcome()
+    pending: dict[int, PendingCall] = {}
+    for index, item in enumerate(items):
+        try:
+            body = encode(index, item)
+        except BackendError as error:
+            outcome.refuse(index, error)
+            continue
+        pending[index] = make(index, body)
+        outcome.accepted.add(index, index)
+    return DeferredBulkCall(queue, outcome, pending)
 
 
 def defer_many(
@@ -182,22 +205,13 @@ def defer_many(
     uid_prefix: str | None,
 ) -> Jobs:
     """Let many calls wait. Raises :exc:`BulkError` if one cannot be encoded; the others wait."""
-    outcome = BulkOutcome()
-    pending: dict[int, PendingCall] = {}
-    for index, item in enumerate(items):
-        try:
-            body = encode(index, item)
-        except BackendError as error:
-            outcome.refuse(index, error)
-            continue
-        uid = None if uid_prefix is None else bulk_uid(uid_prefix, index)
-        pending[index] = PendingCall(target, body, uid, session)
-        outcome.accepted.add(index, index)
-    transactions.wait_for_end(session, list(pending.values()), send_all)
-    call = DeferredBulkCall(target.queue, outcome, pending)
-    if not outcome.is_complete:
-        raise BulkError(call)
-    return Jobs(call)
+
+    def make(index: int, body: bytes) -> PendingCall:
+        return PendingCall(target, body, None if uid_prefix is None else bulk_uid(uid_prefix, index), session)
+
+    call = make_calls(target.queue, items, encode, make)
+    transactions.wait_for_end(session, list(call.pending.values()), send_all)
+    return call.jobs()
 
 
 class PendingBatch(Protocol):
