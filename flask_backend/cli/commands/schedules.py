@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,13 @@ def schedules(ctx: click.Context, broker_uri: str | None, *, as_json: bool) -> N
         )
 
 
+def _act_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the parameters of a command that acts on one periodic task."""
+    return click.argument("name")(queue_option(yes_option(json_option(broker_option(function)))))
+
+
 @schedules.command()
-@click.argument("name")
-@queue_option
-@yes_option
-@json_option
-@broker_option
+@_act_options
 @click.pass_context
 def run(  # noqa: PLR0913  # one parameter for each option
     ctx: click.Context, name: str, queue: str | None, broker_uri: str | None, *, yes: bool, as_json: bool
@@ -74,11 +76,7 @@ def run(  # noqa: PLR0913  # one parameter for each option
 
 
 @schedules.command()
-@click.argument("name")
-@queue_option
-@yes_option
-@json_option
-@broker_option
+@_act_options
 @click.pass_context
 def pause(  # noqa: PLR0913  # one parameter for each option
     ctx: click.Context, name: str, queue: str | None, broker_uri: str | None, *, yes: bool, as_json: bool
@@ -96,11 +94,7 @@ def pause(  # noqa: PLR0913  # one parameter for each option
 
 
 @schedules.command()
-@click.argument("name")
-@queue_option
-@yes_option
-@json_option
-@broker_option
+@_act_options
 @click.pass_context
 def resume(  # noqa: PLR0913  # one parameter for each option
     ctx: click.Context, name: str, queue: str | None, broker_uri: str | None, *, yes: bool, as_json: bool
@@ -115,11 +109,7 @@ def resume(  # noqa: PLR0913  # one parameter for each option
 
 
 @schedules.command()
-@click.argument("name")
-@queue_option
-@yes_option
-@json_option
-@broker_option
+@_act_options
 @click.pass_context
 def forget(  # noqa: PLR0913  # one parameter for each option
     ctx: click.Context, name: str, queue: str | None, broker_uri: str | None, *, yes: bool, as_json: bool
