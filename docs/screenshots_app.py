@@ -25,14 +25,14 @@ class PaymentDeclinedError(Exception):
 
 @backend.task(MAIL, retry=Retry(max_retries=0))
 def send_receipt(order: int, address: str) -> None:
-    time.sleep(random.uniform(0.01, 0.03))
+    time.sleep(random.uniform(0.01, 0.03))  # the mail server
     if "@" not in address:
         raise ValueError(f"order {order}: {address!r} is not an address")
 
 
 @backend.task(ORDERS, retry=Retry(max_retries=0))
 def charge(order: int, amount: str, card: str) -> None:
-    time.sleep(random.uniform(0.02, 0.06))
+    time.sleep(random.uniform(0.02, 0.06))  # the bank
     if order % 9 == 0:
         raise PaymentDeclinedError(f"order {order}: card {card} was declined, insufficient funds")
     if order % 50 == 1:
@@ -55,7 +55,7 @@ def settle_at_gateway(order: int, amount: str) -> None:
 def resize(path: str) -> None:
     if path.endswith(".tiff"):
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
-    time.sleep(random.uniform(0.1, 0.5))
+    time.sleep(random.uniform(0.1, 0.5))  # the work
 
 
 @backend.periodic("15 2 * * *", name="nightly index", timezone="Europe/Prague", args=["main"])
@@ -63,12 +63,12 @@ def resize(path: str) -> None:
 def rebuild_index(_shop: str) -> None:
     for done in range(10_000):
         current_job.progress(done, 10_000)
-        time.sleep(0.05)
+        time.sleep(0.05)  # the work
 
 
 @backend.task(SEARCH)
 def index_product(_number: int) -> None:
-    time.sleep(0.1)
+    time.sleep(0.1)  # the work
 
 
 @backend.periodic("@monthly", timezone="America/New_York", catch_up="skip", grace=6 * 3600)
@@ -79,7 +79,7 @@ def close_books() -> None: ...
 @backend.periodic(every=60, overlap=False)
 @backend.task(ORDERS)
 def fetch_payments() -> None:
-    time.sleep(0.3)
+    time.sleep(0.3)  # the bank
 
 
 @backend.periodic("0 8 * * MON-FRI", name="morning report", timezone="Europe/Prague")

@@ -179,7 +179,7 @@ class Dashboard(Blueprint):
             raise
         try:
             done = route.view(visit)
-        except BaseException as error:
+        except BaseException as error:  # raised again; the record has each act, however it ended
             self._note(visit, route, f"failed: {message_of(error)}")
             raise
         self._note(visit, route, f"failed: {done.failure}" if done.failure else DONE, done)

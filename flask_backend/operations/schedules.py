@@ -203,7 +203,7 @@ class Schedules:
                 return ScheduledQueue(name, counts[0].watching, sorted(schedules, key=lambda each: each.name))
             if not counts[0].jobs or time.monotonic() > until:
                 return ScheduledQueue(name, counts[0].watching, ())
-            time.sleep(_AGAIN_S)
+            time.sleep(_AGAIN_S)  # a scheduler holds the token for milliseconds
         return None
 
     def _count_schedulers(self, queue: str) -> int:
@@ -233,7 +233,7 @@ class Schedules:
                         return changed
                 finally:
                     self._give_back(held.id)
-            time.sleep(_AGAIN_S * random.random())
+            time.sleep(_AGAIN_S * random.random())  # likewise, and others may try too
         raise ScheduleError(
             f"there are no periodic tasks on {queue}, or a scheduler has held their state for {WITHIN_S:g} s; try again"
         )

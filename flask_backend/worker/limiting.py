@@ -114,8 +114,8 @@ class Limiter:
                 elif not wait_s:
                     wait_s = RESERVE_S
                     self._host.show_limit(is_waiting=True)
-        except BaseException:
-            pipeline.connection.close()  # it may hold a token
+        except BaseException:  # raised again; the connection may hold a token
+            pipeline.connection.close()
             raise
         if pipeline.is_reserving:  # a token may be on its way
             pipeline.connection.close()

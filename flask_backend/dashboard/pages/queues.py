@@ -69,6 +69,6 @@ def _look(console: Console, names: Sequence[str], *, is_measured: bool) -> tuple
     before, began = console.queues(names), time.monotonic()
     if not is_measured:
         return before, {}
-    time.sleep(_MEASURE_S)
+    time.sleep(_MEASURE_S)  # a person has asked for the rates of this time
     after = console.queues(names)
     return after, measure_rates(before, after, time.monotonic() - began)
